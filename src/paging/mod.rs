@@ -1,1 +1,6 @@
-//! (to be written)
+//! Page tables: the second-stage tables the library builds, and read-only walks of any table.
+
+pub mod second_stage;
+pub mod walk;
+
+pub use second_stage::{InputAddress, MapError, Rights, SecondStage, SecondStageConfig, Unmapped};

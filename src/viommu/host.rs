@@ -1,0 +1,226 @@
+//! What a virtual unit asks of the host: the one seam between the guest side and hardware.
+//!
+//! `viommu` knows no hardware. It computes what each device and PASID should be bound to and says
+//! so through [`Host::bind`], always as a desired state, never as an edit; it collects guest
+//! invalidations and asks for their completion. The `nest` layer implements the trait; a test may
+//! use a null one.
+
+use core::fmt;
+
+use crate::arch::address::{Gpa, Iova};
+use crate::arch::fault::FaultReason;
+use crate::arch::id::{DomainId, Pasid, SourceId};
+use crate::arch::pasid::PasidTranslation;
+use crate::mem::{FrameError, GuestMemory};
+
+/// A device of a virtual machine: its index in the machine's device table.
+///
+/// Stable while the device is assigned, whatever the guest does to bus numbers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceHandle(u16);
+
+impl DeviceHandle {
+    /// The device at this index of the device table.
+    pub const fn new(index: u16) -> Self {
+        Self(index)
+    }
+
+    /// The index in the device table.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl fmt::Debug for DeviceHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// What of a guest's PASID entry reaches hardware: everything else in it has no effect there.
+///
+/// Two entries with equal bindings are the same to hardware, so a change between them needs none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestBinding {
+    /// The guest's domain-id: the name under which the guest invalidates.
+    pub domain_id: DomainId,
+    /// The guest's translation, validated against what the guest was offered.
+    pub translation: PasidTranslation<Gpa>,
+    /// `SRE`: supervisor requests are allowed.
+    pub supervisor_requests: bool,
+}
+
+/// What a device's requests under one PASID should be bound to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Desired {
+    /// To nothing: every request faults and reaches no memory.
+    Blocked,
+    /// To the virtual machine's memory by guest-physical address: the guest's translation is off.
+    MachineMemory,
+    /// To what the guest's entry says.
+    Guest(GuestBinding),
+}
+
+/// How far a host operation has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Progress {
+    /// It is complete.
+    Done,
+    /// Hardware has not confirmed yet. Nothing is lost: the same call again continues it.
+    Wait,
+}
+
+/// Why a binding could not be made as desired. The binding is blocked then, never the old one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BindError {
+    /// A fixed store is full.
+    StoreFull {
+        /// Which one.
+        store: &'static str,
+        /// Its capacity in entries.
+        capacity: usize,
+    },
+    /// No host domain-id is left, on the unit or in the machine's quota.
+    DomainIdsExhausted,
+    /// No frames are left, in the pool or in the machine's quota.
+    Frames(FrameError),
+    /// The guest uses one first-stage root with two paging modes or `EAFE` settings, which the
+    /// architecture forbids (§6.2.3.1).
+    FirstStageRootConflict {
+        /// The root in question.
+        root: Gpa,
+    },
+    /// The translation type is not offered to this guest.
+    NotOffered {
+        /// `PGTT` of the guest's entry.
+        translation_type: u8,
+    },
+    /// The guest's tables cannot be followed: a table page is not the guest's memory, or there are
+    /// more of them than the machine's quota allows to shadow.
+    GuestTables {
+        /// I/O virtual address where it ended.
+        address: Iova,
+    },
+    /// Hardware did not confirm an invalidation in time; the device is quarantined.
+    Quarantined {
+        /// The physical source-id.
+        source_id: SourceId,
+    },
+    /// The unit's invalidation queue reported an error or is not usable.
+    Queue,
+    /// The handle names no device of the host side.
+    UnknownDevice(DeviceHandle),
+}
+
+impl BindError {
+    /// The fault that the guest sees for this error: recorded at once for what the host could not
+    /// do, and by the blocked DMA itself for what the guest did wrong (`None`).
+    pub const fn immediate_guest_fault(&self) -> Option<FaultReason> {
+        match self {
+            Self::FirstStageRootConflict { .. } | Self::NotOffered { .. } | Self::GuestTables { .. } => None,
+            Self::StoreFull { .. }
+            | Self::DomainIdsExhausted
+            | Self::Frames(_)
+            | Self::Quarantined { .. }
+            | Self::Queue
+            | Self::UnknownDevice(_) => Some(FaultReason::PasidEntryAccess),
+        }
+    }
+}
+
+/// A guest's invalidation of cached translations, to be carried out for every binding it covers.
+///
+/// Domain-ids and PASIDs are the guest's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GuestInvalidation {
+    /// Everything of this guest (IOTLB global).
+    All,
+    /// Everything under a domain-id (IOTLB domain-selective).
+    Domain(DomainId),
+    /// A range under a domain-id (IOTLB page-selective; second-stage addresses, §6.5.2.3).
+    DomainPages {
+        /// The guest's domain-id.
+        domain_id: DomainId,
+        /// The range.
+        pages: PageRange,
+    },
+    /// Everything under a domain-id and PASID (PASID-based IOTLB).
+    Pasid {
+        /// The guest's domain-id.
+        domain_id: DomainId,
+        /// The PASID.
+        pasid: Pasid,
+    },
+    /// A range under a domain-id and PASID (PASID-based IOTLB page-selective; first-stage
+    /// addresses, §6.5.2.4).
+    PasidPages {
+        /// The guest's domain-id.
+        domain_id: DomainId,
+        /// The PASID.
+        pasid: Pasid,
+        /// The range.
+        pages: PageRange,
+    },
+}
+
+/// 2^order pages from an aligned address on, as invalidation descriptors name them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PageRange {
+    /// First address, aligned to the range's size.
+    pub address: Iova,
+    /// The range has 2^order 4-KiB pages; 52 or more means the whole space.
+    pub order: u8,
+    /// Only leaf entries have changed (`IH`).
+    pub leaf_only: bool,
+}
+
+/// The host side of one virtual unit.
+///
+/// No method blocks or waits for hardware. Any of them may be called while another is unfinished
+/// ([`Progress::Wait`]) for a different binding.
+pub trait Host {
+    /// What the host side keeps for each cached binding; the default is *blocked, nothing held*.
+    type Binding: Default + fmt::Debug;
+    /// The guest's memory.
+    type Memory: GuestMemory;
+
+    /// The guest's memory.
+    fn memory(&self) -> &Self::Memory;
+
+    /// Makes the actual state of (device, PASID) equal to the desired one.
+    ///
+    /// Idempotent: called again after [`Progress::Wait`] it continues, in the desired state it
+    /// changes nothing and sends nothing. An observer sees the binding old, new or blocked. After
+    /// `Done` the old translation is no longer used by hardware.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`]; the binding is blocked, and a later call tries again.
+    fn bind(
+        &mut self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        binding: &mut Self::Binding,
+        desired: &Desired,
+    ) -> Result<Progress, BindError>;
+
+    /// Carries a guest's invalidation to everything it covers. May be collected until
+    /// [`flush`](Self::flush), which then completes it.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`] if a shadow could not be kept in step; what it covered is blocked.
+    fn invalidate(&mut self, what: &GuestInvalidation) -> Result<Progress, BindError>;
+
+    /// Completes every invalidation handed over so far: `Done` once hardware has confirmed them.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError::Quarantined`] once, if hardware did not: what it covered is blocked.
+    fn flush(&mut self) -> Result<Progress, BindError>;
+
+    /// Sends an interrupt message of the virtual unit to the guest: the address and data that the
+    /// guest programmed.
+    fn deliver_interrupt(&mut self, address: u64, data: u32);
+}
