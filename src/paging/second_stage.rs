@@ -330,7 +330,7 @@ impl<I: InputAddress> SecondStage<I> {
         let mut page = self.root;
         let mut level = self.config.width.levels();
         while level > 0 {
-            let entry = SecondStageEntry::from_bits(h.read64(slot_address(page, address, level)));
+            let entry = SecondStageEntry::from_u64(h.read64(slot_address(page, address, level)));
             rights = rights.intersection(entry.rights());
             if !rights.read && !rights.write {
                 return None;
@@ -338,10 +338,10 @@ impl<I: InputAddress> SecondStage<I> {
             if level == 1 || entry.is_leaf(level) {
                 let size = PageSize::of_level(level)?;
                 let offset = address & (size.len_bytes() - 1);
-                let output = Hpa::new((entry.address() & !(size.len_bytes() - 1)) | offset);
+                let output = Hpa::new((entry.address::<Hpa>().as_u64() & !(size.len_bytes() - 1)) | offset);
                 return Some(Mapping { output, rights, size });
             }
-            page = Hpa::new(entry.address());
+            page = entry.address();
             level -= 1;
         }
         None
@@ -401,12 +401,12 @@ impl<I: InputAddress> SecondStage<I> {
         let mut level = self.config.width.levels();
         let mut missing_from = 0;
         loop {
-            let entry = page.map(|page| entry_at(h, page, address, level)).filter(SecondStageEntry::is_present);
+            let entry = page.map(|page| entry_at(h, page, address, level)).filter(|entry| entry.is_present());
             if entry.is_some_and(|entry| level == 1 || entry.is_leaf(level)) {
                 return Err(MapError::Overlap { address });
             }
             if let Some(entry) = entry {
-                page = Some(Hpa::new(entry.address()));
+                page = Some(entry.address());
             } else if let Some(size) = self.leaf_size(level, address, target, rest) {
                 let count = self.free_run(h, page, address, rest, size)?;
                 return Ok(Run { size, count, missing_from });
@@ -446,7 +446,7 @@ impl<I: InputAddress> SecondStage<I> {
         let Some(page) = page else { return Ok(most) };
         let mut at = slot_address(page, address, level).as_u64();
         for count in 0..most {
-            let entry = SecondStageEntry::from_bits(h.read64(Hpa::new(at)));
+            let entry = SecondStageEntry::from_u64(h.read64(Hpa::new(at)));
             if entry.is_present() {
                 if level == 1 || entry.is_leaf(level) {
                     return Err(MapError::Overlap { address: address.saturating_add(count * size.len_bytes()) });
@@ -460,7 +460,7 @@ impl<I: InputAddress> SecondStage<I> {
 
     /// Writes a run of entries from `at` on, each leading one page further.
     fn fill<H: HostMemory>(&self, h: &H, at: Hpa, first: SecondStageEntry, run: Run) {
-        let mut entry = first.bits();
+        let mut entry = first.as_u64();
         let end = at.as_u64().saturating_add(run.count.saturating_mul(ENTRY_BYTES));
         let mut slot = at.as_u64();
         while slot < end {
@@ -495,13 +495,13 @@ impl<I: InputAddress> SecondStage<I> {
         let mut current = self.config.width.levels();
         while current > level {
             let at = slot_address(page, address, current);
-            let entry = SecondStageEntry::from_bits(h.read64(at));
+            let entry = SecondStageEntry::from_u64(h.read64(at));
             if entry.is_present() {
-                page = Hpa::new(entry.address());
+                page = entry.address();
             } else {
                 page = reserve.pop(h)?;
                 self.publish_page(h, page);
-                h.write64(at, SecondStageEntry::table(page).bits());
+                h.write64(at, SecondStageEntry::table(page).as_u64());
                 self.flush_entry(h, at);
             }
             current -= 1;
@@ -575,11 +575,11 @@ impl<I: InputAddress> SecondStage<I> {
             let Some(&page) = pages.get(usize::from(level)) else { break };
             let span = span_of(level);
             let at = slot_address(page, address, level);
-            let entry = SecondStageEntry::from_bits(h.read64(at));
+            let entry = SecondStageEntry::from_u64(h.read64(at));
             if entry.is_present() && level > 1 && !entry.is_leaf(level) {
                 level -= 1;
                 if let Some(below) = pages.get_mut(usize::from(level)) {
-                    *below = Hpa::new(entry.address());
+                    *below = entry.address();
                 }
                 continue;
             }
@@ -625,5 +625,5 @@ fn slot_address(page: Hpa, address: u64, level: u8) -> Hpa {
 
 #[inline]
 fn entry_at<H: HostMemory>(h: &H, page: Hpa, address: u64, level: u8) -> SecondStageEntry {
-    SecondStageEntry::from_bits(h.read64(slot_address(page, address, level)))
+    SecondStageEntry::from_u64(h.read64(slot_address(page, address, level)))
 }
