@@ -1,1 +1,36 @@
-//! (to be written)
+//! Joins the guest side to hardware: what a virtual machine's devices are really bound to.
+//!
+//! A [`VirtualMachine`] owns its second stage, its virtual unit and the host side of its
+//! bindings. The virtual unit says what each device and PASID should be bound to; this layer turns
+//! that into PASID entries of the physical unit, each change one transaction: reserve, withdraw,
+//! invalidate, publish. At any moment a binding is the old one, the new one, or blocked.
+//!
+//! | module | job |
+//! |---|---|
+//! | [`offer`] | what the guest is shown, from the hardware's capabilities and policy |
+//! | [`machine`] | the virtual machine: memory, devices, registers, progress |
+//! | [`device`] | one assigned device and its tables on the physical unit |
+//! | [`domain`] | host domain-ids and who uses them |
+//! | [`bind`] | one binding's way from state to state |
+//! | [`backend`] | what an entry becomes on hardware: nested, second-stage, shadow |
+//! | [`invalidate`] | guest invalidations carried to hardware, completion |
+//! | [`fault`] | hardware faults explained by the guest's tables, and routed |
+
+pub mod backend;
+pub mod bind;
+pub mod device;
+pub mod domain;
+pub mod fault;
+pub mod invalidate;
+pub mod machine;
+pub mod memory;
+pub mod offer;
+pub mod statistics;
+
+pub use bind::HostBinding;
+pub use device::{AssignError, DeviceConfig, InterruptIsolation};
+pub use fault::{FaultOutcome, HostFault};
+pub use machine::{MachineConfig, MachineError, VirtualMachine};
+pub use memory::{MachineMemory, PhysicalRange, ProtectedRanges};
+pub use offer::{Backend, Offer, OfferError, Policy};
+pub use statistics::MachineStatistics;

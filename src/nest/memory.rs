@@ -1,0 +1,155 @@
+//! A machine's memory: its second stage, what may never be in it, and the guest seen through it.
+
+use heapless::Vec;
+
+use crate::arch::address::{Gpa, Hpa, PAGE_SIZE_BYTES};
+use crate::mem::{GuestMemory, GuestMemoryError, HostMemory};
+use crate::paging::SecondStage;
+
+/// A range of host-physical addresses, half open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PhysicalRange {
+    /// First address.
+    pub start: Hpa,
+    /// Address after the last one.
+    pub end: Hpa,
+}
+
+impl PhysicalRange {
+    /// The range of `len_bytes` from `start` on, cut at the end of the address space.
+    pub const fn new(start: Hpa, len_bytes: u64) -> Self {
+        Self { start, end: Hpa::new(start.as_u64().saturating_add(len_bytes)) }
+    }
+
+    /// Whether the two ranges share an address.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.start < other.end && other.start < self.end
+    }
+}
+
+/// Most ranges that can be protected.
+pub const PROTECTED_RANGES: usize = 16;
+
+/// What no machine may ever reach by DMA: remapping-unit registers, IOAPIC, local APIC, ECAM, the
+/// hypervisor's own memory. (0xFEEx_xxxx is refused by the tables themselves.)
+#[derive(Clone, Debug, Default)]
+pub struct ProtectedRanges {
+    ranges: Vec<PhysicalRange, PROTECTED_RANGES>,
+}
+
+/// All [`PROTECTED_RANGES`] places are taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ProtectedRangesFull;
+
+impl ProtectedRanges {
+    /// No range yet.
+    pub const fn new() -> Self {
+        Self { ranges: Vec::new() }
+    }
+
+    /// Adds a range.
+    ///
+    /// # Errors
+    ///
+    /// [`ProtectedRangesFull`].
+    pub fn add(&mut self, range: PhysicalRange) -> Result<(), ProtectedRangesFull> {
+        self.ranges.push(range).map_err(|_| ProtectedRangesFull)
+    }
+
+    /// The protected range that a range overlaps.
+    pub fn overlapped_by(&self, range: &PhysicalRange) -> Option<&PhysicalRange> {
+        self.ranges.iter().find(|protected| protected.overlaps(range))
+    }
+}
+
+/// A guest's memory as its second stage defines it: the one truth for hardware and software.
+#[derive(Clone, Copy, Debug)]
+pub struct MachineMemory<'a, H> {
+    pub(super) h: &'a H,
+    pub(super) second_stage: &'a SecondStage<Gpa>,
+}
+
+impl<'a, H: HostMemory> MachineMemory<'a, H> {
+    /// The memory behind a second stage.
+    pub const fn new(h: &'a H, second_stage: &'a SecondStage<Gpa>) -> Self {
+        Self { h, second_stage }
+    }
+
+    /// Calls `copy` with host address, offset and length of each piece of a range that lies in one
+    /// page, as long as the page grants the right asked for.
+    fn each_page(
+        &self,
+        at: Gpa,
+        len: usize,
+        write: bool,
+        mut copy: impl FnMut(Hpa, usize, usize),
+    ) -> Result<(), GuestMemoryError> {
+        let mut done = 0usize;
+        while done < len {
+            let refused = GuestMemoryError { address: at, len_bytes: len as u64 };
+            let current = at.checked_add(done as u64).ok_or(refused)?;
+            let mapping = self.second_stage.translate(self.h, current).ok_or(refused)?;
+            let granted = if write { mapping.rights.write } else { mapping.rights.read };
+            if !granted {
+                return Err(refused);
+            }
+            let in_page = (PAGE_SIZE_BYTES - current.page_offset()) as usize;
+            let piece = in_page.min(len - done);
+            copy(mapping.output, done, piece);
+            done += piece;
+        }
+        Ok(())
+    }
+}
+
+impl<H: HostMemory> GuestMemory for MachineMemory<'_, H> {
+    fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), GuestMemoryError> {
+        let h = self.h;
+        self.each_page(at, into.len(), false, |host, offset, len| {
+            if let Some(piece) = into.get_mut(offset..).and_then(|rest| rest.get_mut(..len)) {
+                h.copy_from(host, piece);
+            }
+        })
+    }
+
+    fn write(&self, at: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
+        let h = self.h;
+        self.each_page(at, from.len(), true, |host, offset, len| {
+            if let Some(piece) = from.get(offset..).and_then(|rest| rest.get(..len)) {
+                h.copy_to(host, piece);
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protected_ranges_are_found_by_any_shared_byte() {
+        let mut protected = ProtectedRanges::new();
+        let registers = PhysicalRange::new(Hpa::new(0xfed9_0000), 0x1000);
+        protected.add(registers).unwrap();
+        for (start, len, hit) in [
+            (0xfed9_0000, 1, true),
+            (0xfed8_f000, 0x1000, false),
+            (0xfed8_f000, 0x1001, true),
+            (0xfed9_0fff, 1, true),
+            (0xfed9_1000, 0x1000, false),
+            (0, u64::MAX, true),
+        ] {
+            let range = PhysicalRange::new(Hpa::new(start), len);
+            assert_eq!(protected.overlapped_by(&range).is_some(), hit, "{range:?}");
+        }
+    }
+
+    #[test]
+    fn protected_ranges_are_limited() {
+        let mut protected = ProtectedRanges::new();
+        for page in 0..PROTECTED_RANGES as u64 {
+            protected.add(PhysicalRange::new(Hpa::new(page << 12), 1)).unwrap();
+        }
+        assert_eq!(protected.add(PhysicalRange::new(Hpa::new(0), 1)), Err(ProtectedRangesFull));
+    }
+}

@@ -1,0 +1,186 @@
+//! What a guest is shown: `CAP` and `ECAP` of its virtual unit, from hardware and policy.
+//!
+//! Never more than is emulated, and never more than the hardware below can carry: a guest entry
+//! that the virtual unit accepts must not make the physical one fault for a reserved bit.
+
+use crate::arch::address::AddressWidth;
+use crate::arch::capability::{Capability, ExtendedCapability, Features};
+
+/// Offset of the fault records in the virtual register page, in bytes (`CAP.FRO`).
+const FAULT_RECORD_OFFSET_BYTES: u64 = 0x220;
+/// Offset of the IOTLB registers in the virtual register page, in bytes (`ECAP.IRO`).
+const IOTLB_OFFSET_BYTES: u64 = 0xf0;
+/// Largest address mask of an IOTLB descriptor: 2^18 pages, one 1-GiB page (`CAP.MAMV`).
+const MAXIMUM_ADDRESS_MASK: u64 = 18;
+
+/// How the guest's tables reach hardware.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backend {
+    /// First-stage tables run on hardware, over the machine's second stage.
+    Nested,
+    /// Second-stage tables are composed with the machine's own into a shadow.
+    Shadow,
+}
+
+impl Backend {
+    /// The name used in logs and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nested => "nested",
+            Self::Shadow => "shadow",
+        }
+    }
+}
+
+/// The hypervisor's choices.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// Most PASID bits to offer, 0 to 20; 0 offers no requests-with-PASID.
+    pub pasid_bits: u8,
+    /// Domain-id bits to offer: 4 to 16, even (`CAP.ND`).
+    pub domain_id_bits: u8,
+    /// Fault recording registers to offer, 1 to 8.
+    pub fault_records: u8,
+    /// Use shadow tables even where hardware nests.
+    pub forbid_nesting: bool,
+}
+
+impl Default for Policy {
+    /// All PASIDs, 16-bit domain-ids, four fault records.
+    fn default() -> Self {
+        Self { pasid_bits: 20, domain_id_bits: 16, fault_records: 4, forbid_nesting: false }
+    }
+}
+
+/// Why nothing can be offered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OfferError {
+    /// There is no unit to offer from.
+    NoUnit,
+    /// Units have no second-stage width in common (`CAP.SAGAW`).
+    NoCommonWidth,
+    /// A policy value is out of its range.
+    Policy {
+        /// Name of the field.
+        field: &'static str,
+        /// Its value.
+        value: u8,
+    },
+}
+
+/// What the guest is shown, and how it is carried out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Offer {
+    /// The virtual unit's `CAP`, `ECAP` and address width.
+    pub features: Features,
+    /// How first- or second-stage tables of the guest reach hardware.
+    pub backend: Backend,
+    /// Width of the machine's second stage.
+    pub width: AddressWidth,
+    /// Bits that a guest-physical address may have: min(`CAP.MGAW`, width), over all units.
+    pub input_bits: u8,
+}
+
+/// The table of DESIGN section 5: what all the `units` can carry, cut down by `policy`.
+///
+/// # Errors
+///
+/// [`OfferError`].
+pub fn offer<'a>(
+    mut units: impl Iterator<Item = &'a Features> + Clone,
+    policy: &Policy,
+) -> Result<Offer, OfferError> {
+    check(policy)?;
+    let all = |ability: fn(&Features) -> bool| units.clone().all(ability);
+    let least = |value: fn(&Features) -> u8| units.clone().map(value).min();
+
+    let address_bits = least(|unit| unit.host_address_width).ok_or(OfferError::NoUnit)?;
+    let guest_bits = least(|unit| unit.capability.maximum_guest_address_width()).ok_or(OfferError::NoUnit)?;
+    let supports = |width: AddressWidth| units.clone().all(|unit| unit.capability.supports_width(width));
+    // Four levels where possible: more only cost reads, fewer only reach 512 GiB.
+    let width = [AddressWidth::Bits48, AddressWidth::Bits39, AddressWidth::Bits57]
+        .into_iter()
+        .find(|width| supports(*width))
+        .ok_or(OfferError::NoCommonWidth)?;
+    let input_bits = guest_bits.min(width.bits());
+
+    let nests = !policy.forbid_nesting
+        && all(|unit| unit.extended.has_nested())
+        && all(|unit| unit.extended.has_first_stage())
+        && all(|unit| unit.extended.has_second_stage());
+    let pasid_bits = if all(|unit| unit.extended.has_pasid()) {
+        policy.pasid_bits.min(least(|unit| unit.extended.pasid_bits()).unwrap_or(0))
+    } else {
+        0
+    };
+
+    let mut capability = Capability::from_bits(0)
+        .with(Capability::ND, u64::from(policy.domain_id_bits.saturating_sub(4) / 2))
+        .with(Capability::CM, 1)
+        .with(Capability::MGAW, u64::from(input_bits.saturating_sub(1)))
+        .with(Capability::FRO, FAULT_RECORD_OFFSET_BYTES / 16)
+        .with(Capability::NFR, u64::from(policy.fault_records.saturating_sub(1)))
+        .with(Capability::PSI, 1)
+        .with(Capability::MAMV, MAXIMUM_ADDRESS_MASK)
+        .with(Capability::DWD, 1)
+        .with(Capability::DRD, 1)
+        .with(Capability::ESIRTPS, 1)
+        .with(Capability::ESRTPS, 1)
+        .with(Capability::ZLR, u64::from(all(|unit| unit.capability.has_zero_length_read())));
+    let mut widths = 0;
+    for width in AddressWidth::ALL {
+        if supports(width) {
+            widths |= 1 << width.field();
+        }
+    }
+    capability = capability.with(Capability::SAGAW, widths);
+
+    let mut extended = ExtendedCapability::from_bits(0)
+        .with(ExtendedCapability::QI, 1)
+        .with(ExtendedCapability::IRO, IOTLB_OFFSET_BYTES / 16)
+        .with(ExtendedCapability::PT, 1)
+        .with(ExtendedCapability::SMTS, 1)
+        .with(ExtendedCapability::C, u64::from(all(|unit| unit.extended.is_coherent())))
+        .with(ExtendedCapability::SMPWCS, u64::from(all(|unit| unit.extended.has_page_walk_coherency())));
+    if pasid_bits > 0 {
+        extended = extended
+            .with(ExtendedCapability::PASID, 1)
+            .with(ExtendedCapability::PSS, u64::from(pasid_bits - 1));
+    }
+    if nests {
+        let five_level = all(|unit| unit.capability.has_first_stage_five_level());
+        capability = capability
+            .with(Capability::FS1GP, u64::from(all(|unit| unit.capability.has_first_stage_1gib())))
+            .with(Capability::FS5LP, u64::from(five_level));
+        extended = extended
+            .with(ExtendedCapability::FSTS, 1)
+            .with(ExtendedCapability::SRS, u64::from(all(|unit| unit.extended.has_supervisor_requests())))
+            .with(ExtendedCapability::EAFS, u64::from(all(|unit| unit.extended.has_extended_accessed())));
+    } else {
+        // Every size the guest may use is split or kept by the shadow; none needs hardware.
+        capability = capability.with(Capability::SSLPS, 0b11);
+        extended = extended.with(ExtendedCapability::SSTS, 1);
+    }
+    // A guest's pointers above this are reserved bits to it, as they would be to hardware.
+    let host_address_width = address_bits.min(input_bits);
+    Ok(Offer {
+        features: Features { capability, extended, host_address_width },
+        backend: if nests { Backend::Nested } else { Backend::Shadow },
+        width,
+        input_bits,
+    })
+}
+
+fn check(policy: &Policy) -> Result<(), OfferError> {
+    let refuse = |field, value| Err(OfferError::Policy { field, value });
+    if policy.pasid_bits > 20 {
+        return refuse("pasid_bits", policy.pasid_bits);
+    }
+    if !(4..=16).contains(&policy.domain_id_bits) || policy.domain_id_bits % 2 != 0 {
+        return refuse("domain_id_bits", policy.domain_id_bits);
+    }
+    if !(1..=8).contains(&policy.fault_records) {
+        return refuse("fault_records", policy.fault_records);
+    }
+    Ok(())
+}

@@ -1,0 +1,32 @@
+//! Counters of a virtual machine's host side.
+
+/// What happened on the host side of a machine since it was created. Counters wrap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MachineStatistics {
+    /// Entries published, the first time or after a withdrawal.
+    pub binds: u64,
+    /// Entries withdrawn.
+    pub unbinds: u64,
+    /// Entries changed in place by one 8-byte store.
+    pub replaced_in_place: u64,
+    /// Binds refused, for whatever reason.
+    pub bind_errors: u64,
+    /// Descriptors handed to physical units for guest invalidations.
+    pub forwarded_descriptors: u64,
+    /// Batches submitted for guest invalidations.
+    pub forwarded_batches: u64,
+    /// Shadow pages written, changed or removed.
+    pub shadow_pages: u64,
+    /// Guest table pages read to keep shadows in step.
+    pub shadow_table_reads: u64,
+    /// Shadows emptied because they could not be kept in step.
+    pub shadows_dropped: u64,
+    /// Hardware faults explained to the guest.
+    pub faults_to_guest: u64,
+    /// Hardware faults that are the hypervisor's business.
+    pub faults_to_host: u64,
+    /// Hardware faults that the tables no longer explain: a race with a change.
+    pub faults_raced: u64,
+    /// Devices put into quarantine.
+    pub quarantines: u64,
+}
