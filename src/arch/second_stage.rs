@@ -123,6 +123,13 @@ impl SecondStageEntry {
         self.0
     }
 
+    /// The address field, bits 51:12, of an entry that was built by this library; an entry of
+    /// unknown origin goes through [`classify`](Self::classify).
+    #[inline]
+    pub fn address<A: PhysicalAddress>(self) -> A {
+        A::from_u64(self.0 & Self::ADDRESS)
+    }
+
     /// A reference to the table of the next lower level that permits everything; the leaves
     /// restrict. Address bits outside 51:12 are dropped.
     pub fn table<A: PhysicalAddress>(address: A) -> Self {

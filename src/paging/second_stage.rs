@@ -13,7 +13,7 @@ use core::marker::PhantomData;
 use crate::arch::address::{AddressWidth, Gpa, Hpa, Iova, PAGE_SIZE_BYTES, PageSize};
 use crate::arch::second_stage::SecondStageEntry;
 use crate::mem::host_memory::LINE_SIZE_BYTES;
-use crate::mem::{FrameChain, FrameError, FrameRun, Frames, HostMemory, Owner};
+use crate::mem::{FrameChain, FrameError, Frames, HostMemory, Owner};
 
 pub use crate::arch::second_stage::Rights;
 

@@ -1,1 +1,1 @@
-//! (to be written)
+//! The physical side: one remapping unit and its tables.

@@ -124,7 +124,7 @@ impl BindError {
             | Self::Frames(_)
             | Self::Quarantined { .. }
             | Self::Queue
-            | Self::UnknownDevice(_) => Some(FaultReason::PasidEntryAccess),
+            | Self::UnknownDevice(_) => Some(FaultReason::PasidTableUnreadable),
         }
     }
 }
