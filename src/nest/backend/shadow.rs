@@ -40,8 +40,10 @@ pub(in crate::nest) struct Shadow {
     pub(in crate::nest) table: SecondStage<Iova>,
     /// Bindings that use it.
     pub(in crate::nest) users: u32,
-    /// Table pages taken out, free once the next flush is confirmed.
+    /// Table pages taken out since the last flush was submitted.
     pub(in crate::nest) detached: Option<Unmapped<Iova>>,
+    /// Table pages that are free once the flush under way is confirmed.
+    pub(in crate::nest) flushing: Option<Unmapped<Iova>>,
 }
 
 /// What a synchronisation changed.
@@ -241,16 +243,27 @@ impl Shadow {
         }
     }
 
-    /// Frees what was detached, once the flush that covers it is confirmed.
-    pub(in crate::nest) fn settle<H: Hypervisor>(&mut self, h: &H) {
+    /// A flush that covers everything detached so far has been submitted.
+    pub(in crate::nest) fn flush_submitted<H: Hypervisor>(&mut self, h: &H) {
         if let Some(detached) = self.detached.take() {
-            detached.settle(h);
+            match self.flushing.as_mut() {
+                Some(flushing) => flushing.merge(h, detached),
+                None => self.flushing = Some(detached),
+            }
+        }
+    }
+
+    /// That flush is confirmed.
+    pub(in crate::nest) fn flush_confirmed<H: Hypervisor>(&mut self, h: &H) {
+        if let Some(flushing) = self.flushing.take() {
+            flushing.settle(h);
         }
     }
 
     /// Takes the shadow apart, once no entry names it and its domain is invalidated.
     pub(in crate::nest) fn destroy<H: Hypervisor>(mut self, h: &H) {
-        self.settle(h);
+        self.flush_submitted(h);
+        self.flush_confirmed(h);
         self.table.destroy(h).settle(h);
     }
 }
