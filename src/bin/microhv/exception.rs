@@ -7,13 +7,13 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::Once;
+use x86_64::VirtAddr;
 use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
 use x86_64::instructions::tables::{lidt, load_tss};
 use x86_64::registers::control::{Cr2, Cr3};
 use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
-use x86_64::{PrivilegeLevel, VirtAddr};
 
 use crate::{console, exit};
 
@@ -98,7 +98,6 @@ pub(crate) fn initialize() {
     let code = descriptors.append(Descriptor::kernel_code_segment());
     let data = descriptors.append(Descriptor::kernel_data_segment());
     let task = descriptors.append(Descriptor::tss_segment(task_state));
-    debug_assert_eq!(code.rpl(), PrivilegeLevel::Ring0);
     DESCRIPTORS.call_once(|| descriptors).load();
 
     let stubs = (&raw const microhv_exception_stubs).addr() as u64;
