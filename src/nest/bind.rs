@@ -26,7 +26,7 @@ use crate::nest::memory::MachineMemory;
 use crate::nest::offer::Offer;
 use crate::nest::statistics::MachineStatistics;
 use crate::paging::{SecondStage, SecondStageConfig};
-use crate::unit::{Ticket, Unit};
+use crate::unit::{QueueError, Ticket, Unit, UnitError};
 use crate::viommu::host::{
     BindError, Desired, DeviceHandle, GuestInvalidation, Host, PageRange, Progress,
 };
@@ -42,8 +42,19 @@ pub struct Bound {
     target: Target,
     /// Its host domain-id.
     domain: DomainSlot,
-    /// An invalidation that has to be confirmed before the change counts as done.
-    settling: Option<Ticket>,
+    /// The invalidation that the last change owes.
+    confirmation: Confirmation,
+}
+
+/// How far the invalidation that a change owes has come.
+#[derive(Debug)]
+enum Confirmation {
+    /// Hardware knows nothing older.
+    Settled,
+    /// Not submitted yet, since this moment in nanoseconds.
+    Owed(u64),
+    /// On its way.
+    Submitted(Ticket),
 }
 
 /// What the host side keeps of one binding.
@@ -55,7 +66,7 @@ pub enum HostBinding {
     /// A present hardware entry.
     Bound(Bound),
     /// The entry is withdrawn; its invalidation is not confirmed yet.
-    Leaving(Bound, Ticket),
+    Leaving(Bound),
     /// Hardware never confirmed: the device is quarantined and what the entry used is kept.
     Quarantined(Bound),
 }
@@ -187,38 +198,67 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         }
     }
 
-    /// Brings an outstanding invalidation to its end, if there is one.
+    /// Brings the invalidation that the last change owes to its end, if there is one.
     fn confirm(
         &mut self,
         device: DeviceHandle,
         pasid: Pasid,
         binding: &mut HostBinding,
     ) -> Result<Progress, BindError> {
-        let ticket = match binding {
-            HostBinding::Bound(bound) => bound.settling.as_ref(),
-            HostBinding::Leaving(_, ticket) => Some(&*ticket),
-            HostBinding::Blocked | HostBinding::Quarantined(_) => None,
+        let (HostBinding::Bound(bound) | HostBinding::Leaving(bound)) = binding else {
+            return Ok(Progress::Done);
         };
-        let Some(ticket) = ticket else { return Ok(Progress::Done) };
-        let (_, unit) = self.unit_of(device)?;
-        match unit.poll(self.h, ticket) {
-            Ok(false) => return Ok(Progress::Wait),
-            Ok(true) => {}
+        match self.advance(device, pasid, bound) {
+            Ok(Progress::Done) => {}
+            Ok(Progress::Wait) => return Ok(Progress::Wait),
             Err(error) => {
                 log::error!("machine {}: PASID {pasid}: not confirmed: {error}", self.side.number);
                 return Err(self.quarantine(device, binding));
             }
         }
-        match core::mem::take(binding) {
-            HostBinding::Bound(bound) => *binding = HostBinding::Bound(Bound { settling: None, ..bound }),
-            HostBinding::Leaving(bound, _) => {
-                let (_, unit) = self.unit_of(device)?;
-                unit.clear_entry(self.h, &self.side.devices.get(device)?.tables, pasid);
-                self.release(device, bound.domain);
-            }
-            other => *binding = other,
+        if let HostBinding::Leaving(bound) = binding {
+            let slot = bound.domain;
+            let (_, unit) = self.unit_of(device)?;
+            unit.clear_entry(self.h, &self.side.devices.get(device)?.tables, pasid);
+            *binding = HostBinding::Blocked;
+            self.release(device, slot);
         }
         Ok(Progress::Done)
+    }
+
+    /// Submits what a change owes, or asks after it.
+    fn advance(&self, device: DeviceHandle, pasid: Pasid, bound: &mut Bound) -> Result<Progress, QueueError> {
+        let (Ok((_, unit)), Some(domain)) = (self.unit_of(device), self.side.domains.get(bound.domain)) else {
+            return Ok(Progress::Done);
+        };
+        if let Confirmation::Owed(since) = bound.confirmation {
+            let [pasid_cache, iotlb] = removal(domain.id, pasid);
+            let submitted = if unit.needs_invalidation_after_set_up() {
+                // With caching mode a not-present entry is cached under domain-id 0 (§6.2.3).
+                let faulting = PasidCacheGranularity::Pasid { domain_id: DomainId::ZERO, pasid };
+                unit.submit(self.h, &[Descriptor::PasidCache { granularity: faulting }, pasid_cache, iotlb])
+            } else {
+                unit.submit(self.h, &[pasid_cache, iotlb])
+            };
+            match submitted {
+                Ok(ticket) => bound.confirmation = Confirmation::Submitted(ticket),
+                // Others fill the queue; hardware empties it, or stops altogether.
+                Err(QueueError::Full { .. }) if !self.is_late(unit, since) => return Ok(Progress::Wait),
+                Err(error) => return Err(error),
+            }
+        }
+        if let Confirmation::Submitted(ticket) = &bound.confirmation {
+            if !unit.poll(self.h, ticket)? {
+                return Ok(Progress::Wait);
+            }
+            bound.confirmation = Confirmation::Settled;
+        }
+        Ok(Progress::Done)
+    }
+
+    /// Whether something owed since a moment has waited longer than the unit's time-out.
+    pub(super) fn is_late(&self, unit: &Unit<R>, since: u64) -> bool {
+        self.h.now_nanoseconds().saturating_sub(since) > unit.config().timeout_nanoseconds
     }
 
     /// Reserves the table page, the domain-id and, for a shadow, the shadow; gives the entry.
@@ -232,7 +272,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         self.prepare_table(device, pasid)?;
         let domain = self.acquire(device, pasid, &target)?;
         match self.entry_for(device, &target, domain) {
-            Ok(entry) => Ok(Some((Bound { target, domain, settling: None }, entry))),
+            Ok(entry) => Ok(Some((Bound { target, domain, confirmation: Confirmation::Settled }, entry))),
             Err(error) => {
                 self.release(device, domain);
                 Err(error)
@@ -244,7 +284,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         let index = self.side.devices.get(device)?.config.unit;
         let unit = self.units.get(usize::from(index)).ok_or(BindError::UnknownDevice(device))?;
         let tables = &mut self.side.devices.get_mut(device)?.tables;
-        unit.prepare_entry(self.h, tables, pasid).map_err(|error| error.into_bind_error())
+        unit.prepare_entry(self.h, tables, pasid).map_err(refused_by_unit)
     }
 
     /// The hardware entry for a target under a host domain.
@@ -428,7 +468,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         let (_, unit) = self.unit_of(device)?;
         if let Err(error) = unit.publish_entry(self.h, &assigned.tables, pasid, entry) {
             self.release(device, bound.domain);
-            return Err(error.into_bind_error());
+            return Err(refused_by_unit(error));
         }
         self.side.statistics.binds = self.side.statistics.binds.wrapping_add(1);
         log::info!(
@@ -438,45 +478,24 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             entry.domain_id()
         );
         if unit.needs_invalidation_after_set_up() {
-            // With caching mode the not-present entry is cached under domain-id 0 (§6.2.3).
-            let [pasid_cache, iotlb] = removal(entry.domain_id(), pasid);
-            let faulting = PasidCacheGranularity::Pasid { domain_id: DomainId::ZERO, pasid };
-            let batch = [Descriptor::PasidCache { granularity: faulting }, pasid_cache, iotlb];
-            match unit.submit(self.h, &batch) {
-                Ok(ticket) => bound.settling = Some(ticket),
-                Err(error) => {
-                    log::error!("machine {}: {error}", self.side.number);
-                    *binding = HostBinding::Bound(bound);
-                    return Err(self.quarantine(device, binding));
-                }
-            }
+            bound.confirmation = Confirmation::Owed(self.h.now_nanoseconds());
         }
         *binding = HostBinding::Bound(bound);
         self.confirm(device, pasid, binding)
     }
 
-    /// Takes a present entry away: one store, then the invalidations that removal owes.
+    /// Takes a present entry away by one store; [`confirm`](Self::confirm) does the rest.
     fn withdraw(&mut self, device: DeviceHandle, pasid: Pasid, binding: &mut HostBinding) -> Result<(), BindError> {
-        let HostBinding::Bound(bound) = core::mem::take(binding) else { return Ok(()) };
         let assigned = self.side.devices.get(device)?;
         let source_id = assigned.config.source_id;
         let (_, unit) = self.unit_of(device)?;
+        let HostBinding::Bound(mut bound) = core::mem::take(binding) else { return Ok(()) };
         unit.withdraw_entry(self.h, &assigned.tables, pasid);
-        let id = self.side.domains.get(bound.domain).map_or(DomainId::ZERO, |domain| domain.id);
-        log::info!("machine {}: unbind {source_id} PASID {pasid} domain-id {id}", self.side.number);
-        let submitted = unit.submit(self.h, &removal(id, pasid));
+        bound.confirmation = Confirmation::Owed(self.h.now_nanoseconds());
+        *binding = HostBinding::Leaving(bound);
         self.side.statistics.unbinds = self.side.statistics.unbinds.wrapping_add(1);
-        match submitted {
-            Ok(ticket) => {
-                *binding = HostBinding::Leaving(bound, ticket);
-                Ok(())
-            }
-            Err(error) => {
-                log::error!("machine {}: {error}", self.side.number);
-                *binding = HostBinding::Bound(bound);
-                Err(self.quarantine(device, binding))
-            }
-        }
+        log::info!("machine {}: unbind {source_id} PASID {pasid}", self.side.number);
+        Ok(())
     }
 
     /// Changes a nested entry by one 8-byte store where the architecture allows it (§6.2.3.1):
@@ -504,27 +523,17 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         }
         let quadword = entry.quadwords().get(nested::FIRST_STAGE_QUADWORD).copied().unwrap_or_default();
         unit.replace_quadword(self.h, &assigned.tables, pasid, quadword);
-        let submitted = unit.submit(self.h, &removal(entry.domain_id(), pasid));
         log::info!("machine {}: replace {source_id} PASID {pasid} in place", self.side.number);
         self.side.statistics.replaced_in_place = self.side.statistics.replaced_in_place.wrapping_add(1);
         bound.target = *target;
-        match submitted {
-            Ok(ticket) => {
-                bound.settling = Some(ticket);
-                Ok(true)
-            }
-            Err(error) => {
-                log::error!("machine {}: {error}", self.side.number);
-                self.isolate(device);
-                Err(BindError::Quarantined { source_id })
-            }
-        }
+        bound.confirmation = Confirmation::Owed(self.h.now_nanoseconds());
+        Ok(true)
     }
 
     /// Puts the device of a binding into quarantine and keeps what the binding holds.
     fn quarantine(&mut self, device: DeviceHandle, binding: &mut HostBinding) -> BindError {
         *binding = match core::mem::take(binding) {
-            HostBinding::Bound(bound) | HostBinding::Leaving(bound, _) => HostBinding::Quarantined(bound),
+            HostBinding::Bound(bound) | HostBinding::Leaving(bound) => HostBinding::Quarantined(bound),
             other => other,
         };
         self.isolate(device)
@@ -559,4 +568,15 @@ fn removal(id: DomainId, pasid: Pasid) -> [Descriptor; 2] {
             drain_writes: true,
         },
     ]
+}
+
+/// What the guest side learns of a physical unit's refusal; the details go to the log.
+fn refused_by_unit(error: UnitError) -> BindError {
+    match error {
+        UnitError::Frames(error) => BindError::Frames(error),
+        error => {
+            log::error!("physical unit: {error}");
+            BindError::Unit
+        }
+    }
 }

@@ -14,7 +14,7 @@ use crate::mem::{Hypervisor, Registers};
 use crate::nest::backend::shadow::Synchronisation;
 use crate::nest::bind::{EVERYTHING, HostPort};
 use crate::nest::domain::DomainKind;
-use crate::unit::Ticket;
+use crate::unit::{QueueError, Ticket};
 use crate::viommu::host::{BindError, GuestInvalidation, PageRange, Progress};
 
 /// Descriptors collected before a domain is invalidated whole instead.
@@ -29,6 +29,8 @@ pub const MAXIMUM_UNITS: usize = 8;
 pub(super) struct Forwarding {
     collected: Vec<Collected, COLLECTED>,
     in_flight: Vec<InFlight, MAXIMUM_UNITS>,
+    /// Since when a full queue has kept a batch back, in nanoseconds.
+    owed_since: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -259,11 +261,21 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                         statistics.forwarded_descriptors.wrapping_add(batch.len() as u64);
                 }
                 Err(error) => {
+                    // What the batch held is owed again, in the form that covers it.
+                    for domain in self.side.domains.iter_mut().filter(|domain| domain.unit == unit) {
+                        domain.owes_flush = true;
+                    }
+                    let now = self.h.now_nanoseconds();
+                    let since = *self.side.forwarding.owed_since.get_or_insert(now);
+                    if matches!(error, QueueError::Full { .. }) && !self.is_late(physical, since) {
+                        return Ok(true);
+                    }
                     log::error!("machine {}: {error}", self.side.number);
                     return Err(self.isolate_unit(unit));
                 }
             }
         }
+        self.side.forwarding.owed_since = None;
         let all_submitted = self.side.domains.iter().all(|(_, domain)| !domain.owes_flush);
         for shadow in self.side.shadows.iter_mut().flatten() {
             if all_submitted {
@@ -303,7 +315,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// stays owed, so nothing is freed before a later flush succeeds.
     fn isolate_unit(&mut self, unit: u8) -> BindError {
         self.side.forwarding.in_flight.clear();
-        let mut error = BindError::Queue;
+        let mut error = BindError::Unit;
         for index in 0..DEVICES {
             let handle = crate::viommu::host::DeviceHandle::new(index as u16);
             if self.side.devices.get(handle).is_ok_and(|device| device.config.unit == unit) {
