@@ -27,7 +27,6 @@ fn build_command() -> Command {
             "-C",
             "code-model=small",
         ])
-        .args(["-C", "link-arg=-zmax-page-size=4096"])
         .arg("-C")
         .arg(format!("link-arg=-T{}", script.display()));
     command

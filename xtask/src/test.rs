@@ -37,6 +37,9 @@ pub(crate) struct Arguments {
     /// Runs what takes long, too.
     #[arg(long)]
     full: bool,
+    /// Runs only steps whose name contains this; may be repeated. Set-up always runs.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
     /// Where to write the JSON report.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -83,6 +86,8 @@ struct Summary<'a> {
 #[derive(Default)]
 struct Steps {
     done: Vec<Done>,
+    /// Parts of names: other steps are skipped. Empty for all.
+    only: Vec<String>,
 }
 
 impl Steps {
@@ -98,7 +103,12 @@ impl Steps {
     ) {
         let started = Instant::now();
         let progress = Progress::start(name);
-        let (ended, image) = body(&progress);
+        let asked = self.only.is_empty() || self.only.iter().any(|part| name.contains(part));
+        let (ended, image) = if asked {
+            body(&progress)
+        } else {
+            (Ended::Skip("not asked for".into()), None)
+        };
         let (mark, status, why) = match ended {
             Ended::Pass(remark) => (Mark::Pass, "pass", remark),
             Ended::Skip(why) => (Mark::Skip, "skip", why),
@@ -177,6 +187,7 @@ pub(crate) fn test(arguments: &Arguments) -> Result<bool> {
         }
         Err(error) => Ended::Fail(error),
     });
+    steps.only.clone_from(&arguments.only);
     for (name, mut command) in cargo_steps() {
         steps.step(name, |progress| {
             check(&mut command, progress)
@@ -239,7 +250,7 @@ fn cargo_steps() -> Vec<(&'static str, Command)> {
         ("documentation", documentation),
         (
             "unit and scenario tests",
-            with(&["test", "--workspace", "--all-targets"]),
+            with(&["test", "--workspace", "--all-targets", "--no-fail-fast"]),
         ),
         (
             "documentation tests",

@@ -130,37 +130,7 @@ impl Generator<'_> {
                     ));
                 }
             }
-            Item::Struct(item) if is_public(&item.vis) => {
-                self.derived_debug(&item.ident.to_string(), &item.attrs, &item.generics);
-            }
-            Item::Enum(item) if is_public(&item.vis) => {
-                self.derived_debug(&item.ident.to_string(), &item.attrs, &item.generics);
-            }
             _ => {}
-        }
-    }
-
-    /// Keeps the derived `Debug` of a type without type parameters.
-    fn derived_debug(&mut self, name: &str, attributes: &[syn::Attribute], generics: &Generics) {
-        let derives = attributes
-            .iter()
-            .filter(|attribute| attribute.path().is_ident("derive"))
-            .any(|attribute| attribute.to_token_stream().to_string().contains("Debug"));
-        if !self.instances.derived_debug || !derives || generics.type_params().next().is_some() {
-            return;
-        }
-        let Some(path) = self.library.public_path(&self.module, name) else {
-            return;
-        };
-        let path = path.to_owned();
-        let shown = format!("{}::{name} as Debug", self.module.join("::"));
-        let base = Values::default();
-        for values in self.expand(&shown, Some(name), None, generics, &base) {
-            let arguments = self.arguments(generics, &values, true);
-            self.keep(
-                &shown,
-                format!("<{path}{arguments} as core::fmt::Debug>::fmt"),
-            );
         }
     }
 
@@ -289,7 +259,7 @@ impl Generator<'_> {
         let name = signature.ident.to_string();
         let expanded = self.expand(shown, owner, Some(&name), &signature.generics, values);
         for values in expanded {
-            let arguments = self.arguments(&signature.generics, &values, false);
+            let arguments = self.arguments(&signature.generics, &values);
             let base = format!("{path}{arguments}");
             let Some(inputs) = self.inputs(shown, owner, signature, &values) else {
                 return;
@@ -543,8 +513,8 @@ impl Generator<'_> {
         Some(format!("{lifetimes} fn({}) -> {output}", inputs.join(", ")))
     }
 
-    /// The arguments `<…>` for a type, or `::<…>` for a function; lifetimes are left out.
-    fn arguments(&self, generics: &Generics, values: &Values, of_type: bool) -> String {
+    /// The arguments `::<…>` of a function; lifetimes are left out.
+    fn arguments(&self, generics: &Generics, values: &Values) -> String {
         let list: Vec<String> = generics
             .params
             .iter()
@@ -559,10 +529,10 @@ impl Generator<'_> {
                 _ => None,
             })
             .collect();
-        match (list.is_empty(), of_type) {
-            (true, _) => String::new(),
-            (false, true) => format!("<{}>", list.join(", ")),
-            (false, false) => format!("::<{}>", list.join(", ")),
+        if list.is_empty() {
+            String::new()
+        } else {
+            format!("::<{}>", list.join(", "))
         }
     }
 
@@ -719,5 +689,116 @@ fn impl_trait(
         }
         Type::Paren(inner) => impl_trait(&inner.elem),
         _ => ("_".into(), None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "modules = ['a']\ncapacities = [16, 4096]\nmacros = ['flags']\n\
+        [parameters]\nH = 'crate::E'\n'Two.N' = ['2', '3']\n[bounds]\nMemory = ['X', 'Y']\n";
+
+    fn kept(module: &str) -> Result<String> {
+        let library = Library::of(&format!(
+            "pub mod mem {{ pub trait Memory {{}} pub struct Owner; }} pub mod a {{ {module} }}"
+        ))?;
+        let keep = generate(&library, &Instances::parse(TABLE)?)?;
+        Ok(keep.text.replace(' ', ""))
+    }
+
+    #[test]
+    fn every_public_function_is_named_as_another_crate_names_it() {
+        for (module, expected) in [
+            ("pub fn f() {}", &["vtd_nest::a::fas"][..]),
+            (
+                "pub struct S; impl S { pub fn f(&self) {} fn g() {} }",
+                &["<vtd_nest::a::S>::fas"],
+            ),
+            (
+                "pub struct S<const N: usize>; impl<const N: usize> S<N> { pub fn f() {} }",
+                &[
+                    "<vtd_nest::a::S<{16}>>::fas",
+                    "<vtd_nest::a::S<{4096}>>::fas",
+                ],
+            ),
+            (
+                "pub struct Two<const N: usize>; impl<const N: usize> Two<N> { pub fn f() {} }",
+                &[
+                    "<vtd_nest::a::Two<{2}>>::fas",
+                    "<vtd_nest::a::Two<{3}>>::fas",
+                ],
+            ),
+            (
+                "pub struct S<'a, H>(&'a H); impl<'a, H> S<'a, H> { pub fn f(&self) {} }",
+                &["<vtd_nest::a::S<'static,crate::E>>::fas"],
+            ),
+            (
+                "use crate::mem::Memory; pub fn f<M: Memory>(m: &M) {}",
+                &["vtd_nest::a::f::<X>as", "vtd_nest::a::f::<Y>as"],
+            ),
+            (
+                "use crate::mem::Memory; pub fn f(n: u8, m: &mut impl Memory) -> u8 { n }",
+                &["(vtd_nest::a::fasfn(_,&mut(X))->_)as"],
+            ),
+            (
+                "use crate::mem::Owner; pub fn f(g: impl FnMut(&Owner) -> u64) {}",
+                &["(vtd_nest::a::fasfn(fn(&vtd_nest::mem::Owner)->u64)->())as"],
+            ),
+            (
+                "use core::fmt; pub struct S; impl fmt::Display for S { fn fmt(&self) {} }",
+                &["<vtd_nest::a::Sascore::fmt::Display>::fmtas"],
+            ),
+            (
+                "pub struct S; impl Drop for S { fn drop(&mut self) {} }",
+                &["core::ptr::drop_in_place::<vtd_nest::a::S>as"],
+            ),
+            (
+                "pub trait T { fn f() {} fn g(); } pub struct S; impl T for S { fn g() {} }",
+                &[
+                    "<vtd_nest::a::Sasvtd_nest::a::T>::fas",
+                    "<vtd_nest::a::Sasvtd_nest::a::T>::gas",
+                ],
+            ),
+        ] {
+            let text = kept(module).unwrap_or_else(|error| panic!("{module}: {error}"));
+            for name in expected {
+                assert!(text.contains(name), "{module}: {name} not in {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_named_is_an_error_that_names_it() {
+        for (module, expected) in [
+            ("pub fn f<Q>() {}", "a::f: no concrete type for `Q`"),
+            (
+                "pub fn f(q: impl Other) {}",
+                "a::f: no concrete type for an `impl` argument: Other",
+            ),
+            (
+                "mod b { pub fn f() {} }",
+                "a::b::f: `pub`, but no path leads to it",
+            ),
+            (
+                "mod b { pub struct S; impl S { pub fn f() {} } }",
+                "a::b::S: `pub`, but no path leads to it",
+            ),
+            ("getters! { S }", "a: `getters!` may define functions"),
+            ("fn f() {}", "module `a` has no public function to keep"),
+        ] {
+            let error = kept(module).expect_err(module).to_string();
+            assert!(error.contains(expected), "{module}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_outside_can_call_is_left_out() {
+        let text = kept(
+            "pub fn f() {} struct P; impl P { pub fn g() {} } pub(crate) fn h() {}
+             #[cfg(test)] mod tests { pub fn i() {} } flags! { pub struct F }",
+        )
+        .unwrap();
+        assert!(text.contains("AtomicPtr<()>;1]"), "{text}");
     }
 }

@@ -33,9 +33,6 @@ pub(super) struct Instances {
     /// Item-position macros that define no public function.
     #[serde(default)]
     pub(super) macros: Vec<String>,
-    /// Whether derived `Debug` is kept.
-    #[serde(default)]
-    pub(super) derived_debug: bool,
     #[serde(default)]
     parameters: BTreeMap<String, OneOrMore>,
     #[serde(default)]

@@ -1,10 +1,11 @@
 //! The library's sources as a tree of modules, and the public path of each item.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use proc_macro2::{TokenStream, TokenTree};
 use syn::{Attribute, Item, Meta, UseTree, Visibility};
 
 /// The library's crate name.
@@ -28,6 +29,8 @@ pub(super) struct Module {
     /// Its items, without those that this build leaves out.
     pub(super) items: Vec<Item>,
     imports: Vec<Import>,
+    /// Names of types that its item-position macros may define.
+    macro_types: BTreeSet<String>,
 }
 
 /// What a path leads to.
@@ -318,7 +321,12 @@ impl Library {
                 Target::External(outer)
             }
             Some(found) => found,
-            None => Target::Prelude,
+            // A macro defines it: what is imported by name exists.
+            None => {
+                let mut outer = in_crate(&module, first);
+                outer.extend(rest.iter().cloned());
+                Target::External(outer)
+            }
         }
     }
 
@@ -360,7 +368,62 @@ impl Library {
                 return Some(found);
             }
         }
-        None
+        content
+            .macro_types
+            .contains(name)
+            .then(|| Target::External(in_crate(module, name)))
+    }
+}
+
+/// The path of an item of the library as another crate writes it, if its module is public.
+fn in_crate(module: &[String], name: &str) -> Vec<String> {
+    std::iter::once(CRATE)
+        .chain(module.iter().map(String::as_str))
+        .chain([name])
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Adds the names that a macro's tokens may define types by: those that look like a type and are
+/// not of the prelude.
+fn collect_types(tokens: TokenStream, types: &mut BTreeSet<String>) {
+    const PRELUDE: [&str; 24] = [
+        "Self",
+        "Option",
+        "Some",
+        "None",
+        "Result",
+        "Ok",
+        "Err",
+        "Default",
+        "Clone",
+        "Copy",
+        "Debug",
+        "PartialEq",
+        "Eq",
+        "PartialOrd",
+        "Ord",
+        "Hash",
+        "From",
+        "Into",
+        "TryFrom",
+        "TryInto",
+        "Drop",
+        "Iterator",
+        "Fn",
+        "FnMut",
+    ];
+    for token in tokens {
+        match token {
+            TokenTree::Group(group) => collect_types(group.stream(), types),
+            TokenTree::Ident(name) => {
+                let name = name.to_string();
+                if name.starts_with(char::is_uppercase) && !PRELUDE.contains(&name.as_str()) {
+                    types.insert(name);
+                }
+            }
+            _ => {}
+        }
     }
 }
 
@@ -396,6 +459,10 @@ fn add(
         if let Item::Use(import) = &item {
             let public = is_public(&import.vis);
             flatten(&import.tree, &mut Vec::new(), public, &mut module.imports);
+        }
+        // The name may stand in the invocation or in the macro's own definition.
+        if let Item::Macro(invocation) = &item {
+            collect_types(invocation.mac.tokens.clone(), &mut module.macro_types);
         }
         if let Item::Mod(inner) = &mut item {
             let name = inner.ident.to_string();
@@ -466,6 +533,28 @@ mod tests {
             Target::External(path("core::fmt::Display"))
         );
         assert_eq!(resolve("Default"), Target::Prelude);
+    }
+
+    #[test]
+    fn types_that_a_macro_defines_are_taken_on_trust() {
+        let library = Library::of(
+            "pub mod a { address! { Hpa } pub struct S; }
+             pub mod b { use crate::a::Hpa; use crate::a::{S, Other}; }",
+        )
+        .unwrap();
+        for (module, name, expected) in [
+            ("a", "Hpa", Target::External(path("vtd_nest::a::Hpa"))),
+            ("b", "Hpa", Target::External(path("vtd_nest::a::Hpa"))),
+            ("b", "Other", Target::External(path("vtd_nest::a::Other"))),
+            ("b", "S", Target::Item(path("a"), "S".into())),
+            ("a", "Option", Target::Prelude),
+        ] {
+            assert_eq!(
+                library.resolve(&path(module), &path(name)),
+                expected,
+                "{name}"
+            );
+        }
     }
 
     #[test]

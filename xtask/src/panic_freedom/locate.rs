@@ -8,10 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result};
 use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
 
-/// Functions of core that only pass a panic on.
-const PASSED_ON: [&str; 3] = ["core::", "__rustc::", "<core::"];
-
-/// Names of functions, other than core's, that lead to the panic handler, each with what it calls.
+/// The library's functions that lead to the panic handler, each with what it calls; and what leads
+/// there without a direct caller.
 pub(super) fn functions_that_panic(elf: &[u8]) -> Result<Vec<String>> {
     let file = object::File::parse(elf).context("cannot read the ELF")?;
     let text = file.section_by_name(".text").context("no .text")?;
@@ -48,17 +46,23 @@ pub(super) fn functions_that_panic(elf: &[u8]) -> Result<Vec<String>> {
     let mut seen: BTreeSet<u64> = reached.iter().copied().collect();
     let mut found = BTreeSet::new();
     while let Some(callee) = reached.pop() {
-        for &caller in callers.get(&callee).into_iter().flatten() {
-            let (Some(name), Some(called)) = (functions.get(&caller), functions.get(&callee))
-            else {
+        let Some(called) = functions.get(&callee) else {
+            continue;
+        };
+        let Some(callers) = callers.get(&callee) else {
+            found.insert(format!(
+                "{called}, which something reaches through a pointer"
+            ));
+            continue;
+        };
+        for &caller in callers {
+            let Some(name) = functions.get(&caller) else {
                 continue;
             };
-            if PASSED_ON.iter().any(|start| name.starts_with(start)) {
-                if seen.insert(caller) {
-                    reached.push(caller);
-                }
-            } else {
-                found.insert(format!("{name} (through {called})"));
+            if name.contains(super::library::CRATE) || name.contains("planted") {
+                found.insert(format!("{name}, through {called}"));
+            } else if seen.insert(caller) {
+                reached.push(caller);
             }
         }
     }

@@ -147,8 +147,24 @@ fn link(
     }
     bail!(
         "the panic-freedom ELF does not build:\n{}",
-        outcome.text.trim_end()
+        first_errors(&outcome.text)
     )
+}
+
+/// The first errors of a build, each with the lines that say where.
+fn first_errors(output: &str) -> String {
+    let lines: Vec<_> = output
+        .lines()
+        .filter(|line| !line.starts_with('{'))
+        .collect();
+    let errors: Vec<_> = lines
+        .iter()
+        .enumerate()
+        .filter(|(_, line)| line.starts_with("error"))
+        .take(4)
+        .flat_map(|(start, _)| lines.iter().skip(start).take(7).copied())
+        .collect();
+    errors.join("\n")
 }
 
 fn text_size(elf: &[u8]) -> Result<u64> {
