@@ -234,7 +234,8 @@ mod tests {
 
     #[test]
     fn each_thing_that_is_missing_or_wrong_fails_the_run() {
-        let changes: [(&str, fn(&mut Report)); 9] = [
+        type Change = fn(&mut Report);
+        let changes: [(&str, Change); 9] = [
             ("no step", |r| r.steps.clear()),
             ("one step missing", |r| drop(r.steps.pop())),
             ("one step not ok", |r| r.steps[0].ok = false),

@@ -16,6 +16,9 @@ use crate::{image, setup};
 /// The time that the image may take; it takes a second or two.
 const TIME_LIMIT: Duration = Duration::from_secs(120);
 
+/// In each of QEMU's warnings about features of the processor model that it does not emulate.
+const MODEL_WARNING: &str = "TCG doesn't support requested feature";
+
 /// Arguments of `run`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Arguments {
@@ -94,7 +97,7 @@ pub(crate) fn boot(
     })?;
     report.finish(&ending);
     if !report.ok {
-        for error in &errors {
+        for error in errors.iter().filter(|error| !error.contains(MODEL_WARNING)) {
             progress.line(&format!("  {} {error}", style("qemu:").dim()));
         }
     }

@@ -441,12 +441,11 @@ fn collect(
 ) -> Result<()> {
     let parsed =
         syn::parse_file(text).with_context(|| format!("cannot parse {}", file.display()))?;
-    add(parsed.items, file, folder, path, modules)
+    add(parsed.items, folder, path, modules)
 }
 
 fn add(
     items: Vec<Item>,
-    file: &Path,
     folder: &Path,
     path: ModulePath,
     modules: &mut BTreeMap<ModulePath, Module>,
@@ -470,7 +469,7 @@ fn add(
             path.push(name.clone());
             let folder = folder.join(&name);
             match inner.content.take() {
-                Some((_, items)) => add(items, file, &folder, path, modules)?,
+                Some((_, items)) => add(items, &folder, path, modules)?,
                 None => {
                     let candidates = [folder.with_extension("rs"), folder.join("mod.rs")];
                     let Some(file) = candidates.iter().find(|file| file.is_file()) else {
