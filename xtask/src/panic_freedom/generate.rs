@@ -312,7 +312,8 @@ impl Generator<'_> {
                 Some(bounds) => {
                     any = true;
                     let bounds: Vec<_> = bounds.iter().collect();
-                    let choices = self.choices(shown, owner, Some(&name), None, &bounds, values)?;
+                    let choices =
+                        self.choices(shown, owner, Some(&name), "impl", &bounds, values)?;
                     choices
                         .into_iter()
                         .map(|choice| hole.replace("IMPL", &choice))
@@ -346,7 +347,7 @@ impl Generator<'_> {
         for parameter in generics.const_params() {
             let name = parameter.ident.to_string();
             let is_bool = parameter.ty.to_token_stream().to_string() == "bool";
-            let listed = self.instances.values(owner, function, Some(&name), &[]);
+            let listed = self.instances.values(owner, function, &name, &[]);
             let choices = listed.unwrap_or_else(|| {
                 if is_bool {
                     vec!["false".into(), "true".into()]
@@ -393,8 +394,7 @@ impl Generator<'_> {
             let earlier = all.clone();
             all.clear();
             for values in earlier {
-                let Some(choices) =
-                    self.choices(shown, owner, function, Some(&name), &bounds, &values)
+                let Some(choices) = self.choices(shown, owner, function, &name, &bounds, &values)
                 else {
                     return Vec::new();
                 };
@@ -420,13 +420,13 @@ impl Generator<'_> {
             .any(|capacity| capacity.to_string() == value)
     }
 
-    /// Concrete types for one parameter or `impl Trait` argument.
+    /// Concrete types for one parameter, or for an `impl Trait` argument, whose name is `impl`.
     fn choices(
         &mut self,
         shown: &str,
         owner: Option<&str>,
         function: Option<&str>,
-        parameter: Option<&str>,
+        parameter: &str,
         bounds: &[&TypeParamBound],
         values: &Values,
     ) -> Option<Vec<String>> {
@@ -475,7 +475,7 @@ impl Generator<'_> {
                 return Some(vec![pointer]);
             }
         }
-        let what = parameter.map_or("an `impl` argument".into(), |name| format!("`{name}`"));
+        let what = format!("`{parameter}`");
         self.errors.insert(format!(
             "{shown}: no concrete type for {what}: {}",
             names.join(" + ")
@@ -774,7 +774,7 @@ mod tests {
             ("pub fn f<Q>() {}", "a::f: no concrete type for `Q`"),
             (
                 "pub fn f(q: impl Other) {}",
-                "a::f: no concrete type for an `impl` argument: Other",
+                "a::f: no concrete type for `impl`: Other",
             ),
             (
                 "mod b { pub fn f() {} }",

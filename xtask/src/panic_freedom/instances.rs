@@ -50,18 +50,16 @@ impl Instances {
         &self,
         owner: Option<&str>,
         function: Option<&str>,
-        parameter: Option<&str>,
+        parameter: &str,
         bounds: &[String],
     ) -> Option<Vec<String>> {
         let mut keys = Vec::new();
-        if let Some(parameter) = parameter {
-            if let (Some(owner), Some(function)) = (owner, function) {
-                keys.push(format!("{owner}::{function}.{parameter}"));
-            }
-            keys.extend(owner.map(|owner| format!("{owner}.{parameter}")));
-            keys.extend(function.map(|function| format!("{function}.{parameter}")));
-            keys.push(parameter.to_owned());
+        if let (Some(owner), Some(function)) = (owner, function) {
+            keys.push(format!("{owner}::{function}.{parameter}"));
         }
+        keys.extend(owner.map(|owner| format!("{owner}.{parameter}")));
+        keys.extend(function.map(|function| format!("{function}.{parameter}")));
+        keys.push(parameter.to_owned());
         keys.iter()
             .find_map(|key| self.parameters.get(key))
             .or_else(|| bounds.iter().find_map(|bound| self.bounds.get(bound)))
@@ -89,12 +87,11 @@ mod tests {
         .unwrap();
         let memory = ["Memory".to_owned()];
         for (owner, function, parameter, expected) in [
-            (Some("Ring"), Some("push"), Some("H"), Some(vec!["push"])),
-            (Some("Ring"), Some("pop"), Some("H"), Some(vec!["ring"])),
-            (None, Some("free"), Some("H"), Some(vec!["a", "b"])),
-            (Some("Other"), Some("pop"), Some("H"), Some(vec!["any"])),
-            (None, None, Some("X"), Some(vec!["memory"])),
-            (None, None, None, Some(vec!["memory"])),
+            (Some("Ring"), Some("push"), "H", Some(vec!["push"])),
+            (Some("Ring"), Some("pop"), "H", Some(vec!["ring"])),
+            (None, Some("free"), "H", Some(vec!["a", "b"])),
+            (Some("Other"), Some("pop"), "H", Some(vec!["any"])),
+            (None, None, "X", Some(vec!["memory"])),
         ] {
             let values = instances.values(owner, function, parameter, &memory);
             assert_eq!(
@@ -102,7 +99,7 @@ mod tests {
                 expected.map(|v| v.into_iter().map(str::to_owned).collect())
             );
         }
-        assert_eq!(instances.values(None, None, Some("X"), &[]), None);
+        assert_eq!(instances.values(None, None, "X", &[]), None);
     }
 
     #[test]
