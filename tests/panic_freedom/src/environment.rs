@@ -101,7 +101,7 @@ impl Frames for Environment {
     }
 
     fn free(&self, run: FrameRun) {
-        black_box(run);
+        let _ = black_box(run);
     }
 }
 
