@@ -7,7 +7,7 @@
 //! | module | job |
 //! |---|---|
 //! | [`discovery`] | the units that the DMAR table names |
-//! | [`unit`] | one unit: probing, its state, its configuration |
+//! | [`mod@unit`] | one unit: probing, its state, its configuration |
 //! | [`bring_up`] | from whatever firmware left to *translating, everything blocked* |
 //! | [`command`] | global commands: one at a time, one change per write, bounded waits |
 //! | [`tables`] | root, context and PASID tables, and the order of stores to them |

@@ -95,7 +95,7 @@ impl QueueMemory {
 
     /// The head register's value, if it is the place of a descriptor.
     const fn checked_head(&self, value: u64) -> Result<u32, QueueError> {
-        if value < self.ring_bytes() as u64 && value % DESCRIPTOR_BYTES as u64 == 0 {
+        if value < self.ring_bytes() as u64 && value.is_multiple_of(DESCRIPTOR_BYTES as u64) {
             Ok(value as u32)
         } else {
             Err(QueueError::Head { value })
@@ -524,4 +524,402 @@ impl<R: Registers> Unit<R> {
 fn is_done<H: HostMemory>(h: &H, ticket: &Ticket) -> bool {
     let value = h.read64(ticket.at) as u32;
     value.wrapping_sub(ticket.value) < 1 << 31
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::super::testing::{Completion, EXTENDED, Event, IQE, ITE, bench, up};
+    use super::*;
+    use crate::arch::descriptor::DescriptorError;
+    use crate::arch::id::{DomainId, Pasid, SourceId};
+    use crate::arch::register::QueueErrorInfo;
+    use std::collections::BTreeSet;
+    use std::vec::Vec;
+
+    fn domain(id: u16) -> Descriptor {
+        Descriptor::PasidCache {
+            granularity: PasidCacheGranularity::Domain(DomainId::new(id)),
+        }
+    }
+
+    const FENCE: Descriptor = Descriptor::Wait {
+        status: None,
+        interrupt: false,
+        fence: true,
+        page_request_drain: false,
+    };
+
+    fn statuses(descriptors: &[Descriptor]) -> Vec<WaitStatus> {
+        descriptors
+            .iter()
+            .filter_map(|descriptor| match descriptor {
+                Descriptor::Wait { status, .. } => *status,
+                _ => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_batch_is_queued_whole_with_one_wait_and_one_tail_write() {
+        let bench = up(|_| {});
+        let batch = [domain(1), FENCE, domain(2)];
+        let ticket = bench.unit.submit(&bench.h, &batch).unwrap();
+        let log = bench.take_log();
+        // Descriptors, a fence, and then the tail.
+        let tails: Vec<_> = log
+            .iter()
+            .filter(|event| matches!(event, Event::Register(..)))
+            .collect();
+        assert_eq!(tails.len(), 1);
+        assert!(matches!(
+            log[log.len() - 2..],
+            [Event::Fence, Event::Register(0x88, _)]
+        ));
+        let executed = bench.take_executed();
+        assert_eq!((executed[0], executed[2]), (batch[0], batch[2]));
+        assert_eq!(executed.len(), 4);
+        // The fence stores to a word of its own, and orders.
+        assert!(matches!(executed[1], Descriptor::Wait { fence: true, .. }));
+        let statuses = statuses(&executed);
+        assert_ne!(statuses[0].address, statuses[1].address);
+        assert_eq!(bench.unit.poll(&bench.h, &ticket), Ok(true));
+        assert_eq!(bench.unit.wait(&bench.h, ticket), Ok(()));
+        let statistics = bench.unit.statistics();
+        assert_eq!(
+            (
+                statistics.submissions,
+                statistics.descriptors,
+                statistics.waits
+            ),
+            (2, 6, 2)
+        );
+    }
+
+    #[test]
+    fn the_ring_wraps_and_no_status_value_is_used_twice_in_a_word() {
+        let bench = up(|_| {});
+        let mut seen = BTreeSet::new();
+        for _ in 0..1100 {
+            let ticket = bench
+                .unit
+                .submit(&bench.h, &[domain(1), domain(2)])
+                .unwrap();
+            bench.unit.wait(&bench.h, ticket).unwrap();
+            for status in statuses(&bench.take_executed()) {
+                assert!(seen.insert((status.address, status.data)), "{status:?}");
+            }
+            bench.take_log();
+        }
+        assert_eq!(seen.len(), 1100);
+    }
+
+    #[test]
+    fn a_batch_that_does_not_fit_changes_nothing() {
+        let bench = up(|_| {});
+        bench.world().is_frozen = true;
+        // 128 descriptors in a page, one place always empty.
+        let too_long = [domain(1); 127];
+        let full = |free, wanted| QueueError::Full {
+            capacity: 127,
+            free,
+            wanted,
+        };
+        let tail = bench.world().tail;
+        let error = bench.unit.submit(&bench.h, &too_long).unwrap_err();
+        assert_eq!(error, full(127, 128));
+        let ticket = bench.unit.submit(&bench.h, &[domain(1); 120]).unwrap();
+        bench.take_log();
+        let error = bench.unit.submit(&bench.h, &[domain(1); 6]).unwrap_err();
+        assert_eq!(error, full(6, 7));
+        let stores = bench.take_log();
+        assert!(stores.is_empty(), "{stores:?}");
+        // It just fits, and goes once around the ring.
+        let last = bench.unit.submit(&bench.h, &[domain(2); 5]).unwrap();
+        assert_eq!(bench.world().tail, (tail + 127 * 32) % 4096);
+        assert_eq!(bench.unit.poll(&bench.h, &last), Ok(false));
+        bench.world().is_frozen = false;
+        let more = bench.unit.submit(&bench.h, &[]);
+        assert_eq!(more.unwrap_err(), full(0, 1));
+        let fault_status = Register32::FAULT_STATUS;
+        bench.unit.registers.lock().write32(fault_status, 0);
+        for ticket in [ticket, last] {
+            assert_eq!(bench.unit.poll(&bench.h, &ticket), Ok(true));
+        }
+        assert_eq!(bench.unit.statistics().full, 3);
+    }
+
+    #[test]
+    fn descriptors_that_hardware_would_stop_at_are_refused() {
+        let bench = up(|_| {});
+        let large = Descriptor::Iotlb {
+            granularity: IotlbGranularity::Page {
+                domain_id: DomainId::new(1),
+                address: 0,
+                address_mask: 19,
+                leaf_hint: false,
+            },
+            drain_reads: false,
+            drain_writes: false,
+        };
+        let wait = |status, interrupt| Descriptor::Wait {
+            status,
+            interrupt,
+            fence: true,
+            page_request_drain: false,
+        };
+        let status = WaitStatus {
+            address: 0x1000,
+            data: 1,
+        };
+        for (descriptor, expected) in [
+            (
+                large,
+                QueueError::Descriptor {
+                    index: 1,
+                    error: DescriptorError::AddressMask {
+                        mask: 19,
+                        maximum: 18,
+                    },
+                },
+            ),
+            (wait(Some(status), false), QueueError::Wait { index: 1 }),
+            (wait(None, true), QueueError::Wait { index: 1 }),
+        ] {
+            let batch = [domain(1), descriptor];
+            assert_eq!(bench.unit.submit(&bench.h, &batch).unwrap_err(), expected);
+        }
+        assert!(bench.take_log().is_empty());
+        let down = super::super::testing::bench(|_| {});
+        let error = down.unit.submit(&down.h, &[]).unwrap_err();
+        assert_eq!(error, QueueError::NotRunning);
+    }
+
+    #[test]
+    fn head_equal_to_tail_proves_nothing() {
+        let bench = up(|_| {});
+        bench.world().completion = Completion::Never;
+        let ticket = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+        {
+            let world = bench.world();
+            assert_eq!(world.head, world.tail);
+        }
+        assert_eq!(bench.unit.poll(&bench.h, &ticket), Ok(false));
+        let error = bench.unit.wait(&bench.h, ticket).unwrap_err();
+        assert!(matches!(error, QueueError::TimedOut { sequence: 2, .. }));
+        assert_eq!(bench.unit.statistics().timeouts, 1);
+    }
+
+    #[test]
+    fn a_late_completion_is_taken_for_no_other_ticket() {
+        let bench = up(|_| {});
+        bench.world().completion = Completion::AfterNanoseconds(500_000);
+        let late = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+        let late_status = statuses(&bench.take_executed())[0];
+        bench.world().tick(200_000);
+        assert!(matches!(
+            bench.unit.poll(&bench.h, &late),
+            Err(QueueError::TimedOut { .. })
+        ));
+        // The word is never used again, however many follow.
+        bench.world().completion = Completion::Never;
+        let mut tickets = Vec::new();
+        for _ in 0..60 {
+            tickets.push(bench.unit.submit(&bench.h, &[domain(2)]).unwrap());
+        }
+        bench.world().tick(500_000);
+        for ticket in &tickets {
+            assert!(bench.unit.poll(&bench.h, ticket).is_err(), "{ticket:?}");
+        }
+        // What completed late is complete.
+        assert_eq!(bench.unit.poll(&bench.h, &late), Ok(true));
+        bench.world().completion = Completion::Now;
+        bench.take_executed();
+        for _ in 0..1100 {
+            let ticket = bench.unit.submit(&bench.h, &[]).unwrap();
+            bench.unit.wait(&bench.h, ticket).unwrap();
+            let status = statuses(&bench.take_executed())[0];
+            assert_ne!(status.address, late_status.address);
+        }
+        assert_eq!(bench.unit.statistics().timeouts, 61);
+    }
+
+    #[test]
+    fn a_word_whose_ticket_was_dropped_is_used_again_only_after_its_store() {
+        let bench = up(|_| {});
+        bench.world().completion = Completion::AfterNanoseconds(10_000_000);
+        drop(bench.unit.submit(&bench.h, &[]).unwrap());
+        let busy = statuses(&bench.take_executed())[0].address;
+        bench.world().completion = Completion::Now;
+        bench.world().clock_step = 1;
+        for round in 0..2 {
+            let mut words = BTreeSet::new();
+            for _ in 0..511 {
+                let ticket = bench.unit.submit(&bench.h, &[]).unwrap();
+                words.insert(statuses(&bench.take_executed())[0].address);
+                bench.unit.wait(&bench.h, ticket).unwrap();
+            }
+            assert_eq!(words.contains(&busy), round == 1);
+            bench.world().tick(10_000_000);
+        }
+    }
+
+    #[test]
+    fn status_words_run_out_with_a_typed_error() {
+        let bench = up(|options| options.config.queue_order = 7);
+        bench.world().completion = Completion::Never;
+        for _ in 0..511 {
+            drop(bench.unit.submit(&bench.h, &[]).unwrap());
+        }
+        assert_eq!(
+            bench.unit.submit(&bench.h, &[]).unwrap_err(),
+            QueueError::StatusWordsExhausted { capacity: 511 }
+        );
+    }
+
+    #[test]
+    fn an_error_fails_every_open_submission_and_the_queue_goes_on() {
+        for resumes_at_tail in [false, true] {
+            for (error, expected) in [
+                (
+                    IQE,
+                    QueueError::InvalidDescriptor {
+                        info: Some(QueueErrorInfo::ReservedBit),
+                        head: 0,
+                    },
+                ),
+                (
+                    ITE,
+                    QueueError::DeviceTimedOut {
+                        source_id: Some(SourceId::from_u16(0x42)),
+                    },
+                ),
+            ] {
+                let bench = up(|_| {});
+                bench.world().resumes_at_tail = resumes_at_tail;
+                let done = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+                bench.take_executed();
+                // The second descriptor of the first batch, as if it had never been fetched.
+                bench.world().error_in = Some((1, error));
+                let head = bench.world().head as u32 + 32;
+                let first = bench
+                    .unit
+                    .submit(&bench.h, &[domain(2), domain(3)])
+                    .unwrap();
+                let second = bench.unit.submit(&bench.h, &[domain(4)]).unwrap();
+                let expected = match expected {
+                    QueueError::InvalidDescriptor { info, .. } => {
+                        QueueError::InvalidDescriptor { info, head }
+                    }
+                    other => other,
+                };
+                assert_eq!(bench.unit.poll(&bench.h, &second), Err(expected));
+                assert_eq!(bench.unit.poll(&bench.h, &first), Err(expected));
+                assert_eq!(bench.unit.poll(&bench.h, &done), Ok(true));
+                // What was left ran as fences, not as the waits of those submissions.
+                let executed = bench.take_executed();
+                assert_eq!(executed[0], domain(2));
+                assert!(executed[1..].iter().all(|descriptor| {
+                    matches!(descriptor, Descriptor::Wait { fence: true, .. })
+                }));
+                assert_eq!(bench.world().errors, 0);
+                let next = bench.unit.submit(&bench.h, &[domain(5)]).unwrap();
+                assert_eq!(bench.unit.wait(&bench.h, next), Ok(()));
+                assert_eq!(bench.unit.poll(&bench.h, &first), Err(expected));
+                let statistics = bench.unit.statistics();
+                assert_eq!(statistics.queue_errors + statistics.device_timeouts, 1);
+            }
+        }
+    }
+
+    #[test]
+    fn a_queue_that_is_full_because_it_stands_is_set_going_again() {
+        let bench = up(|_| {});
+        bench.world().error_in = Some((0, IQE));
+        let ticket = bench.unit.submit(&bench.h, &[domain(1); 126]).unwrap();
+        let next = bench.unit.submit(&bench.h, &[domain(2)]).unwrap();
+        assert_eq!(bench.unit.wait(&bench.h, next), Ok(()));
+        assert!(matches!(
+            bench.unit.poll(&bench.h, &ticket),
+            Err(QueueError::InvalidDescriptor { .. })
+        ));
+    }
+
+    #[test]
+    fn heads_and_registers_that_make_no_sense_are_never_used() {
+        for head in [0x10u64, 4096, 0x7_ffe0, u64::MAX] {
+            let bench = up(|_| {});
+            let ticket = {
+                bench.world().completion = Completion::Never;
+                bench.unit.submit(&bench.h, &[]).unwrap()
+            };
+            bench.world().options.forced = std::vec![(0x80, head)];
+            let error = bench.unit.submit(&bench.h, &[]).unwrap_err();
+            assert_eq!(error, QueueError::Head { value: head });
+            bench.world().errors = IQE;
+            let error = bench.unit.poll(&bench.h, &ticket).unwrap_err();
+            assert_eq!(error, QueueError::Head { value: head });
+            // Nothing can be queued any more.
+            let error = bench.unit.submit(&bench.h, &[]).unwrap_err();
+            assert_eq!(error, QueueError::NotRunning);
+        }
+        let bench = up(|_| {});
+        bench.world().completion = Completion::Never;
+        let ticket = bench.unit.submit(&bench.h, &[]).unwrap();
+        bench.world().gone = true;
+        assert_eq!(bench.unit.poll(&bench.h, &ticket), Err(QueueError::Lost));
+    }
+
+    #[test]
+    fn an_unexpected_completion_is_counted_and_stops_nothing() {
+        let bench = up(|_| {});
+        bench.world().completion = Completion::AfterNanoseconds(20_000);
+        let ticket = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+        bench.world().errors = 1 << 5;
+        assert_eq!(bench.unit.wait(&bench.h, ticket), Ok(()));
+        assert_eq!(bench.unit.statistics().completion_errors, 1);
+        assert_eq!(bench.world().errors, 0);
+    }
+
+    #[test]
+    fn a_wait_ends_though_the_clock_stands_still() {
+        let bench = up(|_| {});
+        bench.world().completion = Completion::Never;
+        bench.world().clock_step = 0;
+        let ticket = bench.unit.submit(&bench.h, &[]).unwrap();
+        assert!(matches!(
+            bench.unit.wait(&bench.h, ticket),
+            Err(QueueError::TimedOut { .. })
+        ));
+    }
+
+    #[test]
+    fn all_descriptor_types_that_the_unit_has_pass_the_check() {
+        let bench = bench(|options| options.extended = EXTENDED | 1 << 2);
+        bench.unit.bring_up(&bench.h).unwrap();
+        let pasid = Pasid::new(5).unwrap();
+        let batch = [
+            EVERYTHING[0],
+            Descriptor::PasidCache {
+                granularity: PasidCacheGranularity::Pasid {
+                    domain_id: DomainId::new(3),
+                    pasid,
+                },
+            },
+            Descriptor::PasidIotlb {
+                domain_id: DomainId::new(3),
+                pasid,
+                granularity: crate::arch::descriptor::PasidIotlbGranularity::All,
+            },
+            FENCE,
+            Descriptor::DeviceTlb {
+                source_id: SourceId::from_u16(8),
+                range: crate::arch::descriptor::DeviceTlbRange::ALL,
+                physical_function: SourceId::from_u16(0),
+                max_pending: 0,
+            },
+        ];
+        let ticket = bench.unit.submit(&bench.h, &batch).unwrap();
+        assert_eq!(bench.unit.wait(&bench.h, ticket), Ok(()));
+    }
 }

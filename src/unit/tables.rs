@@ -630,3 +630,522 @@ fn read_pasid_entry<H: HostMemory>(h: &H, at: Hpa) -> PasidEntry {
     }
     PasidEntry::from_quadwords(quadwords)
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::super::statistics::lost_table_frames;
+    use super::super::testing::{
+        Bench, CACHING_MODE, CAPABILITY, COHERENT, Completion, EXTENDED, Event, OWNER, up,
+    };
+    use super::*;
+    use crate::arch::address::{AddressWidth, FirstStagePaging, Gpa};
+    use crate::arch::pasid::{FirstStageFlags, PasidEntryFault, PasidEntryOptions};
+    use crate::mem::FrameError;
+    use std::sync::Mutex;
+    use std::vec::Vec;
+
+    /// `ECAP` with FSTS (47) and NEST (26).
+    const NESTING: u64 = EXTENDED | 1 << 47 | 1 << 26;
+    /// The count of lost frames is one for all tests.
+    static LOST: Mutex<()> = Mutex::new(());
+
+    fn device() -> SourceId {
+        SourceId::new(3, 17, 2).unwrap()
+    }
+
+    fn pasid(value: u32) -> Pasid {
+        Pasid::new(value).unwrap()
+    }
+
+    fn second_stage(domain_id: u16) -> PasidEntry {
+        PasidEntry::second_stage(
+            Hpa::new(0x1234_5000),
+            AddressWidth::Bits48,
+            DomainId::new(domain_id),
+            PasidEntryOptions::default(),
+        )
+    }
+
+    fn nested(first_stage_root: u64) -> PasidEntry {
+        PasidEntry::nested(
+            Gpa::new(first_stage_root),
+            FirstStagePaging::Level4,
+            FirstStageFlags::default(),
+            Hpa::new(0x1234_5000),
+            AddressWidth::Bits48,
+            DomainId::new(9),
+            PasidEntryOptions::default(),
+        )
+    }
+
+    /// What the unit finds for a PASID of a device, by its own walk.
+    fn walk(bench: &Bench, source_id: SourceId, pasid: Pasid) -> Option<[u64; 8]> {
+        let world = bench.world();
+        let root = world.latched_root.unwrap() & !0xfff;
+        let half = u64::from(source_id.device() >= 16) * 8;
+        let root_entry = world.table_quadword(root + u64::from(source_id.bus()) * 16 + half);
+        if root_entry & 1 == 0 {
+            return None;
+        }
+        assert_eq!(root_entry & 0xffe, 0);
+        let index = u64::from(source_id.device_function() & 0x7f);
+        let context = (root_entry & !0xfff) + index * 32;
+        let entry = world.table_quadword(context);
+        if entry & 1 == 0 {
+            return None;
+        }
+        for offset in [8, 16, 24] {
+            assert_eq!(world.table_quadword(context + offset), 0);
+        }
+        let limit = 1u64 << ((entry >> 9 & 7) + 13);
+        if u64::from(pasid.as_u32()) >= limit {
+            return None;
+        }
+        let directory = (entry & !0xfff) + u64::from(pasid.as_u32() >> 6) * 8;
+        let directory_entry = world.table_quadword(directory);
+        if directory_entry & 1 == 0 {
+            return None;
+        }
+        let at = (directory_entry & !0xfff) + u64::from(pasid.as_u32() & 63) * 64;
+        Some([0, 8, 16, 24, 32, 40, 48, 56].map(|offset| world.table_quadword(at + offset)))
+    }
+
+    fn attach(bench: &Bench, pasid_bits: u8) -> DeviceTables {
+        bench
+            .unit
+            .attach_device(&bench.h, OWNER, device(), pasid_bits)
+            .unwrap()
+    }
+
+    fn detach(bench: &Bench, tables: DeviceTables) {
+        let detached = bench.unit.detach_device(&bench.h, tables).unwrap();
+        bench.unit.release(&bench.h, detached).unwrap();
+    }
+
+    #[test]
+    fn an_attached_device_has_an_empty_directory_that_hardware_can_see() {
+        for extended in [EXTENDED, EXTENDED | COHERENT] {
+            // §9.4: PDTS n reaches 2^(n+13) PASIDs; the directory has 2^(n+10) bytes.
+            for (bits, order, frames) in
+                [(0, 0, 1), (13, 0, 1), (15, 2, 1), (16, 3, 2), (20, 7, 32)]
+            {
+                let bench = up(|options| options.extended = extended);
+                let tables = attach(&bench, bits);
+                assert_eq!(walk(&bench, device(), pasid(0)), Some([0; 8]));
+                let beyond = pasid((1 << bits.max(13)) - 1);
+                assert_eq!(walk(&bench, device(), beyond), None);
+                assert_eq!(bench.h.pool.charged_frames(OWNER), frames + 1);
+                assert_eq!(tables.pasid_limit(), 1 << bits);
+                let directory = tables.directory.as_u64();
+                let log = bench.take_log();
+                let context = log.iter().rev().find_map(|event| match event {
+                    Event::Store(_, value) => Some(*value),
+                    _ => None,
+                });
+                // P, PASIDE (bit 3) and PDTS (bits 11:9) in the last store of all.
+                let paside = u64::from(bits > 0) << 3;
+                assert_eq!(context, Some(directory | order << 9 | paside | 1));
+                let flushes = log.iter().any(|event| matches!(event, Event::Flush(_)));
+                assert_eq!(flushes, extended & COHERENT == 0);
+                detach(&bench, tables);
+                assert_eq!(walk(&bench, device(), pasid(0)), None);
+                assert_eq!(bench.h.pool.charged_frames(OWNER), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn stores_of_set_up_and_teardown_come_in_the_order_that_hardware_needs() {
+        for extended in [EXTENDED, EXTENDED | COHERENT] {
+            let bench = up(|options| options.extended = extended);
+            let mut tables = attach(&bench, 20);
+            bench
+                .unit
+                .prepare_entry(&bench.h, &mut tables, pasid(70))
+                .unwrap();
+            let entry = second_stage(5);
+            bench.take_log();
+            bench
+                .unit
+                .publish_entry(&bench.h, &tables, pasid(70), &entry)
+                .unwrap();
+            let log = bench.take_log();
+            let Event::Store(first_store, _) = log[0] else {
+                panic!("{log:?}");
+            };
+            let at = first_store - 8;
+            assert_eq!(at % 64, 0);
+            let flush: &[Event] = if extended & COHERENT == 0 {
+                &[Event::Flush(at)]
+            } else {
+                &[]
+            };
+            let q = *entry.quadwords();
+            let mut expected: Vec<Event> = (1..8)
+                .map(|word| Event::Store(at + word * 8, q[word as usize]))
+                .collect();
+            expected.extend(flush);
+            expected.extend([Event::Fence, Event::Store(at, q[0])]);
+            expected.extend(flush);
+            expected.push(Event::Fence);
+            assert_eq!(log, expected);
+            assert_eq!(walk(&bench, device(), pasid(70)), Some(q));
+            assert_eq!(
+                bench.unit.read_entry(&bench.h, &tables, pasid(70)),
+                Some(entry)
+            );
+
+            bench.unit.withdraw_entry(&bench.h, &tables, pasid(70));
+            let mut expected = std::vec![Event::Fence, Event::Store(at, 0)];
+            expected.extend(flush);
+            expected.push(Event::Fence);
+            assert_eq!(bench.take_log(), expected);
+            // The domain-id stays readable, and the slot taken.
+            assert_eq!(walk(&bench, device(), pasid(70)).unwrap()[1], q[1]);
+            assert_eq!(
+                bench
+                    .unit
+                    .publish_entry(&bench.h, &tables, pasid(70), &entry),
+                Err(UnitError::EntryInUse(pasid(70)))
+            );
+            bench.unit.clear_entry(&bench.h, &tables, pasid(70));
+            assert_eq!(walk(&bench, device(), pasid(70)), Some([0; 8]));
+            bench
+                .unit
+                .publish_entry(&bench.h, &tables, pasid(70), &entry)
+                .unwrap();
+            // A present entry is not cleared.
+            bench.unit.clear_entry(&bench.h, &tables, pasid(70));
+            assert_eq!(walk(&bench, device(), pasid(70)), Some(q));
+            detach(&bench, tables);
+        }
+    }
+
+    #[test]
+    fn one_quadword_is_replaced_by_one_store() {
+        let bench = up(|options| options.extended = NESTING);
+        let tables = attach(&bench, 20);
+        let [old, new] = [nested(0x5000), nested(0x7000)];
+        assert_eq!(
+            bench
+                .unit
+                .replace_quadword(&bench.h, &tables, pasid(1), new.quadwords()[2]),
+            Err(UnitError::EntryAbsent(pasid(1)))
+        );
+        bench
+            .unit
+            .publish_entry(&bench.h, &tables, pasid(1), &old)
+            .unwrap();
+        bench.take_log();
+        bench
+            .unit
+            .replace_quadword(&bench.h, &tables, pasid(1), new.quadwords()[2])
+            .unwrap();
+        let log = bench.take_log();
+        let stores = log.iter().filter(|event| matches!(event, Event::Store(..)));
+        assert_eq!(stores.count(), 1);
+        assert_eq!(walk(&bench, device(), pasid(1)), Some(*new.quadwords()));
+        // FSPM (bits 3:2 of the quadword) 10b is reserved (§9.6).
+        assert!(matches!(
+            bench
+                .unit
+                .replace_quadword(&bench.h, &tables, pasid(1), 0x7000 | 2 << 2),
+            Err(UnitError::PasidEntry(
+                PasidEntryFault::UnsupportedPagingMode(2)
+            ))
+        ));
+        assert_eq!(walk(&bench, device(), pasid(1)), Some(*new.quadwords()));
+        detach(&bench, tables);
+    }
+
+    #[test]
+    fn entries_that_hardware_would_refuse_are_not_published() {
+        let bench = up(|options| options.capability = CAPABILITY & !7); // 4-bit domain-ids.
+        let tables = attach(&bench, 7);
+        bench.take_log();
+        let publish =
+            |pasid, entry: &PasidEntry| bench.unit.publish_entry(&bench.h, &tables, pasid, entry);
+        assert_eq!(
+            publish(pasid(1), &PasidEntry::default()),
+            Err(UnitError::PasidEntry(PasidEntryFault::NotPresent))
+        );
+        assert!(matches!(
+            publish(pasid(1), &nested(0x5000)),
+            Err(UnitError::PasidEntry(_))
+        ));
+        assert!(matches!(
+            publish(pasid(1), &second_stage(16)),
+            Err(UnitError::PasidEntry(PasidEntryFault::ReservedNonZero {
+                quadword: 1,
+                ..
+            }))
+        ));
+        assert_eq!(
+            publish(pasid(1), &second_stage(0)),
+            Err(UnitError::ReservedDomainId)
+        );
+        assert_eq!(
+            publish(pasid(64), &second_stage(1)),
+            Err(UnitError::NotPrepared(pasid(64)))
+        );
+        assert_eq!(
+            publish(pasid(128), &second_stage(1)),
+            Err(UnitError::PasidBeyondLimit {
+                pasid: pasid(128),
+                limit: 128
+            })
+        );
+        bench.unit.withdraw_entry(&bench.h, &tables, pasid(64));
+        bench.unit.clear_entry(&bench.h, &tables, pasid(128));
+        assert_eq!(bench.unit.read_entry(&bench.h, &tables, pasid(64)), None);
+        assert!(bench.take_log().is_empty());
+        detach(&bench, tables);
+    }
+
+    #[test]
+    fn pasid_tables_grow_on_demand_and_are_freed_with_the_device() {
+        let bench = up(|_| {});
+        let mut tables = attach(&bench, 20);
+        let before = bench.h.pool.charged_frames(OWNER);
+        for value in [0, 63, 64, 127, 0xf_ffff, 70] {
+            bench
+                .unit
+                .prepare_entry(&bench.h, &mut tables, pasid(value))
+                .unwrap();
+            assert_eq!(walk(&bench, device(), pasid(value)), Some([0; 8]));
+        }
+        assert_eq!(tables.table_count(), 3);
+        assert_eq!(bench.h.pool.charged_frames(OWNER), before + 2);
+        bench.world().fail_allocation = Some(0);
+        assert!(matches!(
+            bench.unit.prepare_entry(&bench.h, &mut tables, pasid(640)),
+            Err(UnitError::Frames(FrameError::PoolExhausted { .. }))
+        ));
+        assert_eq!(walk(&bench, device(), pasid(640)), None);
+        bench.world().fail_allocation = None;
+        detach(&bench, tables);
+        assert_eq!(bench.h.pool.charged_frames(OWNER), 0);
+    }
+
+    #[test]
+    fn attaching_fails_without_a_trace() {
+        let bench = up(|_| {});
+        for allowed in 0..3 {
+            let free = bench.h.pool.free_frames();
+            bench.world().fail_allocation = Some(allowed);
+            assert!(matches!(
+                bench.unit.attach_device(&bench.h, OWNER, device(), 20),
+                Err(UnitError::Frames(_))
+            ));
+            assert_eq!(bench.h.pool.free_frames(), free);
+            assert_eq!(walk(&bench, device(), pasid(0)), None);
+        }
+        bench.world().fail_allocation = None;
+        let tables = attach(&bench, 20);
+        let free = bench.h.pool.free_frames();
+        assert_eq!(
+            bench
+                .unit
+                .attach_device(&bench.h, OWNER, device(), 0)
+                .unwrap_err(),
+            UnitError::Attached(device())
+        );
+        assert_eq!(bench.h.pool.free_frames(), free);
+        assert_eq!(
+            bench
+                .unit
+                .attach_device(&bench.h, OWNER, device(), 21)
+                .unwrap_err(),
+            UnitError::PasidBits {
+                bits: 21,
+                maximum: 20
+            }
+        );
+        detach(&bench, tables);
+        let down = super::super::testing::bench(|_| {});
+        assert_eq!(
+            down.unit
+                .attach_device(&down.h, OWNER, device(), 0)
+                .unwrap_err(),
+            UnitError::NotUp
+        );
+        // Without requests-with-PASID (ECAP bit 40) PASID 0 is the only one.
+        let bench = up(|options| options.extended = EXTENDED & !(1 << 40));
+        assert_eq!(
+            bench
+                .unit
+                .attach_device(&bench.h, OWNER, device(), 1)
+                .unwrap_err(),
+            UnitError::PasidBits {
+                bits: 1,
+                maximum: 0
+            }
+        );
+        let tables = attach(&bench, 0);
+        detach(&bench, tables);
+    }
+
+    #[test]
+    fn devices_of_one_bus_share_context_tables_by_halves() {
+        let bench = up(|_| {});
+        let ids = [(3, 0, 0), (3, 15, 7), (3, 16, 0), (3, 31, 7), (255, 31, 7)];
+        let mut attached = Vec::new();
+        let before = bench.h.pool.charged_frames(Owner::HYPERVISOR);
+        for (bus, number, function) in ids {
+            let source_id = SourceId::new(bus, number, function).unwrap();
+            let tables = bench
+                .unit
+                .attach_device(&bench.h, OWNER, source_id, 0)
+                .unwrap();
+            assert_eq!(walk(&bench, source_id, pasid(0)), Some([0; 8]));
+            attached.push(tables);
+        }
+        assert_eq!(bench.h.pool.charged_frames(Owner::HYPERVISOR), before + 3);
+        for tables in attached {
+            let source_id = tables.source_id();
+            detach(&bench, tables);
+            assert_eq!(walk(&bench, source_id, pasid(0)), None);
+        }
+    }
+
+    #[test]
+    fn caching_mode_decides_whether_attaching_invalidates() {
+        for (capability, executed) in [(CAPABILITY, 0), (CAPABILITY | CACHING_MODE, 4)] {
+            let bench = up(|options| options.capability = capability);
+            assert_eq!(bench.unit.needs_invalidation_after_set_up(), executed != 0);
+            let tables = attach(&bench, 20);
+            let descriptors = bench.take_executed();
+            assert_eq!(descriptors.len(), executed);
+            if let Some(first) = descriptors.first() {
+                assert_eq!(*first, forget_context(device()));
+            }
+            detach(&bench, tables);
+        }
+    }
+
+    #[test]
+    fn frames_of_a_detached_device_are_free_only_after_the_invalidation() {
+        let bench = up(|_| {});
+        let mut tables = attach(&bench, 20);
+        bench
+            .unit
+            .prepare_entry(&bench.h, &mut tables, pasid(64))
+            .unwrap();
+        bench
+            .unit
+            .publish_entry(&bench.h, &tables, pasid(64), &second_stage(5))
+            .unwrap();
+        let charged = bench.h.pool.charged_frames(OWNER);
+        bench.world().completion = Completion::Never;
+        bench.take_log();
+        let detached = bench.unit.detach_device(&bench.h, tables).unwrap();
+        // One store takes the context entry away.
+        let log = bench.take_log();
+        assert!(matches!(log[..2], [Event::Fence, Event::Store(_, value)] if value & 1 == 0));
+        assert_eq!(walk(&bench, device(), pasid(0)), None);
+        let executed = bench.take_executed();
+        assert_eq!(
+            executed[..3],
+            [forget_context(device()), EVERYTHING[1], EVERYTHING[2]]
+        );
+        assert_eq!(
+            detached
+                .ticket()
+                .map(|ticket| bench.unit.poll(&bench.h, ticket)),
+            Some(Ok(false))
+        );
+        let (detached, error) = bench.unit.release(&bench.h, detached).unwrap_err();
+        assert!(matches!(error, QueueError::TimedOut { .. }));
+        assert!(detached.ticket().is_none());
+        assert_eq!(bench.h.pool.charged_frames(OWNER), charged);
+        assert_eq!(
+            bench
+                .unit
+                .attach_device(&bench.h, OWNER, device(), 0)
+                .unwrap_err(),
+            UnitError::Attached(device())
+        );
+        // A retry submits again.
+        bench.world().completion = Completion::Now;
+        bench.unit.release(&bench.h, detached).unwrap();
+        assert_eq!(bench.h.pool.charged_frames(OWNER), 0);
+        let tables = attach(&bench, 0);
+        detach(&bench, tables);
+        let statistics = bench.unit.statistics();
+        assert_eq!((statistics.attached, statistics.released), (2, 2));
+    }
+
+    #[test]
+    fn a_full_queue_gives_the_tables_back_and_the_device_is_blocked_all_the_same() {
+        let bench = up(|_| {});
+        let tables = attach(&bench, 0);
+        bench.world().is_frozen = true;
+        drop(bench.unit.submit(&bench.h, &[EVERYTHING[1]; 125]).unwrap());
+        let (tables, error) = bench.unit.detach_device(&bench.h, tables).unwrap_err();
+        assert!(matches!(error, QueueError::Full { .. }));
+        assert_eq!(walk(&bench, device(), pasid(0)), None);
+        assert!(bench.unit.block_device(&bench.h, &tables).is_err());
+        bench.world().is_frozen = false;
+        let fault_status = crate::arch::register::Register32::FAULT_STATUS;
+        bench.unit.registers.lock().write32(fault_status, 0);
+        detach(&bench, tables);
+        assert_eq!(bench.h.pool.charged_frames(OWNER), 0);
+    }
+
+    #[test]
+    fn a_blocked_device_faults_at_once_and_keeps_its_tables() {
+        let bench = up(|_| {});
+        let tables = attach(&bench, 0);
+        let charged = bench.h.pool.charged_frames(OWNER);
+        bench.world().completion = Completion::Never;
+        let ticket = bench.unit.block_device(&bench.h, &tables).unwrap();
+        assert_eq!(walk(&bench, device(), pasid(0)), None);
+        assert_eq!(bench.unit.poll(&bench.h, &ticket), Ok(false));
+        assert_eq!(bench.h.pool.charged_frames(OWNER), charged);
+        bench.world().completion = Completion::Now;
+        detach(&bench, tables);
+    }
+
+    #[test]
+    fn dropped_tables_are_lost_counted_and_never_reused() {
+        let _lost = LOST.lock();
+        let bench = up(|_| {});
+        let before = lost_table_frames();
+        let mut tables = attach(&bench, 16);
+        bench
+            .unit
+            .prepare_entry(&bench.h, &mut tables, pasid(64))
+            .unwrap();
+        drop(tables);
+        // A directory of 8 KiB and two tables.
+        assert_eq!(lost_table_frames() - before, 4);
+        assert_eq!(bench.h.pool.charged_frames(OWNER), 4);
+    }
+
+    #[test]
+    fn an_unconfirmed_attach_leaves_the_device_blocked_and_its_frames_lost() {
+        let _lost = LOST.lock();
+        let bench = up(|options| options.capability |= CACHING_MODE);
+        bench.world().completion = Completion::Never;
+        let before = lost_table_frames();
+        assert!(matches!(
+            bench.unit.attach_device(&bench.h, OWNER, device(), 0),
+            Err(UnitError::Queue(QueueError::TimedOut { .. }))
+        ));
+        assert_eq!(walk(&bench, device(), pasid(0)), None);
+        assert_eq!(lost_table_frames() - before, 2);
+    }
+
+    #[test]
+    fn an_old_unit_with_write_buffers_gets_them_flushed() {
+        // CAP bit 4.
+        let bench = up(|options| options.capability |= 1 << 4);
+        let tables = attach(&bench, 0);
+        let flushes = bench.take_log();
+        assert!(flushes.iter().any(|event| {
+            matches!(event, Event::Register(0x18, value) if value & 1 << 27 != 0)
+        }));
+        detach(&bench, tables);
+    }
+}

@@ -369,7 +369,7 @@ impl World {
         assert_eq!(at % 4, 0);
         let quadword = at & !7;
         let old = self.load(quadword);
-        let new = if at % 8 == 0 {
+        let new = if at.is_multiple_of(8) {
             old & !0xffff_ffff | u64::from(value)
         } else {
             old & 0xffff_ffff | u64::from(value) << 32
@@ -448,7 +448,7 @@ impl World {
             }
             0x88 => {
                 assert!(
-                    value < self.ring_bytes() && value % 32 == 0,
+                    value < self.ring_bytes() && value.is_multiple_of(32),
                     "tail {value:#x}"
                 );
                 self.tail = value;
