@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-//! The physical side: one remapping unit and its tables.
-=======
 //! The physical side: drives one real remapping unit.
 //!
 //! A [`Unit`] owns the registers of one unit, its root and context tables, its invalidation queue
@@ -53,4 +50,3 @@ pub use queue::Ticket;
 pub use statistics::{UnitStatistics, lost_table_frames};
 pub use tables::{DetachedDevice, DeviceTables};
 pub use unit::{OnFirmwareState, Unit, UnitConfig};
->>>>>>> unit
