@@ -146,11 +146,11 @@ impl<'a, H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize
     }
 }
 
-impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize>
-    HostPort<'_, H, R, DEVICES, DOMAINS, SHADOWS>
+impl<'a, H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize>
+    HostPort<'a, H, R, DEVICES, DOMAINS, SHADOWS>
 {
     /// The physical unit that a device is behind.
-    pub(super) fn unit_of(&self, device: DeviceHandle) -> Result<(u8, &Unit<R>), BindError> {
+    pub(super) fn unit_of(&self, device: DeviceHandle) -> Result<(u8, &'a Unit<R>), BindError> {
         let index = self.side.devices.get(device)?.config.unit;
         let unit = self.units.get(usize::from(index)).ok_or(BindError::UnknownDevice(device))?;
         Ok((index, unit))
@@ -522,7 +522,9 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             return Ok(false);
         }
         let quadword = entry.quadwords().get(nested::FIRST_STAGE_QUADWORD).copied().unwrap_or_default();
-        unit.replace_quadword(self.h, &assigned.tables, pasid, quadword);
+        if unit.replace_quadword(self.h, &assigned.tables, pasid, quadword).is_err() {
+            return Ok(false);
+        }
         log::info!("machine {}: replace {source_id} PASID {pasid} in place", self.side.number);
         self.side.statistics.replaced_in_place = self.side.statistics.replaced_in_place.wrapping_add(1);
         bound.target = *target;
@@ -547,7 +549,11 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         if !assigned.quarantined {
             assigned.quarantined = true;
             if let Some(unit) = self.units.get(usize::from(index)) {
-                unit.block_device(self.h, &assigned.tables);
+                // Nothing waits for the ticket: the device stays cut off whatever comes of it, and
+                // what it holds is kept.
+                if let Err(error) = unit.block_device(self.h, &assigned.tables) {
+                    log::error!("{source_id}: {error}");
+                }
             }
             self.h.set_bus_master(source_id, false);
             self.side.statistics.quarantines = self.side.statistics.quarantines.wrapping_add(1);

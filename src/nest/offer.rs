@@ -89,7 +89,7 @@ pub struct Offer {
 ///
 /// [`OfferError`].
 pub fn offer<'a>(
-    mut units: impl Iterator<Item = &'a Features> + Clone,
+    units: impl Iterator<Item = &'a Features> + Clone,
     policy: &Policy,
 ) -> Result<Offer, OfferError> {
     check(policy)?;
@@ -178,7 +178,7 @@ fn check(policy: &Policy) -> Result<(), OfferError> {
     if policy.pasid_bits > 20 {
         return refuse("pasid_bits", policy.pasid_bits);
     }
-    if !(4..=16).contains(&policy.domain_id_bits) || policy.domain_id_bits % 2 != 0 {
+    if !(4..=16).contains(&policy.domain_id_bits) || !policy.domain_id_bits.is_multiple_of(2) {
         return refuse("domain_id_bits", policy.domain_id_bits);
     }
     if !(1..=8).contains(&policy.fault_records) {

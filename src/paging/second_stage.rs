@@ -436,10 +436,10 @@ impl<I: InputAddress> SecondStage<I> {
 
     fn check_input(&self, input: I, len_bytes: u64) -> Result<(), MapError> {
         let address = input.to_u64();
-        if address % PAGE_SIZE_BYTES != 0 {
+        if !address.is_multiple_of(PAGE_SIZE_BYTES) {
             return Err(MapError::Misaligned { value: address });
         }
-        if len_bytes == 0 || len_bytes % PAGE_SIZE_BYTES != 0 {
+        if len_bytes == 0 || !len_bytes.is_multiple_of(PAGE_SIZE_BYTES) {
             return Err(MapError::Misaligned { value: len_bytes });
         }
         let bits = self.config.input_bits.min(self.config.width.bits());
@@ -671,7 +671,7 @@ impl<I: InputAddress> SecondStage<I> {
             // covers all that it maps.
             while level < top {
                 let parent_span = span_of(level + 1);
-                if address < end && address % parent_span != 0 {
+                if address < end && !address.is_multiple_of(parent_span) {
                     break;
                 }
                 let covered_start = address.saturating_sub(1) & !(parent_span - 1);
@@ -698,7 +698,7 @@ impl<I: InputAddress> SecondStage<I> {
 #[inline]
 fn slot_address(page: Hpa, address: u64, level: u8) -> Hpa {
     let index = address / span_of(level) % ENTRIES;
-    Hpa::new(page.as_u64() | index * ENTRY_BYTES)
+    Hpa::new(page.as_u64() | (index * ENTRY_BYTES))
 }
 
 #[inline]

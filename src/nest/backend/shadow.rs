@@ -9,7 +9,7 @@
 //! synchronisation reads a bounded number of table pages and takes a bounded number of steps; the
 //! shadow's own pages are charged to the machine's quota.
 
-use crate::arch::address::{AddressWidth, Gpa, Hpa, Iova, PAGE_SIZE_BYTES};
+use crate::arch::address::{AddressWidth, Gpa, Iova, PAGE_SIZE_BYTES};
 use crate::arch::features::TableFeatures;
 use crate::arch::id::DomainId;
 use crate::arch::second_stage::{Rights, SecondStageEntry, SecondStageEntryMeaning};
