@@ -818,7 +818,7 @@ mod tests {
                 assert_eq!(bench.unit.poll(&bench.h, &done), Ok(true));
                 // What was left ran as fences, not as the waits of those submissions.
                 let executed = bench.take_executed();
-                assert_eq!(executed[0], domain(2));
+                assert_eq!((executed.len(), executed[0]), (5, domain(2)));
                 assert!(executed[1..].iter().all(|descriptor| {
                     matches!(descriptor, Descriptor::Wait { fence: true, .. })
                 }));
