@@ -273,3 +273,124 @@ impl fmt::Display for FaultReason {
         write!(f, "{:02x}: {}", self.code(), self.name())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::string::ToString;
+
+    /// The codes that Tables 15 and 30 define.
+    const DEFINED: [(u8, u8); 14] = [
+        (0x01, 0x0e),
+        (0x20, 0x2b),
+        (0x30, 0x34),
+        (0x38, 0x3a),
+        (0x40, 0x49),
+        (0x50, 0x52),
+        (0x58, 0x5d),
+        (0x60, 0x60),
+        (0x70, 0x7d),
+        (0x80, 0x81),
+        (0x83, 0x87),
+        (0x89, 0x89),
+        (0x90, 0x91),
+        (0xa0, 0xa5),
+    ];
+
+    /// The codes that those tables mark as recorded whatever a disable bit says.
+    const ALWAYS_RECORDED: [u8; 22] = [
+        0x01, 0x08, 0x09, 0x0a, 0x20, 0x21, 0x23, 0x25, 0x29, 0x2a, 0x2b, 0x30, 0x31, 0x32, 0x33,
+        0x34, 0x38, 0x39, 0x3a, 0x40, 0x50, 0x58,
+    ];
+
+    #[test]
+    fn codes_are_complete_unique_and_in_order() {
+        for code in 0..=u8::MAX {
+            let is_defined = DEFINED
+                .iter()
+                .any(|&(first, last)| (first..=last).contains(&code));
+            let reason = FaultReason::from_code(code);
+            assert_eq!(reason.is_some(), is_defined, "{code:#x}");
+            assert!(reason.is_none_or(|reason| reason.code() == code));
+        }
+        let count: u32 = DEFINED
+            .iter()
+            .map(|&(first, last)| u32::from(last - first) + 1)
+            .sum();
+        assert_eq!(FaultReason::ALL.len() as u32, count);
+        assert!(FaultReason::ALL.is_sorted_by(|a, b| a.code() < b.code()));
+    }
+
+    #[test]
+    fn faults_met_before_any_disable_bit_are_always_recorded() {
+        for reason in FaultReason::ALL {
+            let is_always = ALWAYS_RECORDED.contains(&reason.code());
+            assert_eq!(reason.is_qualified(), !is_always, "{reason}");
+        }
+    }
+
+    #[test]
+    fn mode_follows_the_code() {
+        for reason in FaultReason::ALL {
+            let expected = match reason.code() >> 4 {
+                0 => FaultMode::Legacy,
+                2 => FaultMode::Interrupt,
+                _ => FaultMode::Scalable,
+            };
+            assert_eq!(reason.mode(), expected, "{reason}");
+        }
+    }
+
+    #[test]
+    fn meanings_stand_at_the_codes_of_the_specification() {
+        for (code, reason) in [
+            (0x05, FaultReason::LegacyWriteDenied),
+            (0x06, FaultReason::LegacyReadDenied),
+            (0x0d, FaultReason::LegacyAddressTypeBlocked),
+            (0x22, FaultReason::InterruptEntryNotPresent),
+            (0x25, FaultReason::InterruptCompatibilityFormatBlocked),
+            (0x26, FaultReason::InterruptSourceDenied),
+            (0x30, FaultReason::RootTableAddressInvalid),
+            (0x33, FaultReason::AbortDmaMode),
+            (0x39, FaultReason::ScalableRootEntryNotPresent),
+            (0x41, FaultReason::ScalableContextEntryNotPresent),
+            (0x48, FaultReason::PasidEqualsRidPasid),
+            (0x51, FaultReason::PasidDirectoryEntryNotPresent),
+            (0x58, FaultReason::PasidTableUnreadable),
+            (0x59, FaultReason::PasidEntryNotPresent),
+            (0x5a, FaultReason::PasidEntryReserved),
+            (0x5b, FaultReason::PasidEntryInvalid),
+            (0x5d, FaultReason::SupervisorRequestDisabled),
+            (0x71, FaultReason::FirstStageNotPresent),
+            (0x73, FaultReason::FirstStageRootUnreadable),
+            (0x77, FaultReason::FirstStageUpdateDenied),
+            (0x79, FaultReason::SecondStageNotPresent),
+            (0x7b, FaultReason::SecondStageRootUnreadable),
+            (0x80, FaultReason::AddressNotCanonical),
+            (0x84, FaultReason::AddressBeyondSecondStage),
+            (0x85, FaultReason::WriteDenied),
+            (0x86, FaultReason::ReadDenied),
+            (0x87, FaultReason::InterruptAddress),
+            (0x89, FaultReason::PasidTooLarge),
+            (0x90, FaultReason::FirstStageUpdateUnsnooped),
+            (0x91, FaultReason::FirstStageUpdateFailed),
+        ] {
+            assert_eq!(FaultReason::from_code(code), Some(reason));
+        }
+    }
+
+    #[test]
+    fn within_a_mode_no_two_reasons_read_alike() {
+        let mut texts = BTreeSet::new();
+        for &reason in FaultReason::ALL {
+            let is_legacy = reason.mode() == FaultMode::Legacy;
+            assert!(texts.insert((is_legacy, reason.name())), "{reason}");
+        }
+        assert_eq!(
+            FaultReason::WriteDenied.to_string(),
+            "85: write without write permission"
+        );
+    }
+}

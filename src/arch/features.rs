@@ -1,6 +1,7 @@
 //! What a unit's capabilities say about its tables.
 
-use super::address::AddressWidth;
+use super::address::{AddressWidth, PageSize};
+use super::capability::{CapabilityField, Features};
 
 /// A set of second-stage address widths.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -44,6 +45,44 @@ impl AddressWidths {
             .into_iter()
             .rev()
             .find(|width| self.contains(*width))
+    }
+}
+
+impl From<&Features> for TableFeatures {
+    /// What a unit's capability registers say about its tables.
+    fn from(unit: &Features) -> Self {
+        let (capability, extended) = (unit.capability, unit.extended);
+        Self {
+            host_address_width: unit.host_address_width,
+            domain_id_bits: capability.domain_id_bits(),
+            maximum_guest_address_width: capability.maximum_guest_address_width(),
+            widths: AddressWidths::from_field(
+                capability.field(CapabilityField::ADJUSTED_GUEST_ADDRESS_WIDTHS),
+            ),
+            first_stage: extended.has_first_stage(),
+            second_stage: extended.has_second_stage(),
+            nested: extended.has_nested(),
+            pass_through: extended.has_pass_through(),
+            first_stage_five_level: capability.has_first_stage_5_level(),
+            first_stage_1gib: capability.has_first_stage_1gib_pages(),
+            second_stage_2mib: capability.second_stage_large_page(PageSize::Size2MiB),
+            second_stage_1gib: capability.second_stage_large_page(PageSize::Size1GiB),
+            snoop_control: extended.has_snoop_control(),
+            page_walk_coherency: extended.has_page_walk_coherency(),
+            memory_types: extended.has_memory_types(),
+            supervisor_requests: extended.has_supervisor_requests(),
+            extended_accessed: extended.has_extended_accessed(),
+            second_stage_accessed_dirty: extended.has_second_stage_accessed_dirty(),
+            device_tlb: extended.has_device_tlb(),
+            page_requests: extended.has_page_requests(),
+            rid_pasid: extended.has_rid_pasid(),
+            rid_privilege: extended.has_rid_priv(),
+            pasid: extended.has_pasid(),
+            translated_requests_with_pasid: extended.has_pasid_in_translated_requests(),
+            host_permission_tables: extended.has_host_permission_tables(),
+            zero_length_read: capability.has_zero_length_read(),
+            tolerate_address_width: false,
+        }
     }
 }
 

@@ -190,3 +190,142 @@ impl core::fmt::Debug for FirstStageEntry {
         write!(f, "FirstStageEntry({:#x})", self.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::address::{Gpa, Hpa};
+
+    const FEATURES: TableFeatures = TableFeatures {
+        host_address_width: 46,
+        ..TableFeatures::EVERYTHING
+    };
+
+    #[test]
+    fn each_getter_reads_its_own_bit_and_no_other() {
+        type Get = fn(FirstStageEntry) -> bool;
+        let fields: [(&str, u32, Get); 7] = [
+            ("P", 0, FirstStageEntry::is_present),
+            ("R/W", 1, FirstStageEntry::is_writable),
+            ("U/S", 2, FirstStageEntry::is_user),
+            ("A", 5, FirstStageEntry::is_accessed),
+            ("D", 6, FirstStageEntry::is_dirty),
+            ("PS", 7, FirstStageEntry::page_size),
+            ("EA", 10, FirstStageEntry::is_extended_accessed),
+        ];
+        for (name, field, get) in fields {
+            for bit in 0..64 {
+                let entry = FirstStageEntry::from_u64(1 << bit);
+                assert_eq!(get(entry), bit == field, "{name}, bit {bit}");
+            }
+        }
+    }
+
+    /// What §9.7 says of one bit in an entry of this form.
+    fn is_reserved(bit: u32, level: u8, large: bool) -> bool {
+        matches!(
+            (bit, level, large),
+            (46..52, _, _) | (7, 4 | 5, _) | (13..21, 2, true) | (13..30, 3, true)
+        )
+    }
+
+    #[test]
+    fn reserved_bits_are_refused_one_by_one() {
+        for (level, large) in [
+            (1, false),
+            (2, false),
+            (2, true),
+            (3, false),
+            (3, true),
+            (4, false),
+            (5, false),
+        ] {
+            let base = 1 | u64::from(large) << 7;
+            for bit in 1..64 {
+                if bit == 7 && matches!(level, 2 | 3) {
+                    continue; // Chooses the form.
+                }
+                let result = FirstStageEntry(base | 1 << bit).classify::<Gpa>(level, &FEATURES);
+                let fault = is_reserved(bit, level, large)
+                    .then_some(FirstStageEntryFault::ReservedNonZero(1 << bit));
+                assert_eq!(result.err(), fault, "level {level} large {large} bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn present_comes_before_reserved_bits() {
+        for level in 0..=255 {
+            assert_eq!(
+                FirstStageEntry(!1).classify::<Hpa>(level, &FEATURES),
+                Err(FirstStageEntryFault::NotPresent)
+            );
+        }
+    }
+
+    #[test]
+    fn large_pages_need_a_level_and_a_feature() {
+        let without = TableFeatures {
+            first_stage_1gib: false,
+            ..FEATURES
+        };
+        let large = FirstStageEntry(0x4000_0081);
+        assert_eq!(
+            large.classify(3, &FEATURES),
+            Ok(FirstStageEntryMeaning::Leaf {
+                address: Hpa::new(0x4000_0000),
+                size: PageSize::Size1GiB
+            })
+        );
+        assert_eq!(
+            large.classify::<Hpa>(3, &without),
+            Err(FirstStageEntryFault::ReservedNonZero(0x80))
+        );
+        // 2-MiB pages are always there.
+        assert!(large.classify::<Hpa>(2, &without).is_ok());
+    }
+
+    #[test]
+    fn built_entries_classify_as_what_they_are() {
+        let address = Gpa::new(0x2abc_dead_bfff);
+        for size in PageSize::ALL {
+            for (writable, user) in [(false, false), (false, true), (true, false), (true, true)] {
+                let entry = FirstStageEntry::leaf(address, size, writable, user);
+                assert_eq!((entry.is_writable(), entry.is_user()), (writable, user));
+                assert_eq!(
+                    entry.classify(size.level(), &FEATURES),
+                    Ok(FirstStageEntryMeaning::Leaf {
+                        address: address.align_down(size),
+                        size
+                    })
+                );
+            }
+        }
+        for level in 2..=5 {
+            assert_eq!(
+                FirstStageEntry::table(address).classify(level, &FEATURES),
+                Ok(FirstStageEntryMeaning::Table {
+                    address: Gpa::new(0x2abc_dead_b000)
+                })
+            );
+        }
+        assert_eq!(FirstStageEntry::table(Hpa::new(0x5000)).as_u64(), 0x5007);
+        assert_eq!(
+            FirstStageEntry::leaf(Hpa::new(0x20_0000), PageSize::Size2MiB, true, true)
+                .with(FirstStageEntry::ACCESSED | FirstStageEntry::DIRTY)
+                .as_u64(),
+            0x20_00e7
+        );
+    }
+
+    #[test]
+    fn pat_of_a_large_page_is_not_part_of_its_address() {
+        assert_eq!(
+            FirstStageEntry(0x0020_1081).classify(2, &FEATURES),
+            Ok(FirstStageEntryMeaning::Leaf {
+                address: Gpa::new(0x20_0000),
+                size: PageSize::Size2MiB
+            })
+        );
+    }
+}

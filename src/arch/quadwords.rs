@@ -106,3 +106,29 @@ macro_rules! table_entry {
     };
 }
 pub(super) use table_entry;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_have_exactly_the_named_bits() {
+        assert_eq!(bits(63, 0), u64::MAX);
+        assert_eq!(bits(0, 0), 1);
+        assert_eq!(bits(11, 7), 0xf80);
+        assert_eq!(beyond(0), u64::MAX);
+        assert_eq!(beyond(39), 0xffff_ff80_0000_0000);
+        assert_eq!(beyond(63), 1 << 63);
+        assert_eq!(beyond(64), 0);
+        assert_eq!(beyond(255), 0);
+    }
+
+    #[test]
+    fn fields_are_counted_over_all_quadwords() {
+        let quadwords = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+        assert_eq!(field::<63, 0, 2>(&quadwords), quadwords[0]);
+        assert_eq!(field::<79, 64, 2>(&quadwords), 0x3210);
+        assert_eq!(field::<127, 124, 2>(&quadwords), 0xf);
+        assert_eq!(field::<11, 4, 2>(&quadwords), 0xde);
+    }
+}

@@ -168,3 +168,144 @@ impl ScalableRootEntry {
         Ok(A::from_u64(value & POINTER))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::address::{Gpa, Hpa};
+
+    const FEATURES: TableFeatures = TableFeatures {
+        host_address_width: 46,
+        ..TableFeatures::EVERYTHING
+    };
+
+    #[test]
+    fn each_getter_reads_its_own_bits_and_no_others() {
+        type Legacy = fn(&LegacyRootEntry) -> u64;
+        type Scalable = fn(&ScalableRootEntry) -> u64;
+        let legacy: [(&str, usize, usize, Legacy); 2] = [
+            ("P", 0, 0, |e| e.is_present().into()),
+            ("CTP", 63, 12, |e| e.context_table::<Hpa>().as_u64() >> 12),
+        ];
+        let scalable: [(&str, usize, usize, Scalable); 6] = [
+            ("LP", 0, 0, |e| e.is_present(RootHalf::Lower).into()),
+            ("UP", 64, 64, |e| e.is_present(RootHalf::Upper).into()),
+            ("LCTP", 63, 12, |e| {
+                e.lower_context_table::<Hpa>().as_u64() >> 12
+            }),
+            ("UCTP", 127, 76, |e| {
+                e.upper_context_table::<Hpa>().as_u64() >> 12
+            }),
+            ("lower", 63, 0, |e| e.half(RootHalf::Lower)),
+            ("upper", 127, 64, |e| e.half(RootHalf::Upper)),
+        ];
+        for bit in 0..128 {
+            let expected = |hi, lo| {
+                if (lo..=hi).contains(&bit) {
+                    1_u64 << (bit - lo)
+                } else {
+                    0
+                }
+            };
+            for (name, hi, lo, get) in legacy {
+                let entry = LegacyRootEntry::with_only(bit);
+                assert_eq!(get(&entry), expected(hi, lo), "{name}, bit {bit}");
+            }
+            for (name, hi, lo, get) in scalable {
+                let entry = ScalableRootEntry::with_only(bit);
+                assert_eq!(get(&entry), expected(hi, lo), "{name}, bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn legacy_reserved_bits_are_refused_one_by_one() {
+        // §9.1: 11:1, 63:HAW, and the upper quadword.
+        let valid = LegacyRootEntry::new(Gpa::new(0x1234_5000));
+        assert_eq!(valid.quadwords(), &[0x1234_5001, 0]);
+        for bit in 1..128 {
+            let mut quadwords = *valid.quadwords();
+            quadwords[bit / 64] |= 1 << (bit % 64);
+            let decoded = LegacyRootEntry::from_quadwords(quadwords).decode::<Gpa>(&FEATURES);
+            if (12..46).contains(&bit) {
+                assert_eq!(decoded, Ok(Gpa::new(0x1234_5000 | 1 << bit)), "bit {bit}");
+            } else {
+                let fault = RootEntryFault::ReservedNonZero {
+                    quadword: (bit / 64) as u8,
+                    bits: 1 << (bit % 64),
+                };
+                assert_eq!(decoded, Err(fault), "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn scalable_halves_are_checked_independently() {
+        // §9.2: 11:1 and 63:HAW of the half in use; the other half does not count.
+        for half in RootHalf::ALL {
+            let table = Hpa::new(0x0020_0000_0000);
+            let q = usize::from(half.quadword());
+            for bit in 1..128 {
+                let mut quadwords = [0, 0];
+                quadwords[q] = table.as_u64() | 1;
+                quadwords[bit / 64] |= 1 << (bit % 64);
+                let entry = ScalableRootEntry::from_quadwords(quadwords);
+                let expected = if bit / 64 != q || bit % 64 == 0 {
+                    Ok(table)
+                } else if (12..46).contains(&(bit % 64)) {
+                    Ok(Hpa::new(table.as_u64() | 1 << (bit % 64)))
+                } else {
+                    Err(RootEntryFault::ReservedNonZero {
+                        quadword: half.quadword(),
+                        bits: 1 << (bit % 64),
+                    })
+                };
+                assert_eq!(entry.decode(half, &FEATURES), expected, "{half:?} {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn not_present_comes_before_reserved_bits() {
+        let legacy = LegacyRootEntry::from_quadwords([!1, u64::MAX]);
+        assert_eq!(
+            legacy.decode::<Hpa>(&FEATURES),
+            Err(RootEntryFault::NotPresent)
+        );
+        let scalable = ScalableRootEntry::from_quadwords([!1, !1]);
+        for half in RootHalf::ALL {
+            assert_eq!(
+                scalable.decode::<Hpa>(half, &FEATURES),
+                Err(RootEntryFault::NotPresent)
+            );
+        }
+    }
+
+    #[test]
+    fn halves_split_the_bus_at_device_sixteen() {
+        for (device, half) in [(0, RootHalf::Lower), (15, RootHalf::Lower)]
+            .into_iter()
+            .chain([(16, RootHalf::Upper), (31, RootHalf::Upper)])
+        {
+            let source_id = SourceId::new(0x12, device, 7).unwrap();
+            assert_eq!(RootHalf::of(source_id), half, "{source_id}");
+        }
+        let entry = ScalableRootEntry::new(None, Some(Hpa::new(0x7fff)));
+        assert_eq!(entry.quadwords(), &[0, 0x7001]);
+        assert_eq!(
+            entry.decode(RootHalf::Upper, &FEATURES),
+            Ok(Hpa::new(0x7000))
+        );
+    }
+
+    #[test]
+    fn bytes_are_little_endian() {
+        let mut bytes = [0; 16];
+        bytes[0] = 1;
+        bytes[2] = 0xab;
+        bytes[15] = 0xcd;
+        let entry = ScalableRootEntry::from_bytes(&bytes);
+        assert_eq!(entry.quadwords(), &[0x00ab_0001, 0xcd00_0000_0000_0000]);
+        assert_eq!(entry.to_bytes(), bytes);
+    }
+}

@@ -123,6 +123,13 @@ impl SecondStageEntry {
         self.0
     }
 
+    /// The address field, bits 51:12, of an entry that was built by this library; an entry of
+    /// unknown origin goes through [`classify`](Self::classify).
+    #[inline]
+    pub fn address<A: PhysicalAddress>(self) -> A {
+        A::from_u64(self.0 & Self::ADDRESS)
+    }
+
     /// A reference to the table of the next lower level that permits everything; the leaves
     /// restrict. Address bits outside 51:12 are dropped.
     pub fn table<A: PhysicalAddress>(address: A) -> Self {
@@ -260,5 +267,188 @@ impl SecondStageEntry {
 impl core::fmt::Debug for SecondStageEntry {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "SecondStageEntry({:#x})", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::address::{Gpa, Hpa};
+
+    const FEATURES: TableFeatures = TableFeatures {
+        host_address_width: 46,
+        ..TableFeatures::EVERYTHING
+    };
+
+    #[test]
+    fn each_getter_reads_its_own_bit_and_no_other() {
+        type Get = fn(SecondStageEntry) -> bool;
+        let fields: [(&str, u32, Get); 6] = [
+            ("R", 0, SecondStageEntry::is_readable),
+            ("W", 1, SecondStageEntry::is_writable),
+            ("PS", 7, SecondStageEntry::page_size),
+            ("A", 8, SecondStageEntry::is_accessed),
+            ("D", 9, SecondStageEntry::is_dirty),
+            ("SNP", 11, SecondStageEntry::is_snooped),
+        ];
+        for (name, field, get) in fields {
+            for bit in 0..64 {
+                let entry = SecondStageEntry::from_u64(1 << bit);
+                assert_eq!(get(entry), bit == field, "{name}, bit {bit}");
+            }
+        }
+        for bit in 0..64 {
+            assert_eq!(SecondStageEntry(1 << bit).is_present(), bit < 2);
+        }
+    }
+
+    /// What §9.8 says of one bit in an entry of this form.
+    fn is_reserved(bit: u32, level: u8, large: bool) -> bool {
+        let leaf = level == 1 || large;
+        match (bit, level) {
+            (62, _) | (46..52, _) => true,
+            (11, _) => !leaf,
+            (7, 4 | 5) => true,
+            (12..21, 2) | (12..30, 3) => large,
+            _ => false,
+        }
+    }
+
+    #[test]
+    fn reserved_bits_are_refused_one_by_one() {
+        for (level, large) in [
+            (1, false),
+            (2, false),
+            (2, true),
+            (3, false),
+            (3, true),
+            (4, false),
+            (5, false),
+        ] {
+            for present in [1, 2, 3] {
+                let base = present | u64::from(large) << 7;
+                for bit in 2..64 {
+                    if bit == 7 && matches!(level, 2 | 3) {
+                        continue; // Chooses the form.
+                    }
+                    let result =
+                        SecondStageEntry(base | 1 << bit).classify::<Hpa>(level, &FEATURES);
+                    let fault = is_reserved(bit, level, large)
+                        .then_some(SecondStageEntryFault::ReservedNonZero(1 << bit));
+                    assert_eq!(result.err(), fault, "level {level} large {large} bit {bit}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn snoop_is_reserved_without_snoop_control() {
+        let without = TableFeatures {
+            snoop_control: false,
+            ..FEATURES
+        };
+        for size in PageSize::ALL {
+            let leaf = SecondStageEntry::leaf(Hpa::new(0), size, Rights::READ, true);
+            assert!(leaf.classify::<Hpa>(size.level(), &FEATURES).is_ok());
+            assert_eq!(
+                leaf.classify::<Hpa>(size.level(), &without),
+                Err(SecondStageEntryFault::ReservedNonZero(0x800))
+            );
+        }
+    }
+
+    #[test]
+    fn large_pages_need_a_level_and_a_feature() {
+        for (level, with_2mib, with_1gib, is_leaf) in [
+            (2, true, false, true),
+            (2, false, true, false),
+            (3, false, true, true),
+            (3, true, false, false),
+        ] {
+            let features = TableFeatures {
+                second_stage_2mib: with_2mib,
+                second_stage_1gib: with_1gib,
+                ..FEATURES
+            };
+            let result = SecondStageEntry(0x83).classify::<Hpa>(level, &features);
+            if is_leaf {
+                assert!(matches!(result, Ok(SecondStageEntryMeaning::Leaf { .. })));
+            } else {
+                assert_eq!(result, Err(SecondStageEntryFault::ReservedNonZero(0x80)));
+            }
+        }
+    }
+
+    #[test]
+    fn presence_comes_before_reserved_bits() {
+        for level in 0..=255 {
+            assert_eq!(
+                SecondStageEntry(!3).classify::<Hpa>(level, &FEATURES),
+                Err(SecondStageEntryFault::NotPresent)
+            );
+        }
+    }
+
+    #[test]
+    fn built_entries_classify_as_what_they_are() {
+        let address = Gpa::new(0x2abc_dead_bfff);
+        for size in PageSize::ALL {
+            for rights in [Rights::READ, Rights::WRITE, Rights::READ_WRITE] {
+                let entry = SecondStageEntry::leaf(address, size, rights, true);
+                assert_eq!(entry.rights(), rights);
+                assert!(entry.is_snooped() && entry.is_leaf(size.level()));
+                assert_eq!(
+                    entry.classify(size.level(), &FEATURES),
+                    Ok(SecondStageEntryMeaning::Leaf {
+                        address: address.align_down(size),
+                        size
+                    })
+                );
+            }
+            let none = SecondStageEntry::leaf(address, size, Rights::NONE, false);
+            assert!(!none.is_present());
+        }
+        for level in 2..=5 {
+            let entry = SecondStageEntry::table(address);
+            assert_eq!(
+                (entry.rights(), entry.is_leaf(level)),
+                (Rights::READ_WRITE, false)
+            );
+            assert_eq!(
+                entry.classify(level, &FEATURES),
+                Ok(SecondStageEntryMeaning::Table {
+                    address: Gpa::new(0x2abc_dead_b000)
+                })
+            );
+        }
+        assert_eq!(SecondStageEntry::table(Hpa::new(0x5000)).as_u64(), 0x5003);
+        assert_eq!(
+            SecondStageEntry::leaf(
+                Hpa::new(0x4000_0000),
+                PageSize::Size1GiB,
+                Rights::READ,
+                false
+            )
+            .as_u64(),
+            0x4000_0081
+        );
+    }
+
+    #[test]
+    fn rights_intersect_and_contain() {
+        const ALL: [Rights; 4] = [
+            Rights::NONE,
+            Rights::READ,
+            Rights::WRITE,
+            Rights::READ_WRITE,
+        ];
+        // As sets of two bits, in the order above.
+        for (a, left) in (0..4).zip(ALL) {
+            for (b, right) in (0..4).zip(ALL) {
+                assert_eq!(left.intersection(right), ALL[a & b]);
+                assert_eq!(left.contains(right), a & b == b);
+            }
+            assert_eq!(left.is_none(), a == 0);
+        }
     }
 }

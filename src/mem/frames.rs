@@ -221,8 +221,8 @@ struct PoolState<const WORDS: usize, const OWNERS: usize> {
 
 impl<const WORDS: usize, const OWNERS: usize> FramePool<WORDS, OWNERS> {
     /// A pool of the whole 4-KiB frames in `len_bytes` from `base` on, as far as the capacity
-    /// reaches. The range is memory that nothing else uses. Every owner's quota starts at 0,
-    /// except the hypervisor's, which is the whole pool.
+    /// reaches. The range is memory that nothing else uses. Every owner's quota starts at 0;
+    /// the hypervisor's is unlimited.
     pub fn new(base: Hpa, len_bytes: u64) -> Self {
         let start = base.as_u64().saturating_add(PAGE_SIZE_BYTES - 1) & !(PAGE_SIZE_BYTES - 1);
         let end = base.as_u64().saturating_add(len_bytes);
@@ -230,7 +230,7 @@ impl<const WORDS: usize, const OWNERS: usize> FramePool<WORDS, OWNERS> {
         let count = frames.min(WORDS as u64 * 64).min(u64::from(u32::MAX)) as u32;
         let mut quota = [0; OWNERS];
         if let Some(first) = quota.first_mut() {
-            *first = count;
+            *first = u32::MAX;
         }
         Self {
             base: Hpa::new(start),

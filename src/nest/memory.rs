@@ -63,11 +63,19 @@ impl ProtectedRanges {
 }
 
 /// A guest's memory as its second stage defines it: the one truth for hardware and software.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct MachineMemory<'a, H> {
     pub(super) h: &'a H,
     pub(super) second_stage: &'a SecondStage<Gpa>,
 }
+
+impl<H> Clone for MachineMemory<'_, H> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<H> Copy for MachineMemory<'_, H> {}
 
 impl<'a, H: HostMemory> MachineMemory<'a, H> {
     /// The memory behind a second stage.

@@ -4,7 +4,9 @@
 //! that the virtual unit accepts must not make the physical one fault for a reserved bit.
 
 use crate::arch::address::AddressWidth;
-use crate::arch::capability::{Capability, ExtendedCapability, Features};
+use crate::arch::capability::{
+    Capability, CapabilityField, ExtendedCapability, ExtendedCapabilityField, Features,
+};
 
 /// Offset of the fault records in the virtual register page, in bytes (`CAP.FRO`).
 const FAULT_RECORD_OFFSET_BYTES: u64 = 0x220;
@@ -87,7 +89,7 @@ pub struct Offer {
 ///
 /// [`OfferError`].
 pub fn offer<'a>(
-    mut units: impl Iterator<Item = &'a Features> + Clone,
+    units: impl Iterator<Item = &'a Features> + Clone,
     policy: &Policy,
 ) -> Result<Offer, OfferError> {
     check(policy)?;
@@ -115,51 +117,51 @@ pub fn offer<'a>(
     };
 
     let mut capability = Capability::from_bits(0)
-        .with(Capability::ND, u64::from(policy.domain_id_bits.saturating_sub(4) / 2))
-        .with(Capability::CM, 1)
-        .with(Capability::MGAW, u64::from(input_bits.saturating_sub(1)))
-        .with(Capability::FRO, FAULT_RECORD_OFFSET_BYTES / 16)
-        .with(Capability::NFR, u64::from(policy.fault_records.saturating_sub(1)))
-        .with(Capability::PSI, 1)
-        .with(Capability::MAMV, MAXIMUM_ADDRESS_MASK)
-        .with(Capability::DWD, 1)
-        .with(Capability::DRD, 1)
-        .with(Capability::ESIRTPS, 1)
-        .with(Capability::ESRTPS, 1)
-        .with(Capability::ZLR, u64::from(all(|unit| unit.capability.has_zero_length_read())));
+        .with(CapabilityField::DOMAIN_ID_WIDTH, u64::from(policy.domain_id_bits.saturating_sub(4) / 2))
+        .with(CapabilityField::CACHING_MODE, 1)
+        .with(CapabilityField::MAXIMUM_GUEST_ADDRESS_WIDTH, u64::from(input_bits.saturating_sub(1)))
+        .with(CapabilityField::FAULT_RECORD_OFFSET, FAULT_RECORD_OFFSET_BYTES / 16)
+        .with(CapabilityField::FAULT_RECORD_COUNT, u64::from(policy.fault_records.saturating_sub(1)))
+        .with(CapabilityField::PAGE_SELECTIVE_INVALIDATION, 1)
+        .with(CapabilityField::MAXIMUM_ADDRESS_MASK, MAXIMUM_ADDRESS_MASK)
+        .with(CapabilityField::WRITE_DRAINING, 1)
+        .with(CapabilityField::READ_DRAINING, 1)
+        .with(CapabilityField::ENHANCED_SET_INTERRUPT_TABLE_POINTER, 1)
+        .with(CapabilityField::ENHANCED_SET_ROOT_TABLE_POINTER, 1)
+        .with(CapabilityField::ZERO_LENGTH_READ, u64::from(all(|unit| unit.capability.has_zero_length_read())));
     let mut widths = 0;
     for width in AddressWidth::ALL {
         if supports(width) {
             widths |= 1 << width.field();
         }
     }
-    capability = capability.with(Capability::SAGAW, widths);
+    capability = capability.with(CapabilityField::ADJUSTED_GUEST_ADDRESS_WIDTHS, widths);
 
     let mut extended = ExtendedCapability::from_bits(0)
-        .with(ExtendedCapability::QI, 1)
-        .with(ExtendedCapability::IRO, IOTLB_OFFSET_BYTES / 16)
-        .with(ExtendedCapability::PT, 1)
-        .with(ExtendedCapability::SMTS, 1)
-        .with(ExtendedCapability::C, u64::from(all(|unit| unit.extended.is_coherent())))
-        .with(ExtendedCapability::SMPWCS, u64::from(all(|unit| unit.extended.has_page_walk_coherency())));
+        .with(ExtendedCapabilityField::QUEUED_INVALIDATION, 1)
+        .with(ExtendedCapabilityField::IOTLB_REGISTER_OFFSET, IOTLB_OFFSET_BYTES / 16)
+        .with(ExtendedCapabilityField::PASS_THROUGH, 1)
+        .with(ExtendedCapabilityField::SCALABLE_MODE, 1)
+        .with(ExtendedCapabilityField::COHERENCY, u64::from(all(|unit| unit.extended.is_coherent())))
+        .with(ExtendedCapabilityField::PAGE_WALK_COHERENCY, u64::from(all(|unit| unit.extended.has_page_walk_coherency())));
     if pasid_bits > 0 {
         extended = extended
-            .with(ExtendedCapability::PASID, 1)
-            .with(ExtendedCapability::PSS, u64::from(pasid_bits - 1));
+            .with(ExtendedCapabilityField::REQUESTS_WITH_PASID, 1)
+            .with(ExtendedCapabilityField::PASID_SIZE, u64::from(pasid_bits - 1));
     }
     if nests {
-        let five_level = all(|unit| unit.capability.has_first_stage_five_level());
+        let five_level = all(|unit| unit.capability.has_first_stage_5_level());
         capability = capability
-            .with(Capability::FS1GP, u64::from(all(|unit| unit.capability.has_first_stage_1gib())))
-            .with(Capability::FS5LP, u64::from(five_level));
+            .with(CapabilityField::FIRST_STAGE_1GIB_PAGES, u64::from(all(|unit| unit.capability.has_first_stage_1gib_pages())))
+            .with(CapabilityField::FIRST_STAGE_5_LEVEL, u64::from(five_level));
         extended = extended
-            .with(ExtendedCapability::FSTS, 1)
-            .with(ExtendedCapability::SRS, u64::from(all(|unit| unit.extended.has_supervisor_requests())))
-            .with(ExtendedCapability::EAFS, u64::from(all(|unit| unit.extended.has_extended_accessed())));
+            .with(ExtendedCapabilityField::FIRST_STAGE, 1)
+            .with(ExtendedCapabilityField::SUPERVISOR_REQUESTS, u64::from(all(|unit| unit.extended.has_supervisor_requests())))
+            .with(ExtendedCapabilityField::EXTENDED_ACCESSED, u64::from(all(|unit| unit.extended.has_extended_accessed())));
     } else {
         // Every size the guest may use is split or kept by the shadow; none needs hardware.
-        capability = capability.with(Capability::SSLPS, 0b11);
-        extended = extended.with(ExtendedCapability::SSTS, 1);
+        capability = capability.with(CapabilityField::SECOND_STAGE_LARGE_PAGES, 0b11);
+        extended = extended.with(ExtendedCapabilityField::SECOND_STAGE, 1);
     }
     // A guest's pointers above this are reserved bits to it, as they would be to hardware.
     let host_address_width = address_bits.min(input_bits);
@@ -176,7 +178,7 @@ fn check(policy: &Policy) -> Result<(), OfferError> {
     if policy.pasid_bits > 20 {
         return refuse("pasid_bits", policy.pasid_bits);
     }
-    if !(4..=16).contains(&policy.domain_id_bits) || policy.domain_id_bits % 2 != 0 {
+    if !(4..=16).contains(&policy.domain_id_bits) || !policy.domain_id_bits.is_multiple_of(2) {
         return refuse("domain_id_bits", policy.domain_id_bits);
     }
     if !(1..=8).contains(&policy.fault_records) {

@@ -13,7 +13,7 @@ use core::marker::PhantomData;
 use crate::arch::address::{AddressWidth, Gpa, Hpa, Iova, PAGE_SIZE_BYTES, PageSize};
 use crate::arch::second_stage::SecondStageEntry;
 use crate::mem::host_memory::LINE_SIZE_BYTES;
-use crate::mem::{FrameChain, FrameError, FrameRun, Frames, HostMemory, Owner};
+use crate::mem::{FrameChain, FrameError, Frames, HostMemory, Owner};
 
 pub use crate::arch::second_stage::Rights;
 
@@ -188,6 +188,18 @@ pub struct Mapping {
     pub size: PageSize,
 }
 
+/// What [`SecondStage::set_page`] did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageChange {
+    /// Nothing: the page already was as wanted.
+    None,
+    /// A page that led nowhere leads somewhere. Hardware may only know the difference with
+    /// caching mode.
+    Added,
+    /// A page that led somewhere leads elsewhere or nowhere: an invalidation is owed.
+    Replaced,
+}
+
 /// Entries of one size that lie side by side in one table page.
 #[derive(Clone, Copy)]
 struct Run {
@@ -322,29 +334,95 @@ impl<I: InputAddress> SecondStage<I> {
 
     /// Where an input address leads now, or `None` where hardware would fault.
     pub fn translate<H: HostMemory>(&self, h: &H, input: I) -> Option<Mapping> {
+        self.look_up(h, input).ok()
+    }
+
+    /// Where an input address leads, or the length in bytes from it on that certainly leads
+    /// nowhere: up to the end of the entry that is not present.
+    ///
+    /// # Errors
+    ///
+    /// That length, at least 1.
+    pub fn look_up<H: HostMemory>(&self, h: &H, input: I) -> Result<Mapping, u64> {
         let address = input.to_u64();
         if address >> self.config.input_bits.min(63) != 0 {
-            return None;
+            return Err(u64::MAX - address);
         }
-        let mut rights = Rights { read: true, write: true };
+        let mut rights = Rights::READ_WRITE;
         let mut page = self.root;
         let mut level = self.config.width.levels();
-        while level > 0 {
-            let entry = SecondStageEntry::from_u64(h.read64(slot_address(page, address, level)));
+        loop {
+            let entry = entry_at(h, page, address, level);
             rights = rights.intersection(entry.rights());
-            if !rights.read && !rights.write {
-                return None;
+            let span = span_of(level);
+            let offset = address & (span - 1);
+            if rights.is_none() {
+                return Err(span - offset);
             }
-            if level == 1 || entry.is_leaf(level) {
-                let size = PageSize::of_level(level)?;
-                let offset = address & (size.len_bytes() - 1);
-                let output = Hpa::new((entry.address::<Hpa>().as_u64() & !(size.len_bytes() - 1)) | offset);
-                return Some(Mapping { output, rights, size });
+            match PageSize::of_level(level) {
+                Some(size) if entry.is_leaf(level) => {
+                    let output = entry.address::<Hpa>().as_u64() & !(span - 1) | offset;
+                    return Ok(Mapping { output: Hpa::new(output), rights, size });
+                }
+                // Level 1 only has leaves, so the loop ends there at the latest.
+                _ => page = entry.address(),
             }
-            page = entry.address();
+            level = level.saturating_sub(1);
+        }
+    }
+
+    /// Makes one 4-KiB page lead to `wanted`, or nowhere, by one store, whatever it led to before.
+    ///
+    /// Only for tables whose leaves are all 4-KiB pages, which shadows are: a leaf changes into
+    /// another leaf of the same size, so hardware sees the old one or the new one (§6.5.3.3).
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`]; the page is unchanged.
+    pub fn set_page<H: HostMemory + Frames>(
+        &mut self,
+        h: &H,
+        input: I,
+        wanted: Option<(Hpa, Rights)>,
+    ) -> Result<PageChange, MapError> {
+        self.check_input(input, PAGE_SIZE_BYTES)?;
+        let address = input.to_u64();
+        let entry = match wanted {
+            Some((output, rights)) if !rights.is_none() => {
+                self.check_output(output, PAGE_SIZE_BYTES)?;
+                SecondStageEntry::leaf(output, PageSize::Size4KiB, rights, false)
+            }
+            _ => SecondStageEntry::from_u64(0),
+        };
+        let mut page = self.root;
+        let mut level = self.config.width.levels();
+        while level > 1 {
+            let at = slot_address(page, address, level);
+            let current = SecondStageEntry::from_u64(h.read64(at));
+            if current.is_present() && current.is_leaf(level) {
+                return Err(MapError::Overlap { address });
+            }
+            if current.is_present() {
+                page = current.address();
+            } else if !entry.is_present() {
+                return Ok(PageChange::None);
+            } else {
+                let run = h.allocate(self.owner, 0)?;
+                page = run.address();
+                self.publish_page(h, page);
+                h.write64(at, SecondStageEntry::table(page).as_u64());
+                self.flush_entry(h, at);
+            }
             level -= 1;
         }
-        None
+        let at = slot_address(page, address, 1);
+        let current = SecondStageEntry::from_u64(h.read64(at));
+        if current == entry {
+            return Ok(PageChange::None);
+        }
+        h.write64(at, entry.as_u64());
+        self.flush_entry(h, at);
+        Ok(if current.is_present() { PageChange::Replaced } else { PageChange::Added })
     }
 
     /// Takes the whole table apart. Nothing may point to it any more; the frames are free once
@@ -358,10 +436,10 @@ impl<I: InputAddress> SecondStage<I> {
 
     fn check_input(&self, input: I, len_bytes: u64) -> Result<(), MapError> {
         let address = input.to_u64();
-        if address % PAGE_SIZE_BYTES != 0 {
+        if !address.is_multiple_of(PAGE_SIZE_BYTES) {
             return Err(MapError::Misaligned { value: address });
         }
-        if len_bytes == 0 || len_bytes % PAGE_SIZE_BYTES != 0 {
+        if len_bytes == 0 || !len_bytes.is_multiple_of(PAGE_SIZE_BYTES) {
             return Err(MapError::Misaligned { value: len_bytes });
         }
         let bits = self.config.input_bits.min(self.config.width.bits());
@@ -593,7 +671,7 @@ impl<I: InputAddress> SecondStage<I> {
             // covers all that it maps.
             while level < top {
                 let parent_span = span_of(level + 1);
-                if address < end && address % parent_span != 0 {
+                if address < end && !address.is_multiple_of(parent_span) {
                     break;
                 }
                 let covered_start = address.saturating_sub(1) & !(parent_span - 1);
@@ -620,7 +698,7 @@ impl<I: InputAddress> SecondStage<I> {
 #[inline]
 fn slot_address(page: Hpa, address: u64, level: u8) -> Hpa {
     let index = address / span_of(level) % ENTRIES;
-    Hpa::new(page.as_u64() | index * ENTRY_BYTES)
+    Hpa::new(page.as_u64() | (index * ENTRY_BYTES))
 }
 
 #[inline]

@@ -107,8 +107,8 @@ pub enum BindError {
         /// The physical source-id.
         source_id: SourceId,
     },
-    /// The unit's invalidation queue reported an error or is not usable.
-    Queue,
+    /// The physical unit refused; the details are in the log.
+    Unit,
     /// The handle names no device of the host side.
     UnknownDevice(DeviceHandle),
 }
@@ -123,11 +123,33 @@ impl BindError {
             | Self::DomainIdsExhausted
             | Self::Frames(_)
             | Self::Quarantined { .. }
-            | Self::Queue
-            | Self::UnknownDevice(_) => Some(FaultReason::PasidEntryAccess),
+            | Self::Unit
+            | Self::UnknownDevice(_) => Some(FaultReason::PasidTableUnreadable),
         }
     }
 }
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StoreFull { store, capacity } => write!(f, "all {capacity} {store} are in use"),
+            Self::DomainIdsExhausted => f.write_str("no host domain-id is left"),
+            Self::Frames(error) => write!(f, "no frames: {error:?}"),
+            Self::FirstStageRootConflict { root } => {
+                write!(f, "first-stage root {root} is in use with another paging mode")
+            }
+            Self::NotOffered { translation_type } => {
+                write!(f, "translation type {translation_type} is not offered")
+            }
+            Self::GuestTables { address } => write!(f, "the guest's tables end at {address}"),
+            Self::Quarantined { source_id } => write!(f, "{source_id} is quarantined"),
+            Self::Unit => f.write_str("the physical unit refused"),
+            Self::UnknownDevice(handle) => write!(f, "no device {handle:?}"),
+        }
+    }
+}
+
+impl core::error::Error for BindError {}
 
 /// A guest's invalidation of cached translations, to be carried out for every binding it covers.
 ///

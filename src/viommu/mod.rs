@@ -1,1 +1,3 @@
-//! (to be written)
+//! The guest side: a virtual VT-d unit. Knows no hardware.
+
+pub mod host;

@@ -1,0 +1,105 @@
+//! What a desired binding becomes on hardware: one module for each way.
+
+pub mod nested;
+pub mod second_stage;
+pub mod shadow;
+
+use crate::arch::address::{AddressWidth, FirstStagePaging, Gpa};
+use crate::arch::id::DomainId;
+use crate::arch::pasid::{PasidEntryOptions, PasidTranslation};
+use crate::nest::offer::Backend;
+use crate::viommu::host::{BindError, Desired, GuestBinding};
+
+/// What a PASID entry on hardware should do, without the host's domain-id.
+///
+/// Equal targets need no change on hardware.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// The machine's own second stage.
+    MachineMemory,
+    /// The guest's first stage over the machine's second stage.
+    Nested(NestedTarget),
+    /// A shadow of the guest's second stage.
+    Shadow {
+        /// The guest's domain-id.
+        domain_id: DomainId,
+        /// Root of the guest's table.
+        root: Gpa,
+        /// Levels of the guest's table.
+        width: AddressWidth,
+    },
+}
+
+/// What of a guest's first-stage entry reaches hardware (R19).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NestedTarget {
+    /// The guest's domain-id.
+    pub domain_id: DomainId,
+    /// First-stage root.
+    pub root: Gpa,
+    /// Paging mode.
+    pub paging: FirstStagePaging,
+    /// `WPE`, only with `SRE`.
+    pub write_protect: bool,
+    /// `EAFE`.
+    pub extended_accessed: bool,
+    /// `SRE`.
+    pub supervisor_requests: bool,
+}
+
+impl Target {
+    /// The target for a desired state; `None` for *blocked*.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError::NotOffered`] for a translation type that this machine's guest has not.
+    pub fn of(desired: &Desired, backend: Backend) -> Result<Option<Self>, BindError> {
+        match desired {
+            Desired::Blocked => Ok(None),
+            Desired::MachineMemory => Ok(Some(Self::MachineMemory)),
+            Desired::Guest(binding) => Self::of_guest(binding, backend).map(Some),
+        }
+    }
+
+    fn of_guest(binding: &GuestBinding, backend: Backend) -> Result<Self, BindError> {
+        let domain_id = binding.domain_id;
+        match (binding.translation, backend) {
+            (PasidTranslation::PassThrough, _) => Ok(Self::MachineMemory),
+            (
+                PasidTranslation::FirstStage { root, paging, write_protect, extended_accessed },
+                Backend::Nested,
+            ) => Ok(Self::Nested(NestedTarget {
+                domain_id,
+                root,
+                paging,
+                write_protect: write_protect && binding.supervisor_requests,
+                extended_accessed,
+                supervisor_requests: binding.supervisor_requests,
+            })),
+            // Also on hardware that nests: a guest with a legacy root has second-stage tables.
+            (PasidTranslation::SecondStage { root, width }, _) => Ok(Self::Shadow { domain_id, root, width }),
+            (translation, _) => Err(BindError::NotOffered {
+                translation_type: translation.translation_type().field() as u8,
+            }),
+        }
+    }
+
+    /// The guest domain-id under which the guest invalidates it, if it has one.
+    pub const fn guest_domain_id(&self) -> Option<DomainId> {
+        match self {
+            Self::MachineMemory => None,
+            Self::Nested(target) => Some(target.domain_id),
+            Self::Shadow { domain_id, .. } => Some(*domain_id),
+        }
+    }
+}
+
+/// The options that every host entry carries: walks snooped and pages forced to snoop wherever
+/// the unit can, whatever the guest said.
+pub(super) fn entry_options(page_walk_coherency: bool, snoop_control: bool) -> PasidEntryOptions {
+    PasidEntryOptions {
+        page_walk_snoop: page_walk_coherency,
+        page_snoop: snoop_control,
+        ..PasidEntryOptions::default()
+    }
+}

@@ -1,0 +1,588 @@
+//! One binding's way from state to state, transactionally (DESIGN section 6, R20, R22).
+//!
+//! ```text
+//!             reserve, publish                    withdraw, submit
+//! Blocked ───────────────────────▶ Bound ───────────────────────────▶ Leaving
+//!    ▲                             │   ▲                                │   │
+//!    │                             └───┘ one 8-byte store, submit       │   │ not confirmed
+//!    └──────────────── confirmed: entry zeroed, domain-id released ─────┘   ▼
+//!                                                                      Quarantined
+//! ```
+//!
+//! A change of a bound entry reserves all that the new one needs before the old one is touched.
+//! Nothing that the old entry used is reused before hardware has confirmed its invalidation.
+
+use crate::arch::descriptor::{Descriptor, IotlbGranularity, PasidCacheGranularity};
+use crate::arch::features::TableFeatures;
+use crate::arch::id::{DomainId, Pasid};
+use crate::arch::pasid::PasidEntry;
+use crate::mem::{Hypervisor, Owner, Registers};
+use crate::nest::backend::shadow::{Shadow, Synchronisation};
+use crate::nest::backend::{self, Target, nested};
+use crate::nest::device::DeviceList;
+use crate::nest::domain::{DomainKind, DomainSlot, DomainTable};
+use crate::nest::invalidate::Forwarding;
+use crate::nest::memory::MachineMemory;
+use crate::nest::offer::Offer;
+use crate::nest::statistics::MachineStatistics;
+use crate::paging::{SecondStage, SecondStageConfig};
+use crate::unit::{QueueError, Ticket, Unit, UnitError};
+use crate::viommu::host::{
+    BindError, Desired, DeviceHandle, GuestInvalidation, Host, PageRange, Progress,
+};
+
+/// The whole input range of a table.
+pub(super) const EVERYTHING: PageRange =
+    PageRange { address: crate::arch::address::Iova::new(0), order: 63, leaf_only: false };
+
+/// A present hardware entry.
+#[derive(Debug)]
+pub struct Bound {
+    /// What it does.
+    target: Target,
+    /// Its host domain-id.
+    domain: DomainSlot,
+    /// The invalidation that the last change owes.
+    confirmation: Confirmation,
+}
+
+/// How far the invalidation that a change owes has come.
+#[derive(Debug)]
+enum Confirmation {
+    /// Hardware knows nothing older.
+    Settled,
+    /// Not submitted yet, since this moment in nanoseconds.
+    Owed(u64),
+    /// On its way.
+    Submitted(Ticket),
+}
+
+/// What the host side keeps of one binding.
+#[derive(Debug, Default)]
+pub enum HostBinding {
+    /// No hardware entry, nothing held.
+    #[default]
+    Blocked,
+    /// A present hardware entry.
+    Bound(Bound),
+    /// The entry is withdrawn; its invalidation is not confirmed yet.
+    Leaving(Bound),
+    /// Hardware never confirmed: the device is quarantined and what the entry used is kept.
+    Quarantined(Bound),
+}
+
+impl HostBinding {
+    /// Whether a hardware entry is present.
+    pub const fn is_bound(&self) -> bool {
+        matches!(self, Self::Bound(_))
+    }
+
+    /// Whether nothing on the host side is held for it.
+    pub const fn is_blocked(&self) -> bool {
+        matches!(self, Self::Blocked)
+    }
+}
+
+/// The host side of one machine: everything but its memory and its virtual unit.
+#[derive(Debug)]
+pub(super) struct HostSide<const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize> {
+    /// The embedder's number for the machine's virtual unit.
+    pub(super) number: u32,
+    pub(super) owner: Owner,
+    pub(super) offer: Offer,
+    pub(super) guest_features: TableFeatures,
+    pub(super) shadow_table_limit: u32,
+    pub(super) devices: DeviceList<DEVICES>,
+    pub(super) domains: DomainTable<DOMAINS>,
+    pub(super) shadows: [Option<Shadow>; SHADOWS],
+    pub(super) forwarding: Forwarding,
+    pub(super) statistics: MachineStatistics,
+}
+
+/// The host side together with what it acts on, for the length of one call.
+pub(super) struct HostPort<'a, H, R, const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize> {
+    pub(super) side: &'a mut HostSide<DEVICES, DOMAINS, SHADOWS>,
+    pub(super) h: &'a H,
+    pub(super) units: &'a [Unit<R>],
+    pub(super) memory: MachineMemory<'a, H>,
+}
+
+impl<'a, H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize> Host
+    for HostPort<'a, H, R, DEVICES, DOMAINS, SHADOWS>
+{
+    type Binding = HostBinding;
+    type Memory = MachineMemory<'a, H>;
+
+    fn memory(&self) -> &Self::Memory {
+        &self.memory
+    }
+
+    fn bind(
+        &mut self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        binding: &mut HostBinding,
+        desired: &Desired,
+    ) -> Result<Progress, BindError> {
+        let result = self.make_as_desired(device, pasid, binding, desired);
+        if let Err(error) = &result {
+            self.side.statistics.bind_errors = self.side.statistics.bind_errors.wrapping_add(1);
+            let source_id = self.side.devices.get(device).ok().map(|device| device.config.source_id);
+            log::warn!("machine {}: device {source_id:?} PASID {pasid} blocked: {error}", self.side.number);
+        }
+        result
+    }
+
+    fn invalidate(&mut self, what: &GuestInvalidation) -> Result<Progress, BindError> {
+        self.forward(what)
+    }
+
+    fn flush(&mut self) -> Result<Progress, BindError> {
+        self.complete_forwarded()
+    }
+
+    fn deliver_interrupt(&mut self, address: u64, data: u32) {
+        self.h.deliver_interrupt(self.side.number, address, data);
+    }
+}
+
+impl<'a, H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize>
+    HostPort<'a, H, R, DEVICES, DOMAINS, SHADOWS>
+{
+    /// The physical unit that a device is behind.
+    pub(super) fn unit_of(&self, device: DeviceHandle) -> Result<(u8, &'a Unit<R>), BindError> {
+        let index = self.side.devices.get(device)?.config.unit;
+        let unit = self.units.get(usize::from(index)).ok_or(BindError::UnknownDevice(device))?;
+        Ok((index, unit))
+    }
+
+    fn make_as_desired(
+        &mut self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        binding: &mut HostBinding,
+        desired: &Desired,
+    ) -> Result<Progress, BindError> {
+        let assigned = self.side.devices.get(device)?;
+        if assigned.quarantined {
+            return Err(BindError::Quarantined { source_id: assigned.config.source_id });
+        }
+        if self.confirm(device, pasid, binding)? == Progress::Wait {
+            return Ok(Progress::Wait);
+        }
+        let wanted = Target::of(desired, self.side.offer.backend);
+        let mut reserved = Ok(None);
+        if let HostBinding::Bound(bound) = binding {
+            if wanted == Ok(Some(bound.target)) {
+                return Ok(Progress::Done);
+            }
+            if self.replace_in_place(device, pasid, bound, &wanted)? {
+                return self.confirm(device, pasid, binding);
+            }
+            // All that the new entry needs is there before the old one is touched.
+            reserved = self.reserve(device, pasid, wanted);
+            self.withdraw(device, pasid, binding)?;
+            if self.confirm(device, pasid, binding)? == Progress::Wait {
+                // Not kept over the wait: the guest may want something else by then.
+                if let Ok(Some((bound, _))) = reserved {
+                    self.release(device, bound.domain);
+                }
+                return Ok(Progress::Wait);
+            }
+        } else if matches!(binding, HostBinding::Blocked) {
+            reserved = self.reserve(device, pasid, wanted);
+        }
+        match reserved? {
+            Some((bound, entry)) => self.publish(device, pasid, binding, bound, &entry),
+            None => Ok(Progress::Done),
+        }
+    }
+
+    /// Brings the invalidation that the last change owes to its end, if there is one.
+    fn confirm(
+        &mut self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        binding: &mut HostBinding,
+    ) -> Result<Progress, BindError> {
+        let (HostBinding::Bound(bound) | HostBinding::Leaving(bound)) = binding else {
+            return Ok(Progress::Done);
+        };
+        match self.advance(device, pasid, bound) {
+            Ok(Progress::Done) => {}
+            Ok(Progress::Wait) => return Ok(Progress::Wait),
+            Err(error) => {
+                log::error!("machine {}: PASID {pasid}: not confirmed: {error}", self.side.number);
+                return Err(self.quarantine(device, binding));
+            }
+        }
+        if let HostBinding::Leaving(bound) = binding {
+            let slot = bound.domain;
+            let (_, unit) = self.unit_of(device)?;
+            unit.clear_entry(self.h, &self.side.devices.get(device)?.tables, pasid);
+            *binding = HostBinding::Blocked;
+            self.release(device, slot);
+        }
+        Ok(Progress::Done)
+    }
+
+    /// Submits what a change owes, or asks after it.
+    fn advance(&self, device: DeviceHandle, pasid: Pasid, bound: &mut Bound) -> Result<Progress, QueueError> {
+        let (Ok((_, unit)), Some(domain)) = (self.unit_of(device), self.side.domains.get(bound.domain)) else {
+            return Ok(Progress::Done);
+        };
+        if let Confirmation::Owed(since) = bound.confirmation {
+            let [pasid_cache, iotlb] = removal(domain.id, pasid);
+            let submitted = if unit.needs_invalidation_after_set_up() {
+                // With caching mode a not-present entry is cached under domain-id 0 (§6.2.3).
+                let faulting = PasidCacheGranularity::Pasid { domain_id: DomainId::ZERO, pasid };
+                unit.submit(self.h, &[Descriptor::PasidCache { granularity: faulting }, pasid_cache, iotlb])
+            } else {
+                unit.submit(self.h, &[pasid_cache, iotlb])
+            };
+            match submitted {
+                Ok(ticket) => bound.confirmation = Confirmation::Submitted(ticket),
+                // Others fill the queue; hardware empties it, or stops altogether.
+                Err(QueueError::Full { .. }) if !self.is_late(unit, since) => return Ok(Progress::Wait),
+                Err(error) => return Err(error),
+            }
+        }
+        if let Confirmation::Submitted(ticket) = &bound.confirmation {
+            if !unit.poll(self.h, ticket)? {
+                return Ok(Progress::Wait);
+            }
+            bound.confirmation = Confirmation::Settled;
+        }
+        Ok(Progress::Done)
+    }
+
+    /// Whether something owed since a moment has waited longer than the unit's time-out.
+    pub(super) fn is_late(&self, unit: &Unit<R>, since: u64) -> bool {
+        self.h.now_nanoseconds().saturating_sub(since) > unit.config().timeout_nanoseconds
+    }
+
+    /// Reserves the table page, the domain-id and, for a shadow, the shadow; gives the entry.
+    fn reserve(
+        &mut self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        wanted: Result<Option<Target>, BindError>,
+    ) -> Result<Option<(Bound, PasidEntry)>, BindError> {
+        let Some(target) = wanted? else { return Ok(None) };
+        self.prepare_table(device, pasid)?;
+        let domain = self.acquire(device, pasid, &target)?;
+        match self.entry_for(device, &target, domain) {
+            Ok(entry) => Ok(Some((Bound { target, domain, confirmation: Confirmation::Settled }, entry))),
+            Err(error) => {
+                self.release(device, domain);
+                Err(error)
+            }
+        }
+    }
+
+    fn prepare_table(&mut self, device: DeviceHandle, pasid: Pasid) -> Result<(), BindError> {
+        let index = self.side.devices.get(device)?.config.unit;
+        let unit = self.units.get(usize::from(index)).ok_or(BindError::UnknownDevice(device))?;
+        let tables = &mut self.side.devices.get_mut(device)?.tables;
+        unit.prepare_entry(self.h, tables, pasid).map_err(refused_by_unit)
+    }
+
+    /// The hardware entry for a target under a host domain.
+    fn entry_for(&self, device: DeviceHandle, target: &Target, domain: DomainSlot) -> Result<PasidEntry, BindError> {
+        let (_, unit) = self.unit_of(device)?;
+        let features = unit.table_features();
+        let options = backend::entry_options(features.page_walk_coherency, features.snoop_control);
+        let domain = self.side.domains.get(domain).ok_or(BindError::DomainIdsExhausted)?;
+        Ok(match target {
+            Target::MachineMemory => backend::second_stage::entry(self.memory.second_stage, domain.id, options),
+            Target::Nested(target) => nested::entry(target, self.memory.second_stage, domain.id, options),
+            Target::Shadow { .. } => {
+                let DomainKind::Shadow { shadow, .. } = domain.kind else { return Err(BindError::DomainIdsExhausted) };
+                let shadow = self.side.shadows.get(usize::from(shadow)).and_then(Option::as_ref);
+                let shadow = shadow.ok_or(BindError::StoreFull { store: "shadows", capacity: SHADOWS })?;
+                backend::second_stage::entry(&shadow.table, domain.id, options)
+            }
+        })
+    }
+
+    /// Finds or makes the host domain for a target and counts one more user.
+    fn acquire(&mut self, device: DeviceHandle, pasid: Pasid, target: &Target) -> Result<DomainSlot, BindError> {
+        let (unit, _) = self.unit_of(device)?;
+        let kind = match target {
+            Target::MachineMemory => DomainKind::Machine,
+            Target::Nested(target) => DomainKind::Nested { guest: target.domain_id },
+            Target::Shadow { domain_id, root, width } => {
+                let shadow = self.find_or_build_shadow(*domain_id, *root, *width)?;
+                DomainKind::Shadow { guest: *domain_id, shadow }
+            }
+        };
+        let found = self.side.domains.iter().find(|(_, domain)| {
+            domain.unit == unit && domain.kind == kind && !self.conflicts(device, pasid, domain.id, target)
+        });
+        let slot = match found.map(|(slot, _)| slot) {
+            Some(slot) => slot,
+            None => match self.new_domain(unit, kind) {
+                Ok(slot) => slot,
+                Err(error) => {
+                    self.drop_unused_shadow(kind);
+                    return Err(error);
+                }
+            },
+        };
+        if let Some(domain) = self.side.domains.get_mut(slot) {
+            domain.users = domain.users.saturating_add(1);
+        }
+        Ok(slot)
+    }
+
+    fn new_domain(&mut self, unit: u8, kind: DomainKind) -> Result<DomainSlot, BindError> {
+        let physical = self.units.get(usize::from(unit)).ok_or(BindError::DomainIdsExhausted)?;
+        let id = physical.allocate_domain_id().ok_or(BindError::DomainIdsExhausted)?;
+        let slot = self.side.domains.insert(unit, id, kind);
+        match slot {
+            Ok(_) => {
+                if let DomainKind::Shadow { shadow, .. } = kind
+                    && let Some(shadow) = self.side.shadows.get_mut(usize::from(shadow)).and_then(Option::as_mut)
+                {
+                    shadow.users = shadow.users.saturating_add(1);
+                }
+            }
+            Err(_) => physical.free_domain_id(id),
+        }
+        slot
+    }
+
+    /// Whether another device's entry for this PASID carries the domain-id with another first-stage
+    /// root or paging mode: entries that share both must agree (§6.2.3.1). The hardware tables are
+    /// the truth; an entry that is withdrawn but not yet confirmed still counts.
+    fn conflicts(&self, device: DeviceHandle, pasid: Pasid, id: DomainId, target: &Target) -> bool {
+        let Target::Nested(target) = target else { return false };
+        self.entries_of_others(device, pasid, id).any(|entry| {
+            entry.first_stage_root::<crate::arch::address::Gpa>() != target.root
+                || u64::from(entry.paging_mode_field()) != target.paging.field()
+                || entry.is_extended_accessed_enabled() != target.extended_accessed
+        })
+    }
+
+    /// The entries for a PASID, of other devices behind the same unit, that carry a domain-id.
+    fn entries_of_others(
+        &self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        id: DomainId,
+    ) -> impl Iterator<Item = PasidEntry> {
+        let unit = self.unit_of(device).ok();
+        self.side.devices.iter().filter(move |(handle, _)| *handle != device).filter_map(move |(_, other)| {
+            let (index, unit) = unit?;
+            if other.config.unit != index {
+                return None;
+            }
+            unit.read_entry(self.h, &other.tables, pasid).filter(|entry| entry.domain_id() == id)
+        })
+    }
+
+    /// Counts one user less; the last one frees the domain-id, and the shadow with it. Only called
+    /// when no entry with the id is cached any more.
+    fn release(&mut self, device: DeviceHandle, slot: DomainSlot) {
+        let Some(domain) = self.side.domains.get_mut(slot) else { return };
+        domain.users = domain.users.saturating_sub(1);
+        if domain.users > 0 {
+            return;
+        }
+        let Some(domain) = self.side.domains.remove(slot) else { return };
+        if let Ok((_, unit)) = self.unit_of(device) {
+            unit.free_domain_id(domain.id);
+        }
+        if let DomainKind::Shadow { shadow, .. } = domain.kind
+            && let Some(shadow) = self.side.shadows.get_mut(usize::from(shadow)).and_then(Option::as_mut)
+        {
+            shadow.users = shadow.users.saturating_sub(1);
+        }
+        self.drop_unused_shadow(domain.kind);
+    }
+
+    fn drop_unused_shadow(&mut self, kind: DomainKind) {
+        let DomainKind::Shadow { shadow, .. } = kind else { return };
+        if let Some(slot) = self.side.shadows.get_mut(usize::from(shadow))
+            && slot.as_ref().is_some_and(|shadow| shadow.users == 0)
+            && let Some(shadow) = slot.take()
+        {
+            shadow.destroy(self.h);
+        }
+    }
+
+    fn find_or_build_shadow(
+        &mut self,
+        domain_id: DomainId,
+        guest_root: crate::arch::address::Gpa,
+        width: crate::arch::address::AddressWidth,
+    ) -> Result<u16, BindError> {
+        let same = |shadow: &Shadow| {
+            shadow.domain_id == domain_id && shadow.guest_root == guest_root && shadow.width == width
+        };
+        if let Some(index) = self.side.shadows.iter().position(|slot| slot.as_ref().is_some_and(same)) {
+            return Ok(index as u16);
+        }
+        let full = BindError::StoreFull { store: "shadows", capacity: SHADOWS };
+        let index = self.side.shadows.iter().position(Option::is_none).ok_or(full)?;
+        let config = SecondStageConfig {
+            width,
+            input_bits: self.side.offer.input_bits.min(width.bits()),
+            leaves_2mib: false,
+            leaves_1gib: false,
+            ..*self.memory.second_stage.config()
+        };
+        let table = SecondStage::new(self.h, self.side.owner, config).map_err(BindError::Frames)?;
+        let mut shadow = Shadow { domain_id, guest_root, width, table, users: 0, detached: None, flushing: None };
+        let synchronisation = Synchronisation {
+            memory: self.memory,
+            features: &self.side.guest_features,
+            table_limit: self.side.shadow_table_limit,
+        };
+        match synchronisation.run(&mut shadow, &EVERYTHING, &mut self.side.statistics) {
+            Ok(_) => {
+                if let Some(slot) = self.side.shadows.get_mut(index) {
+                    *slot = Some(shadow);
+                }
+                Ok(index as u16)
+            }
+            Err(error) => {
+                // Hardware has never seen it.
+                shadow.destroy(self.h);
+                Err(error)
+            }
+        }
+    }
+
+    /// Publishes a reserved entry.
+    fn publish(
+        &mut self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        binding: &mut HostBinding,
+        mut bound: Bound,
+        entry: &PasidEntry,
+    ) -> Result<Progress, BindError> {
+        let assigned = self.side.devices.get(device)?;
+        let source_id = assigned.config.source_id;
+        let (_, unit) = self.unit_of(device)?;
+        if let Err(error) = unit.publish_entry(self.h, &assigned.tables, pasid, entry) {
+            self.release(device, bound.domain);
+            return Err(refused_by_unit(error));
+        }
+        self.side.statistics.binds = self.side.statistics.binds.wrapping_add(1);
+        log::info!(
+            "machine {}: bind {source_id} PASID {pasid} as type {} domain-id {}",
+            self.side.number,
+            entry.translation_type_field(),
+            entry.domain_id()
+        );
+        if unit.needs_invalidation_after_set_up() {
+            bound.confirmation = Confirmation::Owed(self.h.now_nanoseconds());
+        }
+        *binding = HostBinding::Bound(bound);
+        self.confirm(device, pasid, binding)
+    }
+
+    /// Takes a present entry away by one store; [`confirm`](Self::confirm) does the rest.
+    fn withdraw(&mut self, device: DeviceHandle, pasid: Pasid, binding: &mut HostBinding) -> Result<(), BindError> {
+        let assigned = self.side.devices.get(device)?;
+        let source_id = assigned.config.source_id;
+        let (_, unit) = self.unit_of(device)?;
+        let HostBinding::Bound(mut bound) = core::mem::take(binding) else { return Ok(()) };
+        unit.withdraw_entry(self.h, &assigned.tables, pasid);
+        bound.confirmation = Confirmation::Owed(self.h.now_nanoseconds());
+        *binding = HostBinding::Leaving(bound);
+        self.side.statistics.unbinds = self.side.statistics.unbinds.wrapping_add(1);
+        log::info!("machine {}: unbind {source_id} PASID {pasid}", self.side.number);
+        Ok(())
+    }
+
+    /// Changes a nested entry by one 8-byte store where the architecture allows it (§6.2.3.1):
+    /// only the first-stage quadword differs, and nobody else uses its domain-id and PASID.
+    fn replace_in_place(
+        &mut self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        bound: &mut Bound,
+        wanted: &Result<Option<Target>, BindError>,
+    ) -> Result<bool, BindError> {
+        let Ok(Some(target @ Target::Nested(new))) = wanted else { return Ok(false) };
+        if bound.target.guest_domain_id() != Some(new.domain_id) || !matches!(bound.target, Target::Nested(_)) {
+            return Ok(false);
+        }
+        let entry = self.entry_for(device, target, bound.domain)?;
+        let assigned = self.side.devices.get(device)?;
+        let source_id = assigned.config.source_id;
+        let (_, unit) = self.unit_of(device)?;
+        let Some(old) = unit.read_entry(self.h, &assigned.tables, pasid) else { return Ok(false) };
+        if !nested::differs_in_one_quadword(&old, &entry)
+            || self.entries_of_others(device, pasid, entry.domain_id()).next().is_some()
+        {
+            return Ok(false);
+        }
+        let quadword = entry.quadwords().get(nested::FIRST_STAGE_QUADWORD).copied().unwrap_or_default();
+        if unit.replace_quadword(self.h, &assigned.tables, pasid, quadword).is_err() {
+            return Ok(false);
+        }
+        log::info!("machine {}: replace {source_id} PASID {pasid} in place", self.side.number);
+        self.side.statistics.replaced_in_place = self.side.statistics.replaced_in_place.wrapping_add(1);
+        bound.target = *target;
+        bound.confirmation = Confirmation::Owed(self.h.now_nanoseconds());
+        Ok(true)
+    }
+
+    /// Puts the device of a binding into quarantine and keeps what the binding holds.
+    fn quarantine(&mut self, device: DeviceHandle, binding: &mut HostBinding) -> BindError {
+        *binding = match core::mem::take(binding) {
+            HostBinding::Bound(bound) | HostBinding::Leaving(bound) => HostBinding::Quarantined(bound),
+            other => other,
+        };
+        self.isolate(device)
+    }
+
+    /// Cuts a device off: its context entry goes by one store, bus mastering with it.
+    pub(super) fn isolate(&mut self, device: DeviceHandle) -> BindError {
+        let index = self.side.devices.get(device).map(|assigned| assigned.config.unit).unwrap_or_default();
+        let Ok(assigned) = self.side.devices.get_mut(device) else { return BindError::UnknownDevice(device) };
+        let source_id = assigned.config.source_id;
+        if !assigned.quarantined {
+            assigned.quarantined = true;
+            if let Some(unit) = self.units.get(usize::from(index)) {
+                // Nothing waits for the ticket: the device stays cut off whatever comes of it, and
+                // what it holds is kept.
+                if let Err(error) = unit.block_device(self.h, &assigned.tables) {
+                    log::error!("{source_id}: {error}");
+                }
+            }
+            self.h.set_bus_master(source_id, false);
+            self.side.statistics.quarantines = self.side.statistics.quarantines.wrapping_add(1);
+            log::error!("machine {}: {source_id} is quarantined", self.side.number);
+        }
+        BindError::Quarantined { source_id }
+    }
+}
+
+/// What the removal of a second-stage or nested entry owes (§6.5.3.3, Table 28): the domain-wide
+/// form, because only that drops second-stage paging structures.
+fn removal(id: DomainId, pasid: Pasid) -> [Descriptor; 2] {
+    [
+        Descriptor::PasidCache { granularity: PasidCacheGranularity::Pasid { domain_id: id, pasid } },
+        Descriptor::Iotlb {
+            granularity: IotlbGranularity::Domain(id),
+            drain_reads: true,
+            drain_writes: true,
+        },
+    ]
+}
+
+/// What the guest side learns of a physical unit's refusal; the details go to the log.
+fn refused_by_unit(error: UnitError) -> BindError {
+    match error {
+        UnitError::Frames(error) => BindError::Frames(error),
+        error => {
+            log::error!("physical unit: {error}");
+            BindError::Unit
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Hardware faults explained by the guest's own tables, and routed (DESIGN section 7, R29).
+//!
+//! Hardware says where a request was blocked in the host's tables; the guest has to learn where
+//! it would have been blocked in its own. So each fault is explained once by walking the guest's
+//! tables in software. What those tables do not explain is the hypervisor's business, or a race
+//! with a change that came after the request.
+
+use crate::arch::address::{Gpa, Iova};
+use crate::arch::fault::FaultReason;
+use crate::arch::id::{Pasid, SourceId};
+use crate::arch::register::{FaultRecord, RequestType};
+use crate::arch::second_stage::Rights;
+use crate::paging::walk::Access;
+
+/// A hardware fault that is not the guest's: what the hypervisor's handler gets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostFault {
+    /// Physical source-id of the request.
+    pub source_id: SourceId,
+    /// PASID of the request, if it had one.
+    pub pasid: Option<Pasid>,
+    /// Page address of the request.
+    pub address: Iova,
+    /// Hardware's reason code.
+    pub reason_code: u8,
+    /// Why it is not the guest's.
+    pub cause: HostFaultCause,
+}
+
+/// Why a hardware fault is not the guest's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostFaultCause {
+    /// The guest's translation is off: its device used an address that the machine does not have.
+    TranslationOff,
+    /// The guest's tables and the machine's memory allow the request, but with other rights than
+    /// the machine's memory now grants.
+    MachineMemory {
+        /// Where the guest's tables lead.
+        address: Gpa,
+    },
+    /// The reason code is not one that a DMA request causes.
+    UnknownReason,
+}
+
+/// Where a hardware fault went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FaultOutcome {
+    /// It was recorded in the guest's unit, or the guest asked not to be told.
+    Guest {
+        /// The guest's source-id.
+        source_id: SourceId,
+        /// The reason the guest sees, in its unit's mode.
+        reason: FaultReason,
+        /// Page address of the request.
+        address: Iova,
+    },
+    /// It is the hypervisor's.
+    Host(HostFault),
+    /// No device of this machine has the source-id.
+    NotOfThisMachine,
+}
+
+/// The access that a fault record describes.
+pub(super) fn access_of(record: &FaultRecord) -> Access {
+    let rights = match record.request() {
+        RequestType::Write => Rights::WRITE,
+        RequestType::Read => Rights::READ,
+        RequestType::Atomic | RequestType::PageRequest => Rights::READ_WRITE,
+    };
+    Access { rights, privileged: record.is_privileged() }
+}
+
+/// The reason for an address that the guest's tables allow but its machine does not have: the
+/// guest's doing, shown as the missing right in its unit's mode.
+pub(super) const fn outside_machine(access: Access, legacy: bool) -> FaultReason {
+    match (access.rights.write, legacy) {
+        (true, false) => FaultReason::WriteDenied,
+        (true, true) => FaultReason::LegacyWriteDenied,
+        (false, false) => FaultReason::ReadDenied,
+        (false, true) => FaultReason::LegacyReadDenied,
+    }
+}
