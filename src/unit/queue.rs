@@ -377,8 +377,8 @@ impl<R: Registers> Unit<R> {
     ///
     /// [`QueueError::TimedOut`] after the configured time, [`QueueError::InvalidDescriptor`] and
     /// [`QueueError::DeviceTimedOut`] if hardware reported an error before the submission was
-    /// done, in which case the queue runs again without it; [`QueueError::NotRunning`] if the queue was stopped,
-    /// [`QueueError::Head`] and [`QueueError::Lost`] if the unit does not make sense any more.
+    /// done, in which case the queue runs again without it; [`QueueError::NotRunning`] if the queue
+    /// was stopped, [`QueueError::Head`] and [`QueueError::Lost`] if the unit does not make sense any more.
     pub fn poll<H: Hypervisor>(&self, h: &H, ticket: &Ticket) -> Result<bool, QueueError> {
         if is_done(h, ticket) {
             return Ok(true);
