@@ -22,7 +22,11 @@ pub(crate) fn is_edu(function: &Function) -> bool {
 }
 
 /// Makes the device usable, memory space and bus-mastering on, and gives its registers.
-pub(crate) fn open(memory: &Memory, pci: &mut Pci, function: &Function) -> Result<Window, EduError> {
+pub(crate) fn open(
+    memory: &Memory,
+    pci: &mut Pci,
+    function: &Function,
+) -> Result<Window, EduError> {
     let [Some(Bar::Memory { start, len_bytes }), ..] = function.bars else {
         return Err(EduError::NoRegisters);
     };

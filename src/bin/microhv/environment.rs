@@ -6,7 +6,9 @@ use spin::Mutex;
 use vtd_nest::arch::address::Hpa;
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::mem::frames::zero_run;
-use vtd_nest::mem::{DirectMemory, FrameError, FramePool, FrameRun, Frames, HostMemory, Owner, Platform};
+use vtd_nest::mem::{
+    DirectMemory, FrameError, FramePool, FrameRun, Frames, HostMemory, Owner, Platform,
+};
 
 use crate::clock;
 use crate::pci::Pci;

@@ -9,8 +9,8 @@ use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::register::FaultRecord;
 use vtd_nest::mem::{GuestMemory, MmioRegisters, Owner};
 use vtd_nest::nest::{
-    AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, MachineConfig, MachineError, PhysicalRange,
-    Policy, ProtectedRanges, VirtualMachine,
+    AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, MachineConfig, MachineError,
+    PhysicalRange, Policy, ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
 use vtd_nest::unit::{DiscoveryError, Unit, UnitConfig, UnitError, discover};
@@ -87,12 +87,18 @@ struct Bridges<'a>(&'a [Function]);
 
 impl PciTopology for Bridges<'_> {
     fn secondary_bus(&self, bridge: SourceId) -> Option<u8> {
-        let found = self.0.iter().find(|function| function.source_id == bridge)?;
+        let found = self
+            .0
+            .iter()
+            .find(|function| function.source_id == bridge)?;
         Some(found.bridge.as_ref()?.secondary_bus)
     }
 
     fn subordinate_bus(&self, bridge: SourceId) -> Option<u8> {
-        let found = self.0.iter().find(|function| function.source_id == bridge)?;
+        let found = self
+            .0
+            .iter()
+            .find(|function| function.source_id == bridge)?;
         Some(found.bridge.as_ref()?.subordinate_bus)
     }
 }
@@ -100,7 +106,13 @@ impl PciTopology for Bridges<'_> {
 impl Hypervisor {
     /// Owns every unit, so that all DMA is blocked; then makes the machine and gives it the device.
     pub(crate) fn set_up(platform: Platform, policy: Policy) -> Result<Self, SetUpError> {
-        let Platform { mut memory, dmar, mut pci, functions, .. } = platform;
+        let Platform {
+            mut memory,
+            dmar,
+            mut pci,
+            functions,
+            ..
+        } = platform;
         let dmar = Dmar::parse(dmar).map_err(SetUpError::Dmar)?;
         let described = discover::<UNITS>(&dmar).map_err(SetUpError::Discovery)?;
 
@@ -109,15 +121,24 @@ impl Hypervisor {
             .map_err(SetUpError::Memory)?;
         let pool = arena.start();
         let after = |offset| Hpa::new(pool.as_u64() + offset);
-        let (guest_memory, canary) = (after(POOL_LEN_BYTES), after(POOL_LEN_BYTES + GUEST_LEN_BYTES));
-        let arena = arena.into_direct_memory().ok_or(SetUpError::Full("address space"))?;
+        let (guest_memory, canary) = (
+            after(POOL_LEN_BYTES),
+            after(POOL_LEN_BYTES + GUEST_LEN_BYTES),
+        );
+        let arena = arena
+            .into_direct_memory()
+            .ok_or(SetUpError::Full("address space"))?;
 
         let mut protected = ProtectedRanges::new();
         let mut protect = |start, len| {
             let range = PhysicalRange::new(start, len);
-            protected.add(range).map_err(|_| SetUpError::Full("protected ranges"))
+            protected
+                .add(range)
+                .map_err(|_| SetUpError::Full("protected ranges"))
         };
-        let image = boot::image_end().as_u64().saturating_sub(boot::image_start().as_u64());
+        let image = boot::image_end()
+            .as_u64()
+            .saturating_sub(boot::image_start().as_u64());
         protect(boot::image_start(), image)?;
         protect(pool, POOL_LEN_BYTES)?;
         protect(Hpa::new(0xfec0_0000), PAGE_SIZE_BYTES)?; // IOAPIC
@@ -129,15 +150,25 @@ impl Hypervisor {
             protect(unit.base, unit.register_window_bytes)?;
         }
 
-        let device = functions.iter().find(|function| edu::is_edu(function)).ok_or(SetUpError::NoDevice)?.clone();
-        let covering = dmar.unit_for(0, device.source_id, &Bridges(&functions)).map_err(SetUpError::Dmar)?;
-        let unit_registers = covering.ok_or(SetUpError::NotCovered(device.source_id))?.base;
+        let device = functions
+            .iter()
+            .find(|function| edu::is_edu(function))
+            .ok_or(SetUpError::NoDevice)?
+            .clone();
+        let covering = dmar
+            .unit_for(0, device.source_id, &Bridges(&functions))
+            .map_err(SetUpError::Dmar)?;
+        let unit_registers = covering
+            .ok_or(SetUpError::NotCovered(device.source_id))?
+            .base;
         let unit = described
             .iter()
             .position(|unit| unit.base == unit_registers)
             .ok_or(SetUpError::NotCovered(device.source_id))? as u8;
 
-        let windows = described.iter().map(|unit| (*unit, memory.window(unit.base, unit.register_window_bytes)));
+        let windows = described
+            .iter()
+            .map(|unit| (*unit, memory.window(unit.base, unit.register_window_bytes)));
         let windows: Vec<_, UNITS> = windows.collect();
         // Bus masters stay off until every unit blocks.
         let registers = edu::open(&memory, &mut pci, &device).map_err(SetUpError::Device)?;
@@ -147,7 +178,9 @@ impl Hypervisor {
         for (description, window) in windows {
             let refused = |error| SetUpError::Unit(description.base, error);
             let window = window.map_err(SetUpError::Memory)?;
-            let registers = window.into_unit_registers().ok_or(SetUpError::Full("address space"))?;
+            let registers = window
+                .into_unit_registers()
+                .ok_or(SetUpError::Full("address space"))?;
             let config = UnitConfig {
                 // Ticks of the time-stamp counter, generously.
                 timeout_nanoseconds: 1 << 34,
@@ -169,14 +202,22 @@ impl Hypervisor {
             hash_seed: crate::clock::read_ticks(),
             shadow_table_limit: 4096,
         };
-        let mut machine = GuestMachine::new(&environment, &units, config).map_err(SetUpError::Machine)?;
+        let mut machine =
+            GuestMachine::new(&environment, &units, config).map_err(SetUpError::Machine)?;
         for piece in 0..GUEST_LEN_BYTES / PIECE_LEN_BYTES {
             // 37 is odd, so it meets every piece.
             let place = piece * 37 % (GUEST_LEN_BYTES / PIECE_LEN_BYTES);
             let host = Hpa::new(guest_memory.as_u64() + place * PIECE_LEN_BYTES);
             let guest = Gpa::new(piece * PIECE_LEN_BYTES);
             machine
-                .map_memory(&environment, &units, guest, host, PIECE_LEN_BYTES, Rights::READ_WRITE)
+                .map_memory(
+                    &environment,
+                    &units,
+                    guest,
+                    host,
+                    PIECE_LEN_BYTES,
+                    Rights::READ_WRITE,
+                )
                 .map_err(SetUpError::Machine)?;
         }
         let config = DeviceConfig {
@@ -186,8 +227,13 @@ impl Hypervisor {
             // The image takes no interrupts, and its one guest is part of it.
             interrupts: InterruptIsolation::WaivedByEmbedder,
         };
-        machine.assign(&environment, &units, config).map_err(SetUpError::Assign)?;
-        environment.pci().lock().set_bus_master(device.source_id, true);
+        machine
+            .assign(&environment, &units, config)
+            .map_err(SetUpError::Assign)?;
+        environment
+            .pci()
+            .lock()
+            .set_bus_master(device.source_id, true);
         let mut hypervisor = Self {
             environment,
             units,
@@ -219,8 +265,12 @@ impl Hypervisor {
             }
         }
         for _ in 0..FAULTS_PER_EXIT {
-            let Some(record) = self.unit().and_then(Unit::next_fault) else { return };
-            let outcome = self.machine.handle_fault(&self.environment, &self.units, self.unit, &record);
+            let Some(record) = self.unit().and_then(Unit::next_fault) else {
+                return;
+            };
+            let outcome =
+                self.machine
+                    .handle_fault(&self.environment, &self.units, self.unit, &record);
             // Enough room for a step; what does not fit was still handled.
             let _ = self.faults.push((record, outcome));
         }
@@ -272,7 +322,13 @@ pub(crate) struct Explained<'a>(pub(crate) &'a FaultRecord, pub(crate) &'a Fault
 impl fmt::Display for Explained<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let record = self.0;
-        write!(f, "hardware blocked {} at {}: reason {:#04x}", record.source_id(), record.address(), record.reason_code())?;
+        write!(
+            f,
+            "hardware blocked {} at {}: reason {:#04x}",
+            record.source_id(),
+            record.address(),
+            record.reason_code()
+        )?;
         match self.1 {
             FaultOutcome::Guest { reason, .. } => write!(f, "; the guest sees {reason}"),
             FaultOutcome::Host(fault) => write!(f, "; the hypervisor's: {:?}", fault.cause),

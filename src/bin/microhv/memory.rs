@@ -237,7 +237,9 @@ impl Window {
         if !self.start.as_u64().is_multiple_of(PAGE_SIZE_BYTES) {
             return None;
         }
-        let base = NonNull::new(ptr::with_exposed_provenance_mut(self.start.as_u64() as usize))?;
+        let base = NonNull::new(ptr::with_exposed_provenance_mut(
+            self.start.as_u64() as usize
+        ))?;
         // SAFETY: the window is page-aligned, in the identity map, and outside RAM; the one who
         // asked for it named a unit's registers and gives it up here. The identity map leaves
         // caching to the memory type range registers, in which firmware has device memory uncached.
@@ -279,7 +281,9 @@ pub(crate) struct Region(Window);
 impl Region {
     /// Gives the region to the library as host memory.
     pub(crate) fn into_direct_memory(self) -> Option<DirectMemory> {
-        let base = NonNull::new(ptr::with_exposed_provenance_mut(self.0.start.as_u64() as usize))?;
+        let base = NonNull::new(ptr::with_exposed_provenance_mut(
+            self.0.start.as_u64() as usize
+        ))?;
         // SAFETY: a region is RAM of one owner in the identity map, which is linear, writable and
         // write-back cached; the owner gives it up here, so no reference covers it.
         Some(unsafe { DirectMemory::new(base, self.0.start, self.0.len_bytes) })
@@ -288,16 +292,6 @@ impl Region {
     /// First address.
     pub(crate) fn start(&self) -> Hpa {
         self.0.start
-    }
-
-    /// Reads at `offset` bytes from the start, which must be a multiple of eight and inside.
-    pub(crate) fn read_u64(&self, offset: u64) -> Option<u64> {
-        self.0.read_u64(offset)
-    }
-
-    /// Writes at `offset` bytes from the start, which must be a multiple of eight and inside.
-    pub(crate) fn write_u64(&mut self, offset: u64, value: u64) -> Option<()> {
-        self.0.write_u64(offset, value)
     }
 
     /// The region as zeroed bytes. No device may be left with an address in it.

@@ -25,12 +25,18 @@ const CANARY: u64 = 0xca_0a57_ca0a_57ca;
 
 /// Runs every step and reports each; whether all held.
 pub(crate) fn run(hypervisor: &mut Hypervisor) -> bool {
-    let Some(features) = hypervisor.unit().map(|unit| *unit.features()) else { return false };
+    let Some(features) = hypervisor.unit().map(|unit| *unit.features()) else {
+        return false;
+    };
     report::capabilities("unit", &features);
     report::capabilities("shown", &hypervisor.machine.offer().features);
     report::backend(hypervisor.machine.offer().backend.name());
 
-    let layout = Layout { device: hypervisor.device.source_id, tables: TABLES, data: DATA };
+    let layout = Layout {
+        device: hypervisor.device.source_id,
+        tables: TABLES,
+        data: DATA,
+    };
     let [bring_up, steps @ ..] = STEPS;
     let mut job = match Job::bring_up(hypervisor, layout) {
         Ok(job) => job,
@@ -41,12 +47,20 @@ pub(crate) fn run(hypervisor: &mut Hypervisor) -> bool {
         }
     };
     let protecting = hypervisor.units.iter().all(Unit::is_protecting);
-    report::step(bring_up, protecting, &[("units", hypervisor.units.len() as u64)]);
+    report::step(
+        bring_up,
+        protecting,
+        &[("units", hypervisor.units.len() as u64)],
+    );
 
     let mut held = protecting;
     for step in steps {
         hypervisor.faults.clear();
-        let result = if step == "blocked" { blocked(hypervisor, &mut job) } else { run_step(hypervisor, &mut job, step) };
+        let result = if step == "blocked" {
+            blocked(hypervisor, &mut job)
+        } else {
+            run_step(hypervisor, &mut job, step)
+        };
         for (record, outcome) in &hypervisor.faults {
             println!("                  {}", Explained(record, outcome));
         }
@@ -77,9 +91,17 @@ enum StepError {
     HardwareFaults(usize),
 }
 
-fn run_step(hypervisor: &mut Hypervisor, job: &mut Job, step: &str) -> Result<[Figure<'static>; 3], StepError> {
+fn run_step(
+    hypervisor: &mut Hypervisor,
+    job: &mut Job,
+    step: &str,
+) -> Result<[Figure<'static>; 3], StepError> {
     let figures = job.run(hypervisor, step).map_err(StepError::Guest)?;
-    Ok([("pages", figures.pages), ("bytes", figures.bytes), ("faults", figures.faults)])
+    Ok([
+        ("pages", figures.pages),
+        ("bytes", figures.bytes),
+        ("faults", figures.faults),
+    ])
 }
 
 /// Aims the device at what it must not reach, one target after the other.
@@ -87,18 +109,31 @@ fn blocked(hypervisor: &mut Hypervisor, job: &mut Job) -> Result<[Figure<'static
     let secret = Gpa::new(&raw const SECRET as u64);
     let canary = hypervisor.canary;
     for offset in (0..4096).step_by(8) {
-        hypervisor.environment.write64(Hpa::new(canary.as_u64() + offset), CANARY);
+        hypervisor
+            .environment
+            .write64(Hpa::new(canary.as_u64() + offset), CANARY);
     }
     let targets = [
         ("unmapped address", BlockedTarget::Unmapped),
-        ("memory outside the machine", BlockedTarget::NotOfMachine(Gpa::new(canary.as_u64()))),
-        ("the hypervisor's memory", BlockedTarget::NotOfMachine(secret)),
-        ("the unit's registers", BlockedTarget::NotOfMachine(Gpa::new(hypervisor.unit_registers.as_u64()))),
+        (
+            "memory outside the machine",
+            BlockedTarget::NotOfMachine(Gpa::new(canary.as_u64())),
+        ),
+        (
+            "the hypervisor's memory",
+            BlockedTarget::NotOfMachine(secret),
+        ),
+        (
+            "the unit's registers",
+            BlockedTarget::NotOfMachine(Gpa::new(hypervisor.unit_registers.as_u64())),
+        ),
     ];
     let mut records = 0;
     for (name, target) in targets {
         let before = hypervisor.faults.len();
-        let Blocked { write, read } = job.check_blocked(hypervisor, target).map_err(StepError::Guest)?;
+        let Blocked { write, read } = job
+            .check_blocked(hypervisor, target)
+            .map_err(StepError::Guest)?;
         println!(
             "                  {name}: write and read blocked; the guest's records say {:#04x} and {:#04x}",
             write.reason_code(),
@@ -125,7 +160,11 @@ fn blocked(hypervisor: &mut Hypervisor, job: &mut Job) -> Result<[Figure<'static
             return Err(StepError::UnitLost);
         }
     }
-    Ok([("targets", targets.len() as u64), ("hardware-faults", records), ("bytes-leaked", 0)])
+    Ok([
+        ("targets", targets.len() as u64),
+        ("hardware-faults", records),
+        ("bytes-leaked", 0),
+    ])
 }
 
 fn totals(hypervisor: &Hypervisor) {

@@ -26,7 +26,11 @@ pub(crate) fn capabilities(which: &str, features: &Features) {
         flag(extended.is_coherent(), "coherent, "),
         flag(extended.has_interrupt_remapping(), "interrupt remapping, "),
         capability.domain_id_bits(),
-        if extended.has_pasid() { extended.pasid_bits() } else { 0 },
+        if extended.has_pasid() {
+            extended.pasid_bits()
+        } else {
+            0
+        },
         capability.fault_record_count()
     );
     println!(
