@@ -59,7 +59,7 @@ impl Bench {
     }
 
     pub fn with_policy(config: ModelConfig, policy: Policy) -> Self {
-        let model = vtd_model::Machine::new(config);
+        let model = vtd_model::Machine::new(config.clone());
         let unit = Unit::probe(model.unit.clone(), UnitConfig::new(0, config.host_address_width)).unwrap();
         unit.bring_up(&model.hypervisor).unwrap();
         let units = vec![unit];
