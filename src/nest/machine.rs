@@ -9,7 +9,9 @@ use crate::arch::register::FaultRecord;
 use crate::mem::{FrameError, Hypervisor, Owner, Registers};
 use crate::nest::backend::shadow::Shadow;
 use crate::nest::bind::{HostBinding, HostPort, HostSide};
-use crate::nest::device::{AssignError, AssignedDevice, DeviceConfig, DeviceList, InterruptIsolation};
+use crate::nest::device::{
+    AssignError, AssignedDevice, DeviceConfig, DeviceList, InterruptIsolation,
+};
 use crate::nest::domain::DomainTable;
 use crate::nest::fault::{FaultOutcome, HostFault, HostFaultCause, access_of, outside_machine};
 use crate::nest::invalidate::{Forwarding, MAXIMUM_UNITS};
@@ -19,7 +21,10 @@ use crate::nest::statistics::MachineStatistics;
 use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig};
 use crate::unit::Unit;
 use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Host, Progress};
-use crate::viommu::{ConfigError, DeviceKind, GuestFault, Poll, VirtualUnit, VirtualUnitConfig, VirtualUnitStatistics};
+use crate::viommu::{
+    ConfigError, DeviceKind, GuestFault, Poll, VirtualUnit, VirtualUnitConfig,
+    VirtualUnitStatistics,
+};
 
 /// Looks at hardware before a strict call gives up although the clock stands still.
 const MAXIMUM_LOOKS: u32 = 1 << 24;
@@ -74,11 +79,15 @@ pub enum MachineError {
 impl fmt::Display for MachineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooManyUnits { count, capacity } => write!(f, "{count} units, at most {capacity} can be used"),
+            Self::TooManyUnits { count, capacity } => {
+                write!(f, "{count} units, at most {capacity} can be used")
+            }
             Self::Offer(error) => write!(f, "nothing can be offered: {error:?}"),
             Self::VirtualUnit(error) => write!(f, "virtual unit: {error:?}"),
             Self::Frames(error) => write!(f, "no frames: {error:?}"),
-            Self::Protected { range } => write!(f, "the range touches {}..{}", range.start, range.end),
+            Self::Protected { range } => {
+                write!(f, "the range touches {}..{}", range.start, range.end)
+            }
             Self::Map(error) => write!(f, "second stage: {error:?}"),
             Self::NotConfirmed(error) => write!(f, "memory is not free to use: {error}"),
         }
@@ -103,7 +112,12 @@ impl From<MapError> for MachineError {
 /// [`map_memory`](Self::map_memory) and [`unassign`](Self::unassign), which wait no longer than
 /// the units' time-outs.
 #[derive(Debug)]
-pub struct VirtualMachine<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SHADOWS: usize> {
+pub struct VirtualMachine<
+    const DEVICES: usize,
+    const BINDINGS: usize,
+    const DOMAINS: usize,
+    const SHADOWS: usize,
+> {
     memory: SecondStage<Gpa>,
     protected: ProtectedRanges,
     virtual_unit: VirtualUnit<HostBinding, DEVICES, BINDINGS>,
@@ -136,16 +150,25 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         config: MachineConfig,
     ) -> Result<Self, MachineError> {
         if units.len() > MAXIMUM_UNITS {
-            return Err(MachineError::TooManyUnits { count: units.len(), capacity: MAXIMUM_UNITS });
+            return Err(MachineError::TooManyUnits {
+                count: units.len(),
+                capacity: MAXIMUM_UNITS,
+            });
         }
-        let shown = offer(units.iter().map(Unit::features), &config.policy).map_err(MachineError::Offer)?;
+        let shown =
+            offer(units.iter().map(Unit::features), &config.policy).map_err(MachineError::Offer)?;
         let virtual_unit = VirtualUnit::new(VirtualUnitConfig {
             features: shown.features,
             hash_seed: config.hash_seed,
         })
         .map_err(MachineError::VirtualUnit)?;
-        let all = |ability: fn(&TableFeatures) -> bool| units.iter().all(|unit| ability(unit.table_features()));
-        let widths = units.iter().map(|unit| unit.features().host_address_width).min();
+        let all = |ability: fn(&TableFeatures) -> bool| {
+            units.iter().all(|unit| ability(unit.table_features()))
+        };
+        let widths = units
+            .iter()
+            .map(|unit| unit.features().host_address_width)
+            .min();
         let second_stage = SecondStageConfig {
             width: shown.width,
             input_bits: shown.input_bits,
@@ -154,8 +177,13 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             leaves_1gib: all(|features| features.second_stage_1gib),
             flush: !all(|features| features.page_walk_coherency),
         };
-        let memory = SecondStage::new(h, config.owner, second_stage).map_err(MachineError::Frames)?;
-        log::info!("machine {}: back end {}", config.number, shown.backend.name());
+        let memory =
+            SecondStage::new(h, config.owner, second_stage).map_err(MachineError::Frames)?;
+        log::info!(
+            "machine {}: back end {}",
+            config.number,
+            shown.backend.name()
+        );
         Ok(Self {
             memory,
             protected: config.protected,
@@ -272,7 +300,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         units: &[Unit<R>],
         config: DeviceConfig,
     ) -> Result<DeviceHandle, AssignError> {
-        let unit = units.get(usize::from(config.unit)).ok_or(AssignError::UnknownUnit(config.unit))?;
+        let unit = units
+            .get(usize::from(config.unit))
+            .ok_or(AssignError::UnknownUnit(config.unit))?;
         if config.interrupts == InterruptIsolation::Required {
             // Until the library drives interrupt remapping, no unit has it on.
             return Err(AssignError::InterruptRemappingMissing(config.source_id));
@@ -285,16 +315,36 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         }
         let handle = self.host.devices.free_handle()?;
         let extended = self.host.offer.features.extended;
-        let pasid_bits = if extended.has_pasid() { extended.pasid_bits() } else { 0 };
+        let pasid_bits = if extended.has_pasid() {
+            extended.pasid_bits()
+        } else {
+            0
+        };
         let tables = unit
             .attach_device(h, self.host.owner, config.source_id, pasid_bits)
             .map_err(AssignError::Unit)?;
-        self.host.devices.insert(handle, AssignedDevice { config, tables, quarantined: false });
-        if self.virtual_unit.add_device(handle, config.guest_source_id, DeviceKind::Assigned).is_err() {
+        self.host.devices.insert(
+            handle,
+            AssignedDevice {
+                config,
+                tables,
+                quarantined: false,
+            },
+        );
+        if self
+            .virtual_unit
+            .add_device(handle, config.guest_source_id, DeviceKind::Assigned)
+            .is_err()
+        {
             self.withdraw_tables(h, units, handle);
             return Err(AssignError::VirtualUnit);
         }
-        log::info!("machine {}: {} assigned as {}", self.host.number, config.source_id, config.guest_source_id);
+        log::info!(
+            "machine {}: {} assigned as {}",
+            self.host.number,
+            config.source_id,
+            config.guest_source_id
+        );
         Ok(handle)
     }
 
@@ -311,7 +361,11 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         handle: DeviceHandle,
     ) -> Result<Progress, BindError> {
         let source_id = self.host.devices.get(handle)?.config.source_id;
-        if self.virtual_unit.remove_device(handle, &mut port!(self, h, units))? == Progress::Wait {
+        if self
+            .virtual_unit
+            .remove_device(handle, &mut port!(self, h, units))?
+            == Progress::Wait
+        {
             return Ok(Progress::Wait);
         }
         if !self.withdraw_tables(h, units, handle) {
@@ -328,18 +382,31 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         units: &[Unit<R>],
         handle: DeviceHandle,
     ) -> bool {
-        let Some(device) = self.host.devices.remove(handle) else { return true };
-        let Some(unit) = units.get(usize::from(device.config.unit)) else { return true };
+        let Some(device) = self.host.devices.remove(handle) else {
+            return true;
+        };
+        let Some(unit) = units.get(usize::from(device.config.unit)) else {
+            return true;
+        };
         let source_id = device.config.source_id;
         match unit.detach_device(h, device.tables) {
             Ok(detached) => match unit.release(h, detached) {
                 Ok(()) => return true,
                 // The token is dropped: the frames are lost, counted, and never reused.
-                Err((_detached, error)) => log::error!("machine {}: {source_id}: {error}", self.host.number),
+                Err((_detached, error)) => {
+                    log::error!("machine {}: {source_id}: {error}", self.host.number)
+                }
             },
             Err((tables, error)) => {
                 log::error!("machine {}: {source_id}: {error}", self.host.number);
-                self.host.devices.insert(handle, AssignedDevice { tables, quarantined: true, ..device });
+                self.host.devices.insert(
+                    handle,
+                    AssignedDevice {
+                        tables,
+                        quarantined: true,
+                        ..device
+                    },
+                );
             }
         }
         h.set_bus_master(source_id, false);
@@ -361,7 +428,12 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
 
     /// Does pending work, at most `budget` steps of about one guest table page or one host
     /// operation each.
-    pub fn poll<H: Hypervisor, R: Registers>(&mut self, h: &H, units: &[Unit<R>], budget: u32) -> Poll {
+    pub fn poll<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+        budget: u32,
+    ) -> Poll {
         self.virtual_unit.poll(&mut port!(self, h, units), budget)
     }
 
@@ -377,7 +449,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         let device = self.host.devices.iter().find(|(_, device)| {
             device.config.unit == unit && device.config.source_id == record.source_id()
         });
-        let Some((_, device)) = device else { return FaultOutcome::NotOfThisMachine };
+        let Some((_, device)) = device else {
+            return FaultOutcome::NotOfThisMachine;
+        };
         let guest_source_id = device.config.guest_source_id;
         let access = access_of(record);
         let host = |cause| {
@@ -401,15 +475,22 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
                     execute: record.is_execute(),
                 };
                 if !suppressed || !reason.is_qualified() {
-                    self.virtual_unit.record_fault(&fault, &mut port!(self, h, units));
+                    self.virtual_unit
+                        .record_fault(&fault, &mut port!(self, h, units));
                 }
-                FaultOutcome::Guest { source_id: guest_source_id, reason, address: record.address() }
+                FaultOutcome::Guest {
+                    source_id: guest_source_id,
+                    reason,
+                    address: record.address(),
+                }
             }
             Err(cause) => host(cause),
         };
         let statistics = &mut self.host.statistics;
         match outcome {
-            FaultOutcome::Guest { .. } => statistics.faults_to_guest = statistics.faults_to_guest.wrapping_add(1),
+            FaultOutcome::Guest { .. } => {
+                statistics.faults_to_guest = statistics.faults_to_guest.wrapping_add(1)
+            }
             _ => statistics.faults_to_host = statistics.faults_to_host.wrapping_add(1),
         }
         outcome
@@ -425,11 +506,18 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         if !self.virtual_unit.is_translation_enabled() {
             return Err(HostFaultCause::TranslationOff);
         }
-        let hardware = FaultReason::from_code(record.reason_code()).ok_or(HostFaultCause::UnknownReason)?;
+        let hardware =
+            FaultReason::from_code(record.reason_code()).ok_or(HostFaultCause::UnknownReason)?;
         let memory = MachineMemory::new(h, &self.memory);
         let access = access_of(record);
         let legacy = self.virtual_unit.is_legacy_mode();
-        let walked = self.virtual_unit.translate(&memory, source_id, record.pasid(), record.address(), access);
+        let walked = self.virtual_unit.translate(
+            &memory,
+            source_id,
+            record.pasid(),
+            record.address(),
+            access,
+        );
         let translation = match walked {
             Err(fault) => return Ok((fault.reason, fault.suppressed)),
             Ok(translation) => translation,
@@ -437,7 +525,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         let suppressed = translation.fault_processing_disabled;
         match hardware {
             // The guest cannot see the second stage that denied the update.
-            FaultReason::FirstStageUpdateDenied => return Ok((FaultReason::FirstStageUpdateFailed, suppressed)),
+            FaultReason::FirstStageUpdateDenied => {
+                return Ok((FaultReason::FirstStageUpdateFailed, suppressed));
+            }
             FaultReason::FirstStageUpdateUnsnooped => return Ok((hardware, suppressed)),
             _ => {}
         }
@@ -445,10 +535,13 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             None => Ok((outside_machine(access, legacy), suppressed)),
             Some(mapping) if mapping.rights.contains(access.rights) => {
                 // Allowed by now: the fault raced with a change.
-                self.host.statistics.faults_raced = self.host.statistics.faults_raced.wrapping_add(1);
+                self.host.statistics.faults_raced =
+                    self.host.statistics.faults_raced.wrapping_add(1);
                 Ok((outside_machine(access, legacy), suppressed))
             }
-            Some(_) => Err(HostFaultCause::MachineMemory { address: translation.address }),
+            Some(_) => Err(HostFaultCause::MachineMemory {
+                address: translation.address,
+            }),
         }
     }
 

@@ -420,7 +420,8 @@ impl<R: Registers> Unit<R> {
     ///
     /// # Errors
     ///
-    /// As [`submit`](Self::submit), with the tables, to try again. The entry is withdrawn all the same.
+    /// As [`submit`](Self::submit), with the tables, to try again. The entry is withdrawn all the
+    /// same.
     pub fn detach_device<H: Hypervisor>(
         &self,
         h: &H,

@@ -342,6 +342,8 @@ mod tests {
         assert_eq!(try_config(65, 0), Err(UnitError::HostAddressWidth(65)));
         assert_eq!(try_config(39, 8), Err(UnitError::QueueOrder(8)));
         assert_eq!(try_config(52, 7), Ok(()));
+        let wide = bench(|options| options.config.host_address_width = 64);
+        assert_eq!(wide.unit.table_features().host_address_width, 52);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::Machine;
 
 /// Length of the device's buffer, in bytes.
-pub const BUFFER_LEN_BYTES: u64 = 4096;
+pub(crate) const BUFFER_LEN_BYTES: u64 = 4096;
 /// The buffer's address on the device's side.
 const BUFFER: u64 = 0x4_0000;
 
@@ -19,7 +19,7 @@ const MAXIMUM_LOOKS: u32 = 1 << 22;
 
 /// Which way a DMA goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Direction {
+pub(crate) enum Direction {
     /// The device reads memory.
     ToDevice,
     /// The device writes memory.
@@ -28,11 +28,15 @@ pub enum Direction {
 
 /// The device did not finish a DMA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DmaTimeout;
+pub(crate) struct DmaTimeout;
 
 /// Copies the whole buffer between the device and a bus address, and waits for the end. A blocked
 /// DMA ends like any other: what was copied tells.
-pub fn dma(machine: &mut impl Machine, direction: Direction, bus_address: u64) -> Result<(), DmaTimeout> {
+pub(crate) fn dma(
+    machine: &mut impl Machine,
+    direction: Direction,
+    bus_address: u64,
+) -> Result<(), DmaTimeout> {
     let (source, destination, command) = match direction {
         Direction::ToDevice => (bus_address, BUFFER, COMMAND_START),
         Direction::ToMemory => (BUFFER, bus_address, COMMAND_START | COMMAND_TO_MEMORY),

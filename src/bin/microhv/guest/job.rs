@@ -11,7 +11,14 @@ use super::{Machine, offset};
 
 /// The steps, in order; [`Job::run`] takes the name of one. `blocked` is [`Job::check_blocked`],
 /// once for each target.
-pub const STEPS: [&str; 6] = ["bring-up", "translate", "remap", "blocked", "translation-off", "pass-through"];
+pub(crate) const STEPS: [&str; 6] = [
+    "bring-up",
+    "translate",
+    "remap",
+    "blocked",
+    "translation-off",
+    "pass-through",
+];
 
 /// Pairs of pages that the `translate` step copies between.
 const PAIRS: u64 = 64;
@@ -26,18 +33,18 @@ const PROBE: u64 = 0x55_0000_5000;
 
 /// Where things are in guest-physical memory.
 #[derive(Clone, Copy, Debug)]
-pub struct Layout {
+pub(crate) struct Layout {
     /// The device's source-id as the guest knows it.
-    pub device: SourceId,
+    pub(crate) device: SourceId,
     /// Memory for tables and the queue.
-    pub tables: (Gpa, Gpa),
+    pub(crate) tables: (Gpa, Gpa),
     /// Memory for data, at least 256 pages.
-    pub data: (Gpa, Gpa),
+    pub(crate) data: (Gpa, Gpa),
 }
 
 /// What a probe of the `blocked` step aims at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BlockedTarget {
+pub(crate) enum BlockedTarget {
     /// An address that the guest has not mapped.
     Unmapped,
     /// A guest-physical address that the machine does not have, whatever lies there on the host.
@@ -46,27 +53,27 @@ pub enum BlockedTarget {
 
 /// What the guest's unit recorded for a write and a read that were blocked.
 #[derive(Clone, Copy, Debug)]
-pub struct Blocked {
+pub(crate) struct Blocked {
     /// The record of the write.
-    pub write: FaultRecord,
+    pub(crate) write: FaultRecord,
     /// The record of the read.
-    pub read: FaultRecord,
+    pub(crate) read: FaultRecord,
 }
 
 /// What a step moved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Figures {
+pub(crate) struct Figures {
     /// Pages whose content was compared.
-    pub pages: u64,
+    pub(crate) pages: u64,
     /// Bytes moved by DMA, both ways.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Fault records taken from the guest's unit.
-    pub faults: u64,
+    pub(crate) faults: u64,
 }
 
 /// What did not hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum JobError {
+pub(crate) enum JobError {
     /// The driver met an error.
     Unit(UnitError),
     /// The device did not finish a DMA.
@@ -112,7 +119,7 @@ impl From<DmaTimeout> for JobError {
 
 /// The guest, with its unit up.
 #[derive(Debug)]
-pub struct Job {
+pub(crate) struct Job {
     layout: Layout,
     pages: Pages,
     unit: Unit,
@@ -122,7 +129,7 @@ pub struct Job {
 
 impl Job {
     /// The first step, `bring-up`: queue, tables and translation on, and an empty table in use.
-    pub fn bring_up(machine: &mut impl Machine, layout: Layout) -> Result<Self, JobError> {
+    pub(crate) fn bring_up(machine: &mut impl Machine, layout: Layout) -> Result<Self, JobError> {
         let mut pages = Pages::new(layout.tables.0, layout.tables.1);
         let mut unit = Unit::bring_up(machine, &mut pages)?;
         let kind = unit.kind()?;
@@ -130,21 +137,21 @@ impl Job {
         unit.set_translation(machine, true)?;
         let table = IoTable::new(machine, &mut pages, kind)?;
         unit.use_table(machine, &table)?;
-        Ok(Self { layout, pages, unit, table, figures: Figures::default() })
-    }
-
-    /// The kind of table in use.
-    pub fn kind(&self) -> Kind {
-        self.table.kind
-    }
-
-    /// The unit's driver.
-    pub fn unit(&self) -> &Unit {
-        &self.unit
+        Ok(Self {
+            layout,
+            pages,
+            unit,
+            table,
+            figures: Figures::default(),
+        })
     }
 
     /// Runs a later step by name; `blocked` and `bring-up` have functions of their own.
-    pub fn run(&mut self, machine: &mut impl Machine, step: &str) -> Result<Figures, JobError> {
+    pub(crate) fn run(
+        &mut self,
+        machine: &mut impl Machine,
+        step: &str,
+    ) -> Result<Figures, JobError> {
         self.figures = Figures::default();
         match step {
             "translate" => self.translate(machine)?,
@@ -192,7 +199,7 @@ impl Job {
 
     /// Aims a write and a read at something that has to be blocked. Both must be recorded with
     /// the right reason, and the read must bring nothing.
-    pub fn check_blocked(
+    pub(crate) fn check_blocked(
         &mut self,
         machine: &mut impl Machine,
         target: BlockedTarget,
@@ -240,7 +247,11 @@ impl Job {
         self.check_table(machine)
     }
 
-    fn check_guest_physical(&mut self, machine: &mut impl Machine, seed: u64) -> Result<(), JobError> {
+    fn check_guest_physical(
+        &mut self,
+        machine: &mut impl Machine,
+        seed: u64,
+    ) -> Result<(), JobError> {
         let (from, to) = (self.page(2 * PAIRS + 3)?, self.page(2 * PAIRS + 4)?);
         fill(machine, from, seed);
         machine.write_memory(to, &[0; BUFFER_LEN_BYTES as usize]);
@@ -256,13 +267,22 @@ impl Job {
         self.expect_pattern(machine, destination, 3)?;
         let outside = self.page(2 * PAIRS + 3)?;
         edu::dma(machine, Direction::ToDevice, outside.as_u64())?;
-        let reason = if self.table.kind == Kind::FirstStage { 0x71 } else { 0x79 };
+        let reason = if self.table.kind == Kind::FirstStage {
+            0x71
+        } else {
+            0x79
+        };
         self.expect_fault_at(machine, Direction::ToDevice, reason, outside.as_u64())?;
         Ok(())
     }
 
     /// Maps an address, or nothing, and tells the unit.
-    fn map(&mut self, machine: &mut impl Machine, iova: u64, page: Option<Gpa>) -> Result<(), JobError> {
+    fn map(
+        &mut self,
+        machine: &mut impl Machine,
+        iova: u64,
+        page: Option<Gpa>,
+    ) -> Result<(), JobError> {
         self.table.set(machine, &mut self.pages, iova, page)?;
         Ok(self.unit.invalidate_page(machine, self.table.kind, iova)?)
     }
@@ -301,10 +321,16 @@ impl Job {
                 || record.address().as_u64() & !0xfff != address & !0xfff
                 || record.request() != request
             {
-                return Err(JobError::OtherRequest(record.source_id(), record.address().as_u64()));
+                return Err(JobError::OtherRequest(
+                    record.source_id(),
+                    record.address().as_u64(),
+                ));
             }
             if record.reason_code() != reason {
-                return Err(JobError::Reason { recorded: record.reason_code(), expected: reason });
+                return Err(JobError::Reason {
+                    recorded: record.reason_code(),
+                    expected: reason,
+                });
             }
             self.figures.faults += 1;
             found = Some(record);
@@ -312,7 +338,12 @@ impl Job {
         found.ok_or(JobError::NoFault(direction))
     }
 
-    fn expect_pattern(&mut self, machine: &mut impl Machine, page: Gpa, seed: u64) -> Result<(), JobError> {
+    fn expect_pattern(
+        &mut self,
+        machine: &mut impl Machine,
+        page: Gpa,
+        seed: u64,
+    ) -> Result<(), JobError> {
         self.expect(machine, page, |index| pattern(seed, index))
     }
 

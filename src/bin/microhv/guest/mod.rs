@@ -9,13 +9,12 @@ mod job;
 mod tables;
 mod unit;
 
-pub use edu::{BUFFER_LEN_BYTES, Direction};
-pub use job::{Blocked, BlockedTarget, Figures, Job, JobError, Layout, STEPS};
+pub(crate) use job::{Blocked, BlockedTarget, Job, JobError, Layout, STEPS};
 
 use vtd_nest::arch::address::Gpa;
 
 /// The machine as a guest sees it. Each call may be a VM exit.
-pub trait Machine {
+pub(crate) trait Machine {
     /// Reads guest memory.
     fn read_memory(&mut self, at: Gpa, into: &mut [u8]);
     /// Writes guest memory.

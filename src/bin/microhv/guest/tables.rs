@@ -11,23 +11,23 @@ const LEVELS: u32 = 4;
 
 /// Hands out zeroed pages from a range of guest memory.
 #[derive(Debug)]
-pub struct Pages {
+pub(crate) struct Pages {
     next: Gpa,
     end: Gpa,
 }
 
 /// The range is used up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct OutOfPages;
+pub(crate) struct OutOfPages;
 
 impl Pages {
     /// The 4-KiB pages of a range.
-    pub fn new(start: Gpa, end: Gpa) -> Self {
+    pub(crate) fn new(start: Gpa, end: Gpa) -> Self {
         Self { next: start, end }
     }
 
     /// A zeroed page.
-    pub fn take(&mut self, machine: &mut impl Machine) -> Result<Gpa, OutOfPages> {
+    pub(crate) fn take(&mut self, machine: &mut impl Machine) -> Result<Gpa, OutOfPages> {
         let page = self.next;
         if page >= self.end {
             return Err(OutOfPages);
@@ -40,7 +40,7 @@ impl Pages {
 
 /// Which kind of table the unit offers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// First-stage: the unit nests.
     FirstStage,
     /// Second-stage.
@@ -49,21 +49,28 @@ pub enum Kind {
 
 /// One table.
 #[derive(Debug)]
-pub struct IoTable {
+pub(crate) struct IoTable {
     /// Which kind.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Address of the top-level page.
-    pub root: Gpa,
+    pub(crate) root: Gpa,
 }
 
 impl IoTable {
     /// An empty table.
-    pub fn new(machine: &mut impl Machine, pages: &mut Pages, kind: Kind) -> Result<Self, OutOfPages> {
-        Ok(Self { kind, root: pages.take(machine)? })
+    pub(crate) fn new(
+        machine: &mut impl Machine,
+        pages: &mut Pages,
+        kind: Kind,
+    ) -> Result<Self, OutOfPages> {
+        Ok(Self {
+            kind,
+            root: pages.take(machine)?,
+        })
     }
 
     /// Makes a 4-KiB page lead to a guest-physical page, or to nothing. No invalidation is sent.
-    pub fn set(
+    pub(crate) fn set(
         &self,
         machine: &mut impl Machine,
         pages: &mut Pages,
