@@ -4,10 +4,12 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
+use vtd_nest::arch::address::Hpa;
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::register::{Register32, Register64};
 use vtd_nest::mem::Registers;
 
+use crate::bits;
 use crate::cache::Caches;
 use crate::clock::Clock;
 use crate::config::{ModelConfig, Pace};
@@ -16,7 +18,7 @@ use crate::domain_rules::DomainRules;
 use crate::event::EventMessage;
 use crate::memory::Memory;
 use crate::queue::{Queue, SubmittedDescriptor};
-use crate::registers::RegisterFile;
+use crate::registers::{RegisterFile, SRTP};
 use crate::violation::Violation;
 
 /// What a unit did, counted since the start.
@@ -142,6 +144,13 @@ impl ModelUnit {
     /// The configuration.
     pub fn config(&self) -> ModelConfig {
         self.0.borrow().config.clone()
+    }
+
+    /// The root table in force, if one was ever set.
+    pub fn root_table(&self) -> Option<Hpa> {
+        let unit = self.0.borrow();
+        let is_set = unit.registers.status & SRTP != 0;
+        is_set.then(|| Hpa::new(bits::page(unit.registers.root)))
     }
 
     /// Changes when descriptors fetched from now on are executed.

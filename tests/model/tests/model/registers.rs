@@ -135,7 +135,12 @@ fn the_root_table_is_latched_by_its_command() {
     unit.write64(Register64::ROOT_TABLE_ADDRESS, other | 1 << 10);
     assert_eq!(unit.read64(Register64::ROOT_TABLE_ADDRESS), other | 1 << 10);
     assert_eq!(bench.outcome(DEVICE, None, page), Ok(5));
+    assert_eq!(
+        unit.root_table().map(|root| root.as_u64()),
+        Some(bench.root)
+    );
     bench.command(SRTP, true);
+    assert_eq!(unit.root_table().map(|root| root.as_u64()), Some(other));
     assert_eq!(bench.outcome(DEVICE, None, page), Err(0x39));
     unit.assert_no_violations();
 }
