@@ -13,7 +13,9 @@ use crate::nest::device::{
     AssignError, AssignedDevice, DeviceConfig, DeviceList, InterruptIsolation,
 };
 use crate::nest::domain::DomainTable;
-use crate::nest::fault::{FaultOutcome, HostFault, HostFaultCause, access_of, outside_machine};
+use crate::nest::fault::{
+    FaultOutcome, HostFault, HostFaultCause, access_of, outside_machine, pasid_of,
+};
 use crate::nest::invalidate::{Forwarding, MAXIMUM_UNITS};
 use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
 use crate::nest::offer::{Offer, OfferError, Policy, offer};
@@ -22,8 +24,8 @@ use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig};
 use crate::unit::Unit;
 use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Host, Progress};
 use crate::viommu::{
-    ConfigError, DeviceError, DeviceKind, DmaRequest, GuestFault, Poll, VirtualUnit, VirtualUnitConfig,
-    VirtualUnitStatistics,
+    ConfigError, DeviceError, DeviceKind, DmaRequest, GuestFault, Poll, VirtualUnit,
+    VirtualUnitConfig, VirtualUnitStatistics,
 };
 
 /// Looks at hardware before a strict call gives up although the clock stands still.
@@ -334,7 +336,11 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         );
         if self
             .virtual_unit
-            .add_device(handle, config.guest_source_id, DeviceKind::Assigned { pasid_bits })
+            .add_device(
+                handle,
+                config.guest_source_id,
+                DeviceKind::Assigned { pasid_bits },
+            )
             .is_err()
         {
             self.withdraw_tables(h, units, handle);
@@ -362,7 +368,10 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         handle: DeviceHandle,
     ) -> Result<Progress, BindError> {
         let source_id = self.host.devices.get(handle)?.config.source_id;
-        match self.virtual_unit.remove_device(handle, &mut port!(self, h, units)) {
+        match self
+            .virtual_unit
+            .remove_device(handle, &mut port!(self, h, units))
+        {
             Ok(Progress::Done) => {}
             Ok(Progress::Wait) => return Ok(Progress::Wait),
             Err(DeviceError::Bind(error)) => return Err(error),
@@ -454,10 +463,14 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         };
         let guest_source_id = device.config.guest_source_id;
         let access = access_of(record);
+        let has_pasid = units
+            .get(usize::from(unit))
+            .is_some_and(|unit| unit.features().extended.has_pasid());
+        let pasid = pasid_of(record, has_pasid);
         let host = |cause| {
             FaultOutcome::Host(HostFault {
                 source_id: record.source_id(),
-                pasid: record.pasid(),
+                pasid,
                 address: record.address(),
                 reason_code: record.reason_code(),
                 cause,
@@ -465,14 +478,15 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         };
         let request = DmaRequest {
             source_id: guest_source_id,
-            pasid: record.pasid(),
+            pasid,
             address: record.address(),
             access,
             execute: record.is_execute(),
         };
         let outcome = match self.explain(h, &request, record.reason_code()) {
             Ok(fault) => {
-                self.virtual_unit.record_fault(&fault, &mut port!(self, h, units));
+                self.virtual_unit
+                    .record_fault(&fault, &mut port!(self, h, units));
                 FaultOutcome::Guest {
                     source_id: guest_source_id,
                     reason: fault.reason,
@@ -511,7 +525,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         let fault = |reason| Ok(request.fault(reason, disabled));
         match hardware {
             // The guest cannot see the second stage that denied the update.
-            FaultReason::FirstStageUpdateDenied => return fault(FaultReason::FirstStageUpdateFailed),
+            FaultReason::FirstStageUpdateDenied => {
+                return fault(FaultReason::FirstStageUpdateFailed);
+            }
             FaultReason::FirstStageUpdateUnsnooped => return fault(hardware),
             _ => {}
         }
@@ -520,10 +536,13 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             None => fault(outside_machine(request.access, legacy)),
             Some(mapping) if mapping.rights.contains(request.access.rights) => {
                 // Allowed by now: the fault raced with a change.
-                self.host.statistics.faults_raced = self.host.statistics.faults_raced.wrapping_add(1);
+                self.host.statistics.faults_raced =
+                    self.host.statistics.faults_raced.wrapping_add(1);
                 fault(outside_machine(request.access, legacy))
             }
-            Some(_) => Err(HostFaultCause::MachineMemory { address: translation.address }),
+            Some(_) => Err(HostFaultCause::MachineMemory {
+                address: translation.address,
+            }),
         }
     }
 

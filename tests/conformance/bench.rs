@@ -12,14 +12,15 @@ use vtd_nest::arch::first_stage::FirstStageEntry;
 use vtd_nest::arch::id::{DomainId, Pasid, SourceId};
 use vtd_nest::arch::pasid::{FirstStageFlags, PasidDirectoryEntry, PasidEntry, PasidEntryOptions};
 use vtd_nest::arch::register::{
-    DescriptorWidth, FaultRecord, GlobalCommand, InvalidationQueueAddress, Register32, Register64, RootTableAddress,
-    TranslationTableMode,
+    DescriptorWidth, FaultRecord, GlobalCommand, InvalidationQueueAddress, Register32, Register64,
+    RootTableAddress, TranslationTableMode,
 };
 use vtd_nest::arch::root::{RootHalf, ScalableRootEntry};
 use vtd_nest::arch::second_stage::SecondStageEntry;
 use vtd_nest::mem::{GuestMemory, HostMemory, Owner};
 use vtd_nest::nest::{
-    DeviceConfig, FaultOutcome, InterruptIsolation, MachineConfig, Policy, ProtectedRanges, VirtualMachine,
+    DeviceConfig, FaultOutcome, InterruptIsolation, MachineConfig, Policy, ProtectedRanges,
+    VirtualMachine,
 };
 use vtd_nest::paging::Rights;
 use vtd_nest::unit::{Unit, UnitConfig};
@@ -60,7 +61,11 @@ impl Bench {
 
     pub fn with_policy(config: ModelConfig, policy: Policy) -> Self {
         let model = vtd_model::Machine::new(config.clone());
-        let unit = Unit::probe(model.unit.clone(), UnitConfig::new(0, config.host_address_width)).unwrap();
+        let unit = Unit::probe(
+            model.unit.clone(),
+            UnitConfig::new(0, config.host_address_width),
+        )
+        .unwrap();
         unit.bring_up(&model.hypervisor).unwrap();
         let units = vec![unit];
         let h = &model.hypervisor;
@@ -79,7 +84,15 @@ impl Bench {
         .unwrap();
         for piece in 0..GUEST_LEN_BYTES / PIECE {
             let host = Self::host_piece(piece);
-            vm.map_memory(h, &units, Gpa::new(piece * PIECE), Hpa::new(host), PIECE, Rights::READ_WRITE).unwrap();
+            vm.map_memory(
+                h,
+                &units,
+                Gpa::new(piece * PIECE),
+                Hpa::new(host),
+                PIECE,
+                Rights::READ_WRITE,
+            )
+            .unwrap();
         }
         for source_id in [D0, D1] {
             let config = DeviceConfig {
@@ -91,7 +104,14 @@ impl Bench {
             vm.assign(h, &units, config).unwrap();
         }
         let edu = Edu::new(&model.unit, D0);
-        let mut bench = Self { model, units, vm, edu, faults: Vec::new(), budget: 64 };
+        let mut bench = Self {
+            model,
+            units,
+            vm,
+            edu,
+            faults: Vec::new(),
+            budget: 64,
+        };
         bench.settle();
         bench
     }
@@ -109,7 +129,10 @@ impl Bench {
     pub fn settle(&mut self) {
         for round in 0.. {
             assert!(round < 100_000, "the machine never comes to rest");
-            match self.vm.poll(&self.model.hypervisor, &self.units, self.budget) {
+            match self
+                .vm
+                .poll(&self.model.hypervisor, &self.units, self.budget)
+            {
                 Poll::Idle => break,
                 Poll::Again => {}
                 Poll::Wait => {
@@ -119,14 +142,21 @@ impl Bench {
             }
         }
         while let Some(record) = self.units[0].next_fault() {
-            let outcome = self.vm.handle_fault(&self.model.hypervisor, &self.units, 0, &record);
+            let outcome = self
+                .vm
+                .handle_fault(&self.model.hypervisor, &self.units, 0, &record);
             self.faults.push((record, outcome));
         }
     }
 
     /// Descriptors executed by hardware since the last call, without waits.
     pub fn take_descriptors(&mut self) -> Vec<u8> {
-        let kinds = self.model.unit.take_descriptors().into_iter().map(|descriptor| descriptor.kind());
+        let kinds = self
+            .model
+            .unit
+            .take_descriptors()
+            .into_iter()
+            .map(|descriptor| descriptor.kind());
         kinds.filter(|kind| *kind != 5).collect()
     }
 
@@ -137,26 +167,50 @@ impl Bench {
         let at = |base: u64, offset: u64| memory.read64(Hpa::new(base + offset));
         let half = u64::from(RootHalf::of(source_id).quadword());
         let contexts = at(root.as_u64(), 16 * u64::from(source_id.bus()) + 8 * half);
-        let context = at(contexts & !0xfff, 32 * u64::from(ScalableContextEntry::index(source_id)));
+        let context = at(
+            contexts & !0xfff,
+            32 * u64::from(ScalableContextEntry::index(source_id)),
+        );
         let directory = at(context & !0xfff, u64::from(pasid >> 6) * 8);
         if contexts & 1 == 0 || context & 1 == 0 || directory & 1 == 0 {
             return None;
         }
-        let quadwords = std::array::from_fn(|index| at(directory & !0xfff, u64::from(pasid & 63) * 64 + 8 * index as u64));
+        let quadwords = std::array::from_fn(|index| {
+            at(
+                directory & !0xfff,
+                u64::from(pasid & 63) * 64 + 8 * index as u64,
+            )
+        });
         let entry = PasidEntry::from_quadwords(quadwords);
         entry.is_present().then_some(entry)
     }
 
     /// Where a device's read would go.
-    pub fn translate(&self, source_id: SourceId, pasid: Option<u32>, address: u64, access: Access) -> Result<Hpa, Fault> {
+    pub fn translate(
+        &self,
+        source_id: SourceId,
+        pasid: Option<u32>,
+        address: u64,
+        access: Access,
+    ) -> Result<Hpa, Fault> {
         let pasid = pasid.map(|pasid| Pasid::new(pasid).unwrap());
         let request = Request::new(source_id, pasid, Iova::new(address), access);
-        self.model.unit.translate(&request).map(|translation| translation.host)
+        self.model
+            .unit
+            .translate(&request)
+            .map(|translation| translation.host)
     }
 
     /// A request that must be blocked: settles, and gives the reason that the guest's unit records.
-    pub fn guest_reason(&mut self, source_id: SourceId, pasid: Option<u32>, address: u64, access: Access) -> FaultReason {
-        self.translate(source_id, pasid, address, access).expect_err("the request is not blocked");
+    pub fn guest_reason(
+        &mut self,
+        source_id: SourceId,
+        pasid: Option<u32>,
+        address: u64,
+        access: Access,
+    ) -> FaultReason {
+        self.translate(source_id, pasid, address, access)
+            .expect_err("the request is not blocked");
         self.faults.clear();
         self.settle();
         match self.faults.as_slice() {
@@ -168,17 +222,26 @@ impl Bench {
 
 impl guest::Machine for Bench {
     fn read_memory(&mut self, at: Gpa, into: &mut [u8]) {
-        self.vm.memory(&self.model.hypervisor).read(at, into).unwrap();
+        self.vm
+            .memory(&self.model.hypervisor)
+            .read(at, into)
+            .unwrap();
     }
 
     fn write_memory(&mut self, at: Gpa, from: &[u8]) {
-        self.vm.memory(&self.model.hypervisor).write(at, from).unwrap();
+        self.vm
+            .memory(&self.model.hypervisor)
+            .write(at, from)
+            .unwrap();
         // A guest of a unit that does not snoop flushes what it writes, as its `ECAP` tells it.
         for offset in (0..from.len() as u64 + 64).step_by(64) {
             if at.as_u64() + offset < GUEST_LEN_BYTES {
-                self.model.memory.flush_line(Self::host_of(Gpa::new(at.as_u64() + offset)));
+                self.model
+                    .memory
+                    .flush_line(Self::host_of(Gpa::new(at.as_u64() + offset)));
             }
         }
+        self.model.memory.fence();
     }
 
     fn read_unit(&mut self, offset: u64, len: u8) -> u64 {
@@ -234,8 +297,14 @@ impl Guest {
     /// Queue and root table set, translation on, contexts of [`D0`] and [`D1`] present, no entry.
     pub fn new(bench: Bench) -> Self {
         use guest::Machine;
-        let mut guest = Self { bench, tail: 0, waits: 0, next_page: PAGES };
-        let queue = InvalidationQueueAddress::new(Gpa::new(QUEUE), 0, DescriptorWidth::Bits256).unwrap();
+        let mut guest = Self {
+            bench,
+            tail: 0,
+            waits: 0,
+            next_page: PAGES,
+        };
+        let queue =
+            InvalidationQueueAddress::new(Gpa::new(QUEUE), 0, DescriptorWidth::Bits256).unwrap();
         for (register, value) in [
             (Register64::INVALIDATION_QUEUE_TAIL, 0),
             (Register64::INVALIDATION_QUEUE_ADDRESS, queue.bits()),
@@ -261,9 +330,15 @@ impl Guest {
         let entry = ScalableRootEntry::new(Some(Gpa::new(contexts)), Some(Gpa::new(contexts)));
         root[half..half + 8].copy_from_slice(&entry.to_bytes()[half..half + 8]);
         self.write(ROOT + 16 * u64::from(source_id.bus()), &root);
-        let attributes = ContextAttributes { pasid_enabled: self.offers_pasid(), ..ContextAttributes::default() };
+        let attributes = ContextAttributes {
+            pasid_enabled: self.offers_pasid(),
+            ..ContextAttributes::default()
+        };
         let context = ScalableContextEntry::new(Gpa::new(directory), order, attributes);
-        self.write(contexts + 32 * u64::from(ScalableContextEntry::index(source_id)), &context.to_bytes());
+        self.write(
+            contexts + 32 * u64::from(ScalableContextEntry::index(source_id)),
+            &context.to_bytes(),
+        );
         for (index, table) in [1u64, 2].into_iter().enumerate() {
             let entry = PasidDirectoryEntry::new(Gpa::new(directory + 0x1000 * table));
             self.write(directory + 8 * index as u64, &entry.as_u64().to_le_bytes());
@@ -275,7 +350,9 @@ impl Guest {
     }
 
     pub fn context_at(&self, source_id: SourceId) -> u64 {
-        0x8000 + 0x1000 * u64::from(source_id.bus()) + 32 * u64::from(ScalableContextEntry::index(source_id))
+        0x8000
+            + 0x1000 * u64::from(source_id.bus())
+            + 32 * u64::from(ScalableContextEntry::index(source_id))
     }
 
     pub fn write(&mut self, at: u64, bytes: &[u8]) {
@@ -292,9 +369,18 @@ impl Guest {
         use guest::Machine;
         let status = u64::from(Register32::GLOBAL_STATUS.offset());
         let now = self.bench.read_unit(status, 4) as u32 & GlobalCommand::PERSISTENT.bits();
-        let value = if on { now | command.bits() } else { now & !command.bits() };
-        self.bench.write_unit(Register32::GLOBAL_COMMAND.offset().into(), 4, value.into());
-        assert_eq!(self.bench.read_unit(status, 4) as u32 & command.bits() != 0, on, "{command:?}");
+        let value = if on {
+            now | command.bits()
+        } else {
+            now & !command.bits()
+        };
+        self.bench
+            .write_unit(Register32::GLOBAL_COMMAND.offset().into(), 4, value.into());
+        assert_eq!(
+            self.bench.read_unit(status, 4) as u32 & command.bits() != 0,
+            on,
+            "{command:?}"
+        );
     }
 
     pub fn set_translation(&mut self, on: bool) {
@@ -304,7 +390,11 @@ impl Guest {
     pub fn set_root(&mut self, root: u64, mode: TranslationTableMode) {
         use guest::Machine;
         let address = RootTableAddress::new(Gpa::new(root), mode);
-        self.bench.write_unit(Register64::ROOT_TABLE_ADDRESS.offset().into(), 8, address.bits());
+        self.bench.write_unit(
+            Register64::ROOT_TABLE_ADDRESS.offset().into(),
+            8,
+            address.bits(),
+        );
         self.command(GlobalCommand::SET_ROOT_TABLE_POINTER, true);
     }
 
@@ -324,7 +414,10 @@ impl Guest {
         use guest::Machine;
         self.waits += 1;
         let wait = Descriptor::Wait {
-            status: Some(WaitStatus { address: STATUS, data: self.waits }),
+            status: Some(WaitStatus {
+                address: STATUS,
+                data: self.waits,
+            }),
             interrupt: false,
             fence: false,
             page_request_drain: false,
@@ -335,8 +428,16 @@ impl Guest {
             }
             self.tail = (self.tail + 32) % 4096;
         }
-        self.bench.write_unit(Register64::INVALIDATION_QUEUE_TAIL.offset().into(), 8, self.tail);
-        assert_eq!(self.read_u64(STATUS) as u32, self.waits, "the wait did not complete");
+        self.bench.write_unit(
+            Register64::INVALIDATION_QUEUE_TAIL.offset().into(),
+            8,
+            self.tail,
+        );
+        assert_eq!(
+            self.read_u64(STATUS) as u32,
+            self.waits,
+            "the wait did not complete"
+        );
     }
 
     /// PASID-cache invalidation, PASID-selective.
@@ -349,21 +450,32 @@ impl Guest {
     }
 
     pub fn invalidate_pasid_domain(&mut self, domain: u16) {
-        self.submit(&[Descriptor::PasidCache { granularity: PasidCacheGranularity::Domain(DomainId::new(domain)) }]);
+        self.submit(&[Descriptor::PasidCache {
+            granularity: PasidCacheGranularity::Domain(DomainId::new(domain)),
+        }]);
     }
 
     pub fn invalidate_pasid_global(&mut self) {
-        self.submit(&[Descriptor::PasidCache { granularity: PasidCacheGranularity::Global }]);
+        self.submit(&[Descriptor::PasidCache {
+            granularity: PasidCacheGranularity::Global,
+        }]);
     }
 
     pub fn invalidate_context(&mut self, source_id: SourceId) {
-        let granularity =
-            ContextGranularity::Device { source_id, function_mask: 0, domain_id: DomainId::new(0) };
+        let granularity = ContextGranularity::Device {
+            source_id,
+            function_mask: 0,
+            domain_id: DomainId::new(0),
+        };
         self.submit(&[Descriptor::ContextCache { granularity }]);
     }
 
     pub fn invalidate_iotlb(&mut self, granularity: IotlbGranularity) {
-        self.submit(&[Descriptor::Iotlb { granularity, drain_reads: true, drain_writes: true }]);
+        self.submit(&[Descriptor::Iotlb {
+            granularity,
+            drain_reads: true,
+            drain_writes: true,
+        }]);
     }
 
     /// A zeroed page of guest memory.
@@ -401,7 +513,9 @@ impl Guest {
                 let below = self.page();
                 let at = Gpa::new(below);
                 let entry = if first_stage {
-                    FirstStageEntry::table(at).with(FirstStageEntry::ACCESSED).as_u64()
+                    FirstStageEntry::table(at)
+                        .with(FirstStageEntry::ACCESSED)
+                        .as_u64()
                 } else {
                     SecondStageEntry::table(at).as_u64()
                 };
@@ -414,7 +528,8 @@ impl Guest {
             let (at, size) = (Gpa::new(page), PageSize::Size4KiB);
             if first_stage {
                 let leaf = FirstStageEntry::leaf(at, size, true, true);
-                leaf.with(FirstStageEntry::ACCESSED | FirstStageEntry::DIRTY).as_u64()
+                leaf.with(FirstStageEntry::ACCESSED | FirstStageEntry::DIRTY)
+                    .as_u64()
             } else {
                 SecondStageEntry::leaf(at, size, Rights::READ_WRITE, false).as_u64()
             }
@@ -434,7 +549,12 @@ impl Guest {
                 PasidEntryOptions::default(),
             )
         } else {
-            PasidEntry::guest_second_stage(root, AddressWidth::Bits48, domain_id, PasidEntryOptions::default())
+            PasidEntry::guest_second_stage(
+                root,
+                AddressWidth::Bits48,
+                domain_id,
+                PasidEntryOptions::default(),
+            )
         }
     }
 
@@ -444,13 +564,32 @@ impl Guest {
 
     /// Where a device's read goes, as a guest-physical address of a page made by [`page`](Self::page).
     #[track_caller]
-    pub fn expect_reaches(&mut self, source_id: SourceId, pasid: Option<u32>, iova: u64, page: u64) {
+    pub fn expect_reaches(
+        &mut self,
+        source_id: SourceId,
+        pasid: Option<u32>,
+        iova: u64,
+        page: u64,
+    ) {
         let reached = self.bench.translate(source_id, pasid, iova, Access::Read);
-        assert_eq!(reached.map_err(|fault| fault.reason), Ok(Bench::host_of(Gpa::new(page))));
+        assert_eq!(
+            reached.map_err(|fault| fault.reason),
+            Ok(Bench::host_of(Gpa::new(page)))
+        );
     }
 
     #[track_caller]
-    pub fn expect_blocked(&mut self, source_id: SourceId, pasid: Option<u32>, iova: u64, reason: FaultReason) {
-        assert_eq!(self.bench.guest_reason(source_id, pasid, iova, Access::Read), reason);
+    pub fn expect_blocked(
+        &mut self,
+        source_id: SourceId,
+        pasid: Option<u32>,
+        iova: u64,
+        reason: FaultReason,
+    ) {
+        assert_eq!(
+            self.bench
+                .guest_reason(source_id, pasid, iova, Access::Read),
+            reason
+        );
     }
 }

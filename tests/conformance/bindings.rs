@@ -57,7 +57,11 @@ fn present_entry_is_bound_nested_with_root_and_flags_copied_and_nothing_else() {
     assert!(!hardware.is_fault_processing_disabled());
     assert_ne!(hardware.domain_id(), DomainId::new(7));
     assert_ne!(hardware.domain_id(), DomainId::ZERO);
-    assert_eq!(hardware.quadwords()[2] & 1 << 5, 1 << 5, "bit 133 is always set");
+    assert_eq!(
+        hardware.quadwords()[2] & 1 << 5,
+        1 << 5,
+        "bit 133 is always set"
+    );
     assert_eq!(guest.bench.hardware_entry(D1, 5), None);
     guest.expect_reaches(D0, Some(5), IOVA, page);
     finish(guest);
@@ -115,8 +119,15 @@ fn new_first_stage_root_is_one_store_and_one_submission_without_a_blocked_window
     guest.invalidate_pasid(7, 5);
     guest.expect_reaches(D0, Some(5), IOVA, page);
     let statistics = guest.bench.vm.statistics();
-    assert_eq!((statistics.replaced_in_place, statistics.binds), (1, 3), "two devices without PASID, and this one");
-    assert_eq!(guest.bench.units[0].statistics().submissions - submissions, 1);
+    assert_eq!(
+        (statistics.replaced_in_place, statistics.binds),
+        (1, 3),
+        "two devices without PASID, and this one"
+    );
+    assert_eq!(
+        guest.bench.units[0].statistics().submissions - submissions,
+        1
+    );
     finish(guest);
 }
 
@@ -144,7 +155,11 @@ fn cleared_entry_is_unbound_and_its_neighbours_are_not() {
         guest.invalidate_pasid(7, 6);
         let mut quadwords = *entry.quadwords();
         quadwords[0] &= !1;
-        let gone = if zeroed { PasidEntry::default() } else { PasidEntry::from_quadwords(quadwords) };
+        let gone = if zeroed {
+            PasidEntry::default()
+        } else {
+            PasidEntry::from_quadwords(quadwords)
+        };
         guest.set_entry(D0, 5, &gone);
         guest.invalidate_pasid_domain(7);
         guest.expect_blocked(D0, Some(5), IOVA, FaultReason::PasidEntryNotPresent);
@@ -188,7 +203,13 @@ fn one_domain_id_and_pasid_with_two_roots_gets_two_host_ids() {
     guest.invalidate_pasid(7, 5);
     guest.expect_reaches(D0, Some(5), IOVA, page);
     guest.expect_reaches(D1, Some(5), IOVA, other);
-    let id = |source_id| guest.bench.hardware_entry(source_id, 5).unwrap().domain_id();
+    let id = |source_id| {
+        guest
+            .bench
+            .hardware_entry(source_id, 5)
+            .unwrap()
+            .domain_id()
+    };
     assert_ne!(id(D0), id(D1));
     finish(guest);
 }
@@ -200,7 +221,14 @@ fn pass_through_is_the_machines_memory_and_leaves_nothing_behind() {
     for _ in 0..3 {
         guest.set_entry(D0, 5, &Guest::pass_through(7));
         guest.invalidate_pasid(7, 5);
-        assert_eq!(guest.bench.hardware_entry(D0, 5).unwrap().translation_type_field(), 2);
+        assert_eq!(
+            guest
+                .bench
+                .hardware_entry(D0, 5)
+                .unwrap()
+                .translation_type_field(),
+            2
+        );
         guest.expect_reaches(D0, Some(5), page, page);
         let entry = guest.entry(root, 7);
         guest.set_entry(D0, 5, &entry);
@@ -241,7 +269,13 @@ fn bind_that_fails_on_the_host_is_blocked_recorded_and_retried() {
     assert_eq!(guest.bench.vm.statistics().bind_errors, 1);
     let status = guest.bench.vm.read_register(0x34, 4);
     assert_eq!(status & 2, 2, "a fault is pending in the guest's unit");
-    let record = guest.bench.vm.offer().features.capability.fault_record_offset();
+    let record = guest
+        .bench
+        .vm
+        .offer()
+        .features
+        .capability
+        .fault_record_offset();
     let high = guest.bench.vm.read_register(u64::from(record) + 8, 8);
     assert_eq!((high >> 32 & 0xff, high & 0xffff), (0x58, 0x0010));
     guest.bench.model.hypervisor.fail_allocations_after(None);
@@ -267,7 +301,12 @@ fn context_and_root_changes_reconcile_without_a_pasid_invalidation() {
     guest.write(context, &(present & !1).to_le_bytes());
     guest.invalidate_context(D0);
     assert_eq!(guest.bench.hardware_entry(D0, 5), None);
-    guest.expect_blocked(D0, Some(5), IOVA, FaultReason::ScalableContextEntryNotPresent);
+    guest.expect_blocked(
+        D0,
+        Some(5),
+        IOVA,
+        FaultReason::ScalableContextEntryNotPresent,
+    );
     guest.write(context, &present.to_le_bytes());
     guest.invalidate_context(D0);
     assert!(guest.bench.hardware_entry(D0, 5).is_some());
@@ -305,7 +344,10 @@ fn translation_off_gives_guest_physical_dma_and_on_brings_the_bindings_back() {
 fn legacy_root_is_shadowed_even_on_hardware_that_nests() {
     use vtd_nest::arch::context::LegacyContextEntry;
     use vtd_nest::arch::root::LegacyRootEntry;
-    let policy = Policy { forbid_nesting: true, ..Policy::default() };
+    let policy = Policy {
+        forbid_nesting: true,
+        ..Policy::default()
+    };
     // The second-stage table of the legacy context is written by a guest that was offered one.
     let mut guest = Guest::new(Bench::with_policy(ModelConfig::nesting_server(), policy));
     let page = guest.page();
@@ -319,7 +361,7 @@ fn legacy_root_is_shadowed_even_on_hardware_that_nests() {
     guest.set_root(root, TranslationTableMode::Legacy);
     guest.expect_reaches(D0, None, IOVA, page);
     guest.expect_blocked(D0, None, IOVA + 0x1000, FaultReason::LegacyReadDenied);
-    guest.expect_blocked(D1, None, IOVA, FaultReason::LegacyContextEntryNotPresent);
+    guest.expect_blocked(D1, None, IOVA, FaultReason::LegacyRootEntryNotPresent);
     finish(guest);
 }
 
@@ -336,7 +378,11 @@ fn invalidations_reach_hardware_for_what_they_cover_and_for_nothing_else() {
     };
     for (domain, pasid, expected) in [(7, 5, vec![6]), (7, 9, vec![]), (8, 5, vec![])] {
         guest.submit(&[pasid_iotlb(domain, pasid)]);
-        assert_eq!(guest.bench.take_descriptors(), expected, "({domain}, {pasid})");
+        assert_eq!(
+            guest.bench.take_descriptors(),
+            expected,
+            "({domain}, {pasid})"
+        );
     }
     for (granularity, expected) in [
         (IotlbGranularity::Domain(DomainId::new(7)), vec![2]),
@@ -383,7 +429,12 @@ fn unassigned_device_leaves_nothing_behind() {
     let free_ids = guest.bench.units[0].free_domain_ids();
     let bench = &mut guest.bench;
     let mut rounds = 0;
-    while bench.vm.unassign(&bench.model.hypervisor, &bench.units, DeviceHandle::new(0)).unwrap() == Progress::Wait {
+    while bench
+        .vm
+        .unassign(&bench.model.hypervisor, &bench.units, DeviceHandle::new(0))
+        .unwrap()
+        == Progress::Wait
+    {
         rounds += 1;
         assert!(rounds < 1000);
         bench.model.unit.advance();
@@ -391,7 +442,13 @@ fn unassigned_device_leaves_nothing_behind() {
     assert_eq!(guest.bench.hardware_entry(D0, 5), None);
     // The nested domain went with its last user.
     assert_eq!(guest.bench.units[0].free_domain_ids(), free_ids + 1);
-    guest.bench.translate(D0, Some(5), IOVA, Access::Read).unwrap_err();
-    guest.bench.translate(D0, None, page, Access::Read).unwrap_err();
+    guest
+        .bench
+        .translate(D0, Some(5), IOVA, Access::Read)
+        .unwrap_err();
+    guest
+        .bench
+        .translate(D0, None, page, Access::Read)
+        .unwrap_err();
     finish(guest);
 }

@@ -31,7 +31,10 @@ fn is_of_machine(host: Hpa) -> bool {
 // Containment (R21, G9): random tables and random invalidations.
 #[test]
 fn random_guest_tables_never_lead_out_of_the_machine() {
-    let shadow = Policy { forbid_nesting: true, ..Policy::default() };
+    let shadow = Policy {
+        forbid_nesting: true,
+        ..Policy::default()
+    };
     for (seed, policy) in (1..9).flat_map(|seed| [(seed, Policy::default()), (seed, shadow)]) {
         let mut random = Random(seed * 0x1234_5679);
         let mut guest = Guest::new(Bench::with_policy(ModelConfig::nesting_server(), policy));
@@ -43,7 +46,11 @@ fn random_guest_tables_never_lead_out_of_the_machine() {
                     let at = 0x10_0000 + random.below(64) * 0x1000 + random.below(512) * 8;
                     let target = 0x10_0000 + random.below(96) * 0x1000;
                     let flags = random.next() & 0xfff | 7;
-                    let far = if random.below(4) == 0 { random.next() & 0x000f_ffff_ffff_f000 } else { target };
+                    let far = if random.below(4) == 0 {
+                        random.next() & 0x000f_ffff_ffff_f000
+                    } else {
+                        target
+                    };
                     guest.write(at, &(far | flags).to_le_bytes());
                 }
                 1 => {
@@ -70,15 +77,25 @@ fn random_guest_tables_never_lead_out_of_the_machine() {
                     _ => random.below(GUEST_LEN_BYTES),
                 };
                 let pasid = Some(random.below(3) as u32).filter(|pasid| *pasid != 0);
-                let access = if random.below(2) == 0 { Access::Read } else { Access::Write };
+                let access = if random.below(2) == 0 {
+                    Access::Read
+                } else {
+                    Access::Write
+                };
                 if let Ok(host) = guest.bench.translate(D0, pasid, address, access) {
-                    assert!(is_of_machine(host), "seed {seed}: {address:#x} leads to {host}");
+                    assert!(
+                        is_of_machine(host),
+                        "seed {seed}: {address:#x} leads to {host}"
+                    );
                     reached += 1;
                 }
             }
             guest.bench.settle();
         }
-        assert!(reached > 0, "seed {seed}: nothing was reached, so nothing was shown");
+        assert!(
+            reached > 0,
+            "seed {seed}: nothing was reached, so nothing was shown"
+        );
         guest.bench.model.unit.assert_no_violations();
     }
 }
@@ -104,16 +121,34 @@ fn protected_ranges_cannot_be_mapped() {
     )
     .unwrap();
     let (h, units) = (&bench.model.hypervisor, &bench.units);
-    let refused = vm.map_memory(h, units, Gpa::new(0), Hpa::new(0xfed8_0000), 0x2_0000, Rights::READ_WRITE);
+    let refused = vm.map_memory(
+        h,
+        units,
+        Gpa::new(0),
+        Hpa::new(0xfed8_0000),
+        0x2_0000,
+        Rights::READ_WRITE,
+    );
     assert_eq!(refused, Err(MachineError::Protected { range: registers }));
-    vm.map_memory(h, units, Gpa::new(0), Hpa::new(0xfed8_0000), 0x1_0000, Rights::READ_WRITE).unwrap();
+    vm.map_memory(
+        h,
+        units,
+        Gpa::new(0),
+        Hpa::new(0xfed8_0000),
+        0x1_0000,
+        Rights::READ_WRITE,
+    )
+    .unwrap();
     bench.settle();
 }
 
 // S50, G23: memory that was taken away is out of reach when the call returns, nested or shadowed.
 #[test]
 fn memory_taken_away_is_out_of_reach_when_the_call_returns() {
-    let shadow = Policy { forbid_nesting: true, ..Policy::default() };
+    let shadow = Policy {
+        forbid_nesting: true,
+        ..Policy::default()
+    };
     for policy in [Policy::default(), shadow] {
         let mut guest = Guest::new(Bench::with_policy(ModelConfig::nesting_server(), policy));
         let iova = 0x1234_5000;
@@ -124,8 +159,18 @@ fn memory_taken_away_is_out_of_reach_when_the_call_returns() {
         guest.invalidate_pasid(7, 5);
         guest.expect_reaches(D0, Some(5), iova, page);
         let bench = &mut guest.bench;
-        bench.vm.unmap_memory(&bench.model.hypervisor, &bench.units, Gpa::new(page), 0x1000).unwrap();
-        bench.translate(D0, Some(5), iova, Access::Read).unwrap_err();
+        bench
+            .vm
+            .unmap_memory(
+                &bench.model.hypervisor,
+                &bench.units,
+                Gpa::new(page),
+                0x1000,
+            )
+            .unwrap();
+        bench
+            .translate(D0, Some(5), iova, Access::Read)
+            .unwrap_err();
         bench.model.unit.assert_no_violations();
     }
 }

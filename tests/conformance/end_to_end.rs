@@ -29,11 +29,14 @@ fn run(config: ModelConfig, policy: Policy, backend: Backend) -> Bench {
                 BlockedTarget::NotOfMachine(Gpa::new(OUTSIDE.as_u64())),
                 BlockedTarget::NotOfMachine(Gpa::new(0xfed9_0000)),
             ] {
-                job.check_blocked(&mut bench, target).unwrap_or_else(|error| panic!("{target:x?}: {error:x?}"));
+                job.check_blocked(&mut bench, target)
+                    .unwrap_or_else(|error| panic!("{target:x?}: {error:x?}"));
                 assert_eq!(bench.model.memory.read64(OUTSIDE), 0x5ec3_e75e);
             }
         } else {
-            let figures = job.run(&mut bench, step).unwrap_or_else(|error| panic!("{step}: {error:x?}"));
+            let figures = job
+                .run(&mut bench, step)
+                .unwrap_or_else(|error| panic!("{step}: {error:x?}"));
             assert!(figures.bytes > 0 && figures.pages > 0, "{step}");
         }
     }
@@ -72,7 +75,10 @@ fn guest_second_stage_tables_are_shadowed_on_hardware_that_does_not_nest() {
 
 #[test]
 fn policy_may_ask_for_shadows_on_hardware_that_nests() {
-    let policy = Policy { forbid_nesting: true, ..Policy::default() };
+    let policy = Policy {
+        forbid_nesting: true,
+        ..Policy::default()
+    };
     run(ModelConfig::nesting_server(), policy, Backend::Shadow);
 }
 
@@ -80,9 +86,20 @@ fn policy_may_ask_for_shadows_on_hardware_that_nests() {
 #[test]
 fn units_in_caching_mode_are_told_of_new_entries() {
     for cache_mode in CACHE_MODES {
-        run(ModelConfig::caching_mode().with_cache_mode(cache_mode), Policy::default(), Backend::Nested);
-        let shadow = Policy { forbid_nesting: true, ..Policy::default() };
-        run(ModelConfig::caching_mode().with_cache_mode(cache_mode), shadow, Backend::Shadow);
+        run(
+            ModelConfig::caching_mode().with_cache_mode(cache_mode),
+            Policy::default(),
+            Backend::Nested,
+        );
+        let shadow = Policy {
+            forbid_nesting: true,
+            ..Policy::default()
+        };
+        run(
+            ModelConfig::caching_mode().with_cache_mode(cache_mode),
+            shadow,
+            Backend::Shadow,
+        );
     }
 }
 
@@ -90,9 +107,20 @@ fn units_in_caching_mode_are_told_of_new_entries() {
 #[test]
 fn late_completion_changes_nothing_but_time() {
     for delay in [500, 20_000] {
-        for config in [ModelConfig::nesting_server(), ModelConfig::qemu_second_stage()] {
-            let backend = if config.extended.has_nested() { Backend::Nested } else { Backend::Shadow };
-            run(config.with_queue_pace(Pace::After(delay)), Policy::default(), backend);
+        for config in [
+            ModelConfig::nesting_server(),
+            ModelConfig::qemu_second_stage(),
+        ] {
+            let backend = if config.extended.has_nested() {
+                Backend::Nested
+            } else {
+                Backend::Shadow
+            };
+            run(
+                config.with_queue_pace(Pace::After(delay)),
+                Policy::default(),
+                backend,
+            );
         }
     }
 }

@@ -10,8 +10,12 @@ use crate::bench::{Bench, D0, D1, Guest};
 const IOVA: u64 = 0x12_3456_7000;
 
 fn guests() -> [Guest; 2] {
-    let shadow = Policy { forbid_nesting: true, ..Policy::default() };
-    [Policy::default(), shadow].map(|policy| Guest::new(Bench::with_policy(ModelConfig::nesting_server(), policy)))
+    let shadow = Policy {
+        forbid_nesting: true,
+        ..Policy::default()
+    };
+    [Policy::default(), shadow]
+        .map(|policy| Guest::new(Bench::with_policy(ModelConfig::nesting_server(), policy)))
 }
 
 // S59 to S62: each table of the guest, broken in each way.
@@ -22,15 +26,67 @@ fn broken_guest_tables_are_told_by_their_own_reason() {
     const OUTSIDE: u64 = 0x7fff_f000;
     let set = |guest: &mut Guest, at: u64, value: u64| guest.write(at, &value.to_le_bytes());
     let cases: [(&str, Break, R); 9] = [
-        ("root entry not present", |g| g.write(0x1000, &[0; 16]), R::ScalableRootEntryNotPresent),
-        ("root entry reserved", |g| g.write(0x1000, &[3]), R::ScalableRootEntryReserved),
-        ("context entry not present", |g| { let at = g.context_at(D0); g.write(at, &[0]) }, R::ScalableContextEntryNotPresent),
-        ("context entry reserved", |g| { let at = g.context_at(D0) + 16; g.write(at, &[1]) }, R::ScalableContextEntryReserved),
-        ("directory entry not present", |g| { let at = Guest::entry_at(D0, 0) - 0x1000; g.write(at, &[0]) }, R::PasidDirectoryEntryNotPresent),
-        ("directory entry reserved", |g| { let at = Guest::entry_at(D0, 0) - 0x1000; g.write(at, &[5]) }, R::PasidDirectoryEntryReserved),
-        ("entry not present", |g| g.write(Guest::entry_at(D0, 5), &[0; 64]), R::PasidEntryNotPresent),
-        ("entry reserved", |g| g.write(Guest::entry_at(D0, 5) + 24, &[1]), R::PasidEntryReserved),
-        ("entry of a bad type", |g| { let at = Guest::entry_at(D0, 5); let q = g.read_u64(at); g.write(at, &(q & !0x1c0).to_le_bytes()) }, R::PasidEntryInvalid),
+        (
+            "root entry not present",
+            |g| g.write(0x1000, &[0; 16]),
+            R::ScalableRootEntryNotPresent,
+        ),
+        (
+            "root entry reserved",
+            |g| g.write(0x1000, &[3]),
+            R::ScalableRootEntryReserved,
+        ),
+        (
+            "context entry not present",
+            |g| {
+                let at = g.context_at(D0);
+                g.write(at, &[0])
+            },
+            R::ScalableContextEntryNotPresent,
+        ),
+        (
+            "context entry reserved",
+            |g| {
+                let at = g.context_at(D0) + 16;
+                g.write(at, &[1])
+            },
+            R::ScalableContextEntryReserved,
+        ),
+        (
+            "directory entry not present",
+            |g| {
+                let at = Guest::entry_at(D0, 0) - 0x1000;
+                g.write(at, &[0])
+            },
+            R::PasidDirectoryEntryNotPresent,
+        ),
+        (
+            "directory entry reserved",
+            |g| {
+                let at = Guest::entry_at(D0, 0) - 0x1000;
+                g.write(at, &[5])
+            },
+            R::PasidDirectoryEntryReserved,
+        ),
+        (
+            "entry not present",
+            |g| g.write(Guest::entry_at(D0, 5), &[0; 64]),
+            R::PasidEntryNotPresent,
+        ),
+        (
+            "entry reserved",
+            |g| g.write(Guest::entry_at(D0, 5) + 24, &[1]),
+            R::PasidEntryReserved,
+        ),
+        (
+            "entry of a bad type",
+            |g| {
+                let at = Guest::entry_at(D0, 5);
+                let q = g.read_u64(at);
+                g.write(at, &(q & !0x1c0).to_le_bytes())
+            },
+            R::PasidEntryInvalid,
+        ),
     ];
     for (name, break_it, reason) in cases {
         for mut guest in guests() {
@@ -62,8 +118,11 @@ fn table_outside_the_machine_is_told_as_unreadable() {
         let entry = guest.entry(0x7fff_f000, 7);
         guest.set_entry(D0, 5, &entry);
         guest.invalidate_pasid(7, 5);
-        let reason =
-            if first_stage { FaultReason::FirstStageRootUnreadable } else { FaultReason::SecondStageRootUnreadable };
+        let reason = if first_stage {
+            FaultReason::FirstStageRootUnreadable
+        } else {
+            FaultReason::SecondStageRootUnreadable
+        };
         guest.expect_blocked(D0, Some(5), IOVA, reason);
         // At or above the address width the pointer is reserved.
         let entry = guest.entry(1 << 50, 7);
@@ -84,9 +143,19 @@ fn fault_records_carry_source_id_pasid_and_address() {
     let entry = guest.entry(root, 7);
     guest.set_entry(D1, 9, &entry);
     guest.invalidate_pasid(7, 9);
-    let reason = guest.bench.guest_reason(D1, Some(9), IOVA + 0x1000, Access::Write);
+    let reason = guest
+        .bench
+        .guest_reason(D1, Some(9), IOVA + 0x1000, Access::Write);
     assert_eq!(reason, FaultReason::FirstStageNotPresent);
-    let at = u64::from(guest.bench.vm.offer().features.capability.fault_record_offset());
+    let at = u64::from(
+        guest
+            .bench
+            .vm
+            .offer()
+            .features
+            .capability
+            .fault_record_offset(),
+    );
     let low = guest.bench.vm.read_register(at, 8);
     let high = guest.bench.vm.read_register(at + 8, 8);
     assert_eq!(low, IOVA + 0x1000);
@@ -101,11 +170,21 @@ fn fault_records_carry_source_id_pasid_and_address() {
 fn faults_without_translation_are_the_hypervisors() {
     let mut guest = Guest::new(Bench::new(ModelConfig::nesting_server()));
     guest.set_translation(false);
-    guest.bench.translate(D0, None, 0x7fff_f000, Access::Read).unwrap_err();
+    guest
+        .bench
+        .translate(D0, None, 0x7fff_f000, Access::Read)
+        .unwrap_err();
     guest.bench.faults.clear();
     guest.bench.settle();
-    assert!(matches!(guest.bench.faults.as_slice(), [(_, FaultOutcome::Host(_))]));
-    assert_eq!(guest.bench.vm.read_register(0x34, 4) & 2, 0, "nothing is pending in the guest's unit");
+    assert!(matches!(
+        guest.bench.faults.as_slice(),
+        [(_, FaultOutcome::Host(_))]
+    ));
+    assert_eq!(
+        guest.bench.vm.read_register(0x34, 4) & 2,
+        0,
+        "nothing is pending in the guest's unit"
+    );
 }
 
 // S58
@@ -118,5 +197,9 @@ fn fault_processing_disabled_in_the_guests_entry_silences_its_records() {
     guest.set_entry(D0, 5, &PasidEntry::from_quadwords(quadwords));
     guest.invalidate_pasid(7, 5);
     guest.expect_blocked(D0, Some(5), IOVA, FaultReason::FirstStageNotPresent);
-    assert_eq!(guest.bench.vm.read_register(0x34, 4) & 2, 0, "nothing is recorded");
+    assert_eq!(
+        guest.bench.vm.read_register(0x34, 4) & 2,
+        0,
+        "nothing is recorded"
+    );
 }
