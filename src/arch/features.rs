@@ -53,7 +53,8 @@ impl From<&Features> for TableFeatures {
     fn from(unit: &Features) -> Self {
         let (capability, extended) = (unit.capability, unit.extended);
         Self {
-            host_address_width: unit.host_address_width,
+            // No pointer in a table reaches beyond bit 51.
+            host_address_width: unit.host_address_width.min(52),
             domain_id_bits: capability.domain_id_bits(),
             maximum_guest_address_width: capability.maximum_guest_address_width(),
             widths: AddressWidths::from_field(

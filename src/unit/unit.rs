@@ -11,12 +11,10 @@ use super::fault::FaultCursor;
 use super::queue::Queue;
 use super::statistics::{Counters, UnitStatistics};
 use super::tables::Tables;
-use crate::arch::address::PageSize;
-use crate::arch::capability::CapabilityField;
 use crate::arch::capability::{
     Capability, CapabilityError, ExtendedCapability, Features, validate,
 };
-use crate::arch::features::{AddressWidths, TableFeatures};
+use crate::arch::features::TableFeatures;
 use crate::arch::id::DomainId;
 use crate::arch::register::{InvalidationQueueAddress, Register32, Register64};
 use crate::mem::Registers;
@@ -146,7 +144,7 @@ impl<R: Registers> Unit<R> {
         }
         Ok(Self {
             registers: Mutex::new(registers),
-            table_features: table_features(&features),
+            table_features: TableFeatures::from(&features),
             config,
             phase: AtomicU8::new(Phase::Down as u8),
             owns_root: AtomicBool::new(false),
@@ -213,47 +211,6 @@ impl<R: Registers> Unit<R> {
     /// The counters.
     pub fn statistics(&self) -> UnitStatistics {
         self.counters.snapshot()
-    }
-}
-
-/// The part of the capabilities that decides about table entries.
-fn table_features(features: &Features) -> TableFeatures {
-    let Features {
-        capability,
-        extended,
-        host_address_width,
-    } = *features;
-    TableFeatures {
-        // No pointer in a table reaches beyond bit 51.
-        host_address_width: host_address_width.min(52),
-        domain_id_bits: capability.domain_id_bits(),
-        maximum_guest_address_width: capability.maximum_guest_address_width(),
-        widths: AddressWidths::from_field(
-            capability.field(CapabilityField::ADJUSTED_GUEST_ADDRESS_WIDTHS),
-        ),
-        first_stage: extended.has_first_stage(),
-        second_stage: extended.has_second_stage(),
-        nested: extended.has_nested(),
-        pass_through: extended.has_pass_through(),
-        first_stage_five_level: capability.has_first_stage_5_level(),
-        first_stage_1gib: capability.has_first_stage_1gib_pages(),
-        second_stage_2mib: capability.second_stage_large_page(PageSize::Size2MiB),
-        second_stage_1gib: capability.second_stage_large_page(PageSize::Size1GiB),
-        snoop_control: extended.has_snoop_control(),
-        page_walk_coherency: extended.has_page_walk_coherency(),
-        memory_types: extended.has_memory_types(),
-        supervisor_requests: extended.has_supervisor_requests(),
-        extended_accessed: extended.has_extended_accessed(),
-        second_stage_accessed_dirty: extended.has_second_stage_accessed_dirty(),
-        device_tlb: extended.has_device_tlb(),
-        page_requests: extended.has_page_requests(),
-        rid_pasid: extended.has_rid_pasid(),
-        rid_privilege: extended.has_rid_priv(),
-        pasid: extended.has_pasid(),
-        translated_requests_with_pasid: extended.has_pasid_in_translated_requests(),
-        host_permission_tables: extended.has_host_permission_tables(),
-        zero_length_read: capability.has_zero_length_read(),
-        tolerate_address_width: false,
     }
 }
 

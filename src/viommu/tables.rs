@@ -4,13 +4,13 @@
 //! Every structure is read once, into a copy; the copy is checked and the copy is used.
 
 use crate::arch::address::Gpa;
-use crate::arch::capability::{Capability, Features};
+use crate::arch::capability::Features;
 use crate::arch::context::{
     LegacyContext, LegacyContextEntry, LegacyContextFault, LegacyTranslation, ScalableContext,
     ScalableContextEntry, ScalableContextFault,
 };
 use crate::arch::fault::FaultReason;
-use crate::arch::features::{AddressWidths, TableFeatures};
+use crate::arch::features::TableFeatures;
 use crate::arch::id::{DomainId, Pasid, SourceId};
 use crate::arch::pasid::{
     PasidDirectoryEntry, PasidDirectoryEntryFault, PasidEntry, PasidEntryFault, PasidTranslation,
@@ -23,45 +23,11 @@ use super::host::GuestBinding;
 
 /// The features of the shown registers, as the decoders of table entries take them.
 pub fn table_features(features: &Features) -> TableFeatures {
-    use crate::arch::capability::CapabilityField as C;
-    let capability = features.capability;
-    let extended = features.extended;
-    let large_pages = capability.field(C::SECOND_STAGE_LARGE_PAGES);
     TableFeatures {
-        host_address_width: features.host_address_width,
-        domain_id_bits: capability.domain_id_bits(),
-        maximum_guest_address_width: capability.maximum_guest_address_width(),
-        widths: address_widths(capability),
-        first_stage: extended.has_first_stage(),
-        second_stage: extended.has_second_stage(),
-        nested: extended.has_nested(),
-        pass_through: extended.has_pass_through(),
-        first_stage_five_level: capability.has_first_stage_5_level(),
-        first_stage_1gib: capability.has_first_stage_1gib_pages(),
-        second_stage_2mib: large_pages & 1 != 0,
-        second_stage_1gib: large_pages & 2 != 0,
-        snoop_control: extended.has_snoop_control(),
-        page_walk_coherency: extended.has_page_walk_coherency(),
-        memory_types: extended.has_memory_types(),
-        supervisor_requests: extended.has_supervisor_requests(),
-        extended_accessed: extended.has_extended_accessed(),
-        second_stage_accessed_dirty: extended.has_second_stage_accessed_dirty(),
-        device_tlb: extended.has_device_tlb(),
-        page_requests: extended.has_page_requests(),
-        rid_pasid: extended.has_rid_pasid(),
-        rid_privilege: extended.has_rid_priv(),
-        pasid: extended.has_pasid(),
-        translated_requests_with_pasid: extended.has_pasid_in_translated_requests(),
-        host_permission_tables: extended.has_host_permission_tables(),
-        zero_length_read: capability.has_zero_length_read(),
         // Linux writes `AW` into every entry, also where it is reserved (§9.6).
-        tolerate_address_width: !extended.has_second_stage(),
+        tolerate_address_width: !features.extended.has_second_stage(),
+        ..TableFeatures::from(features)
     }
-}
-
-fn address_widths(capability: Capability) -> AddressWidths {
-    use crate::arch::capability::CapabilityField as C;
-    AddressWidths::from_field(capability.field(C::ADJUSTED_GUEST_ADDRESS_WIDTHS))
 }
 
 /// What is wrong with the guest's tables on the way to a translation: the structure, and the field
