@@ -1,3 +1,38 @@
 //! The guest side: a virtual VT-d unit. Knows no hardware.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`host`] | the one seam to the host side: desired bindings, guest invalidations |
+//! | [`unit`] | the unit: registers, commands, devices, and the loop that gets work done |
+//! | [`registers`] | the table of all registers |
+//! | [`tables`] | the guest's root, context and PASID tables, read from hostile memory |
+//! | [`translate`] | translation by the guest's tables in software |
+//! | [`fault`] | fault records and the fault event |
+//! | [`statistics`] | counters |
+//!
+//! Inside: the store of bindings, the passes that keep it in step with the guest's tables, and the
+//! invalidation queue.
+//!
+//! No register access does host work. A write leaves work pending, and
+//! [`VirtualUnit::poll`] does it in slices: call it after every write, and again as it says.
 
+pub mod fault;
 pub mod host;
+mod pasid_cache;
+mod queue;
+pub mod registers;
+pub mod statistics;
+mod synchronise;
+pub mod tables;
+#[cfg(test)]
+mod testing;
+pub mod translate;
+pub mod unit;
+
+pub use fault::{GuestFault, MAX_FAULT_RECORDS};
+pub use host::{
+    BindError, Desired, DeviceHandle, GuestBinding, GuestInvalidation, Host, PageRange, Progress,
+};
+pub use statistics::VirtualUnitStatistics;
+pub use translate::DmaRequest;
+pub use unit::{ConfigError, DeviceError, DeviceKind, Poll, VirtualUnit, VirtualUnitConfig};

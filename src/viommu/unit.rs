@@ -1,0 +1,1061 @@
+//! The virtual unit: what the guest programs, and the loop that carries it out.
+
+use crate::arch::capability::{CapabilityError, ExtendedCapabilityField, Features, validate};
+use crate::arch::capability::{CapabilityField, ExtendedCapability};
+use crate::arch::descriptor::{IotlbGranularity, WaitStatus};
+use crate::arch::fault::{FaultMode, FaultReason};
+use crate::arch::features::TableFeatures;
+use crate::arch::id::{Pasid, SourceId};
+use crate::arch::register::{
+    ContextCommand, GlobalCommand, GlobalStatus, InvalidateAddress, IotlbCommand, RootTableAddress,
+    TranslationTableMode,
+};
+use crate::mem::GuestMemory;
+
+use super::fault::{FaultRecorder, GuestFault, MAX_FAULT_RECORDS};
+use super::host::{BindError, Desired, DeviceHandle, GuestInvalidation, Host, Progress};
+use super::pasid_cache::PasidCache;
+use super::queue::second_stage_invalidation;
+use super::registers::{
+    Event, REGISTER_WINDOW_BYTES, Register, RegisterFile, RegisterWrite, VERSION,
+};
+use super::statistics::{VirtualUnitStatistics, count};
+use super::synchronise::{DeviceFilter, EntryFilter, PageCopies, Pass, Stepped};
+use super::tables::{GuestContext, GuestTableReader, table_features};
+
+/// What a virtual unit is made from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VirtualUnitConfig {
+    /// The capability registers that the guest sees, and the width of guest-physical addresses.
+    pub features: Features,
+    /// The number of fault records, as `CAP.NFR` shows it: 1 to [`MAX_FAULT_RECORDS`].
+    pub fault_records: u8,
+    /// A number that the guest does not know: hides where the store keeps what.
+    pub hash_seed: u64,
+}
+
+/// Why a virtual unit cannot be made as configured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConfigError {
+    /// The capability registers contradict themselves.
+    Capability(CapabilityError),
+    /// A capability that no virtual unit has, by its name in the specification.
+    NotEmulated {
+        /// The field.
+        field: &'static str,
+    },
+    /// The width of guest-physical addresses is not in 12 to 52 bits.
+    AddressWidth(u8),
+    /// The number of fault records is 0, too large, or not what `CAP.NFR` shows.
+    FaultRecords(u8),
+    /// There are more devices or bindings than their numbers have room for.
+    Capacity(usize),
+}
+
+/// What a device is to the virtual unit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceKind {
+    /// A physical device assigned to the machine: its bindings are made by the host, as soon as
+    /// the guest announces them.
+    Assigned {
+        /// The width of the PASIDs that it can send, in bits; 0 if it sends none.
+        pasid_bits: u8,
+    },
+    /// A device that the hypervisor emulates: it asks [`VirtualUnit::translate`], and the host has
+    /// nothing to do for it.
+    Emulated,
+}
+
+/// Why a device cannot be added, changed or removed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceError {
+    /// The handle is beyond the device table.
+    BeyondTable {
+        /// The handle.
+        handle: DeviceHandle,
+        /// The capacity of the table.
+        capacity: usize,
+    },
+    /// The handle is in use.
+    InUse(DeviceHandle),
+    /// The handle names no device.
+    Unknown(DeviceHandle),
+    /// Another device has the source-id.
+    SourceIdInUse(SourceId),
+    /// A binding could not be taken away; it is kept, and a later call tries again.
+    Bind(BindError),
+}
+
+/// What [`VirtualUnit::poll`] leaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Poll {
+    /// Nothing is left to do.
+    Idle,
+    /// More can be done at once: call again.
+    Again,
+    /// The host waits for hardware: call again when that may have changed.
+    Wait,
+}
+
+/// The context entry of a device, as last read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum CachedContext {
+    /// To be read when it is needed.
+    Unknown,
+    /// Read; `None` if there was no valid one.
+    Read(Option<GuestContext>),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum SlotState {
+    Free,
+    Active,
+    Removing,
+}
+
+/// The binding of a device's requests without PASID. It always has a place, so that turning
+/// translation off never fails for lack of one.
+#[derive(Debug)]
+pub(super) struct DefaultBinding<B> {
+    pub(super) host: B,
+    /// The guest's PASID entry as last honoured.
+    pub(super) raw: [u64; 8],
+    /// What it is bound to; `None` while the host is changing it, or if the host failed to.
+    pub(super) actual: Option<Desired>,
+    /// The pass that last looked at it.
+    pub(super) generation: u32,
+}
+
+/// One line of the device table.
+#[derive(Debug)]
+pub(super) struct DeviceSlot<B> {
+    pub(super) source_id: SourceId,
+    kind: DeviceKind,
+    state: SlotState,
+    needs_reconcile: bool,
+    pub(super) context: CachedContext,
+    pub(super) default: DefaultBinding<B>,
+}
+
+impl<B: Default> DeviceSlot<B> {
+    fn free() -> Self {
+        Self {
+            source_id: SourceId::from_u16(0),
+            kind: DeviceKind::Emulated,
+            state: SlotState::Free,
+            needs_reconcile: false,
+            context: CachedContext::Unknown,
+            default: DefaultBinding {
+                host: B::default(),
+                raw: [0; 8],
+                actual: Some(Desired::Blocked),
+                generation: 0,
+            },
+        }
+    }
+}
+
+impl<B> DeviceSlot<B> {
+    /// Whether the host binds it.
+    pub(super) const fn is_assigned(&self) -> bool {
+        matches!(
+            (self.state, self.kind),
+            (SlotState::Active, DeviceKind::Assigned { .. })
+        )
+    }
+
+    pub(super) const fn pasid_bits(&self) -> u8 {
+        match self.kind {
+            DeviceKind::Assigned { pasid_bits } => pasid_bits,
+            DeviceKind::Emulated => 0,
+        }
+    }
+}
+
+/// What the guest has commanded and the unit has not carried out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Commands {
+    /// The root table address to take over.
+    root_pointer: Option<RootTableAddress>,
+    /// What `TES` is to become.
+    translation: bool,
+    /// What `QIES` is to become.
+    queue: bool,
+    /// The queue is to be disabled first, whatever it is to become.
+    queue_stop: bool,
+    /// Everything is to be looked at again, after a reset.
+    reconcile: bool,
+    /// Some device is to be looked at again.
+    reconcile_devices: bool,
+}
+
+/// What a job is for, and so what its end does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    /// The descriptor at the queue's head.
+    Descriptor,
+    /// The wait descriptor at the queue's head.
+    Wait {
+        status: Option<WaitStatus>,
+        interrupt: bool,
+    },
+    /// Set Root Table Pointer.
+    RootPointer,
+    /// Translation Enable, set or cleared.
+    Translation(bool),
+    /// A device was added or changed, or the unit was reset.
+    Reconcile,
+    /// Register-based context-cache invalidation.
+    ContextCommand,
+    /// Register-based IOTLB invalidation.
+    IotlbCommand,
+}
+
+/// What a job is doing.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Stage {
+    /// Making bindings equal to the guest's tables.
+    Pass(Pass),
+    /// Handing an invalidation to the host.
+    Invalidate(GuestInvalidation),
+    /// Waiting until the host has completed all invalidations.
+    Flush {
+        /// How often it failed so far.
+        errors: usize,
+    },
+}
+
+/// The work in progress; there is at most one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Job {
+    pub(super) stage: Stage,
+    pub(super) purpose: Purpose,
+}
+
+/// Host operations of one [`VirtualUnit::remove_device`] call.
+const REMOVALS_PER_CALL: u32 = 64;
+
+/// A virtual VT-d unit with room for `DEVICES` devices and, beside one each for their requests
+/// without PASID, `BINDINGS` bindings of PASIDs. `B` is what the host side keeps of each binding.
+///
+/// It answers register accesses at once and does everything else in [`poll`](Self::poll).
+#[derive(Debug)]
+pub struct VirtualUnit<B: Default, const DEVICES: usize, const BINDINGS: usize> {
+    pub(super) features: Features,
+    pub(super) tables: TableFeatures,
+    pub(super) registers: RegisterFile,
+    faults: FaultRecorder,
+    commands: Commands,
+    /// The root table address in force.
+    pub(super) root: RootTableAddress,
+    /// Whether bindings are to follow the guest's tables: `TES`, or what it is about to become.
+    pub(super) translating: bool,
+    pub(super) devices: [DeviceSlot<B>; DEVICES],
+    pub(super) cache: PasidCache<B, BINDINGS>,
+    pub(super) generation: u32,
+    job: Option<Job>,
+    pub(super) pages: PageCopies,
+    pub(super) statistics: VirtualUnitStatistics,
+}
+
+impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
+    /// A unit after reset, without devices.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`].
+    pub fn new(config: VirtualUnitConfig) -> Result<Self, ConfigError> {
+        let VirtualUnitConfig {
+            features,
+            fault_records,
+            hash_seed,
+        } = config;
+        validate(
+            features.capability,
+            features.extended,
+            VERSION,
+            REGISTER_WINDOW_BYTES,
+        )
+        .map_err(ConfigError::Capability)?;
+        if let Some(field) = not_emulated(&features) {
+            return Err(ConfigError::NotEmulated { field });
+        }
+        if !(12..=52).contains(&features.host_address_width) {
+            return Err(ConfigError::AddressWidth(features.host_address_width));
+        }
+        if !(1..=MAX_FAULT_RECORDS).contains(&fault_records)
+            || features.capability.fault_record_count() != u16::from(fault_records)
+        {
+            return Err(ConfigError::FaultRecords(fault_records));
+        }
+        if DEVICES > usize::from(u16::MAX) {
+            return Err(ConfigError::Capacity(DEVICES));
+        }
+        if u32::try_from(BINDINGS).is_err() || BINDINGS >= u32::MAX as usize {
+            return Err(ConfigError::Capacity(BINDINGS));
+        }
+        Ok(Self {
+            features,
+            tables: table_features(&features),
+            registers: RegisterFile::new(&features),
+            faults: FaultRecorder::new(fault_records, features.capability.fault_record_offset()),
+            commands: Commands::default(),
+            root: RootTableAddress::from_bits(0),
+            translating: false,
+            devices: core::array::from_fn(|_| DeviceSlot::free()),
+            cache: PasidCache::new(hash_seed),
+            generation: 0,
+            job: None,
+            pages: PageCopies::new(),
+            statistics: VirtualUnitStatistics::default(),
+        })
+    }
+
+    /// The capabilities that the guest sees.
+    pub const fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// What it has done since it was made.
+    pub const fn statistics(&self) -> VirtualUnitStatistics {
+        self.statistics
+    }
+
+    /// The number of PASIDs bound, those of requests without PASID not counted.
+    pub const fn bindings(&self) -> u32 {
+        self.cache.len()
+    }
+
+    /// What a device's binding for requests without PASID, or for a PASID, is; `None` if it is
+    /// unsettled or there is no such device.
+    #[cfg(test)]
+    pub(super) fn default_binding(&self, handle: DeviceHandle) -> Option<Desired> {
+        self.devices.get(handle.index())?.default.actual
+    }
+
+    /// The mode of the root table in force.
+    pub const fn table_mode(&self) -> TranslationTableMode {
+        self.root.mode()
+    }
+
+    /// Whether the guest sees translation as on (`TES`).
+    pub fn is_translating(&self) -> bool {
+        self.registers
+            .status()
+            .contains(GlobalStatus::TRANSLATION_ENABLED)
+    }
+
+    /// The width of PASIDs that the guest was shown; 0 without requests-with-PASID.
+    pub(super) const fn pasid_bits(&self) -> u8 {
+        if self.features.extended.has_pasid() {
+            self.features.extended.pasid_bits()
+        } else {
+            0
+        }
+    }
+
+    /// A reader of the guest's tables below the root in force.
+    pub(super) const fn reader<'a, M>(
+        &self,
+        memory: &'a M,
+        tables: &'a TableFeatures,
+    ) -> GuestTableReader<'a, M> {
+        GuestTableReader {
+            memory,
+            features: tables,
+            root: self.root,
+            scalable_mode: self.features.extended.has_scalable_mode(),
+        }
+    }
+
+    /// The reason as the guest's root table has it: a host-side failure has a scalable-mode reason
+    /// and a legacy one.
+    pub(super) const fn reason_in_mode(&self, reason: FaultReason) -> FaultReason {
+        match (self.root.mode(), reason.mode()) {
+            (TranslationTableMode::Legacy, FaultMode::Scalable) => {
+                FaultReason::LegacyContextTableUnreadable
+            }
+            _ => reason,
+        }
+    }
+
+    // Devices.
+
+    /// Adds a device. The next [`poll`](Self::poll) binds it as the guest's tables say now: to the
+    /// machine's memory while translation is off. Until then it is blocked.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`]; nothing has changed then.
+    pub fn add_device(
+        &mut self,
+        handle: DeviceHandle,
+        source_id: SourceId,
+        kind: DeviceKind,
+    ) -> Result<(), DeviceError> {
+        self.refuse_duplicate(handle, source_id)?;
+        let slot = self
+            .devices
+            .get_mut(handle.index())
+            .ok_or(DeviceError::BeyondTable {
+                handle,
+                capacity: DEVICES,
+            })?;
+        if slot.state != SlotState::Free {
+            return Err(DeviceError::InUse(handle));
+        }
+        *slot = DeviceSlot {
+            source_id,
+            kind,
+            state: SlotState::Active,
+            needs_reconcile: true,
+            ..DeviceSlot::free()
+        };
+        self.commands.reconcile_devices = true;
+        Ok(())
+    }
+
+    fn refuse_duplicate(
+        &self,
+        handle: DeviceHandle,
+        source_id: SourceId,
+    ) -> Result<(), DeviceError> {
+        let is_used = self.devices.iter().enumerate().any(|(index, slot)| {
+            index != handle.index()
+                && slot.state == SlotState::Active
+                && slot.source_id == source_id
+        });
+        if is_used {
+            return Err(DeviceError::SourceIdInUse(source_id));
+        }
+        Ok(())
+    }
+
+    fn active(&mut self, handle: DeviceHandle) -> Result<&mut DeviceSlot<B>, DeviceError> {
+        self.devices
+            .get_mut(handle.index())
+            .filter(|slot| slot.state == SlotState::Active)
+            .ok_or(DeviceError::Unknown(handle))
+    }
+
+    /// Gives a device another source-id, as when the guest renumbers its buses. The next
+    /// [`poll`](Self::poll) binds it as the guest's tables say under the new one.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`]; nothing has changed then.
+    pub fn set_source_id(
+        &mut self,
+        handle: DeviceHandle,
+        source_id: SourceId,
+    ) -> Result<(), DeviceError> {
+        self.refuse_duplicate(handle, source_id)?;
+        self.active(handle)?.source_id = source_id;
+        self.reconcile_device(handle)
+    }
+
+    /// Has the next [`poll`](Self::poll) look at all bindings of a device again: for instance once
+    /// the reason of a host-side failure is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Unknown`].
+    pub fn reconcile_device(&mut self, handle: DeviceHandle) -> Result<(), DeviceError> {
+        let slot = self.active(handle)?;
+        slot.context = CachedContext::Unknown;
+        slot.needs_reconcile = true;
+        self.commands.reconcile_devices = true;
+        Ok(())
+    }
+
+    /// Takes all bindings of a device away and forgets it. From the first call on nothing is bound
+    /// for it any more. [`Progress::Wait`]: call again; a call does a bounded amount of work.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Unknown`], or [`DeviceError::Bind`] for the first binding that the host could
+    /// not take away: a later call tries again.
+    pub fn remove_device<Ho: Host<Binding = B>>(
+        &mut self,
+        handle: DeviceHandle,
+        host: &mut Ho,
+    ) -> Result<Progress, DeviceError> {
+        let index = handle.index();
+        let slot = self
+            .devices
+            .get_mut(index)
+            .filter(|slot| slot.state != SlotState::Free)
+            .ok_or(DeviceError::Unknown(handle))?;
+        slot.state = SlotState::Removing;
+        if let DeviceKind::Emulated = slot.kind {
+            *slot = DeviceSlot::free();
+            return Ok(Progress::Done);
+        }
+        let default = &mut slot.default;
+        if default.actual != Some(Desired::Blocked) {
+            default.actual = None;
+            match host.bind(handle, Pasid::ZERO, &mut default.host, &Desired::Blocked) {
+                Ok(Progress::Done) => default.actual = Some(Desired::Blocked),
+                Ok(Progress::Wait) => return Ok(Progress::Wait),
+                Err(error) => return Err(self.removal_failed(index, Pasid::ZERO, error)),
+            }
+            count(&mut self.statistics.unbinds);
+        }
+        let mut left = REMOVALS_PER_CALL;
+        for at in 0..self.cache.end() {
+            let Some(entry) = self
+                .cache
+                .get_mut(at)
+                .filter(|entry| entry.device() == index)
+            else {
+                continue;
+            };
+            if left == 0 {
+                return Ok(Progress::Wait);
+            }
+            left = left.saturating_sub(1);
+            let pasid = entry.pasid();
+            entry.state = super::pasid_cache::BindingState::Unsettled;
+            match host.bind(handle, pasid, &mut entry.host, &Desired::Blocked) {
+                Ok(Progress::Done) => self.cache.remove(at),
+                Ok(Progress::Wait) => return Ok(Progress::Wait),
+                Err(error) => return Err(self.removal_failed(index, pasid, error)),
+            }
+            count(&mut self.statistics.unbinds);
+        }
+        if let Some(slot) = self.devices.get_mut(index) {
+            log::info!("guest device {}: removed", slot.source_id);
+            *slot = DeviceSlot::free();
+        }
+        Ok(Progress::Done)
+    }
+
+    fn removal_failed(&mut self, index: usize, pasid: Pasid, error: BindError) -> DeviceError {
+        self.failed(index, pasid, &Desired::Blocked, &error);
+        DeviceError::Bind(error)
+    }
+
+    // Registers.
+
+    /// Reads `len_bytes` (1, 2, 4 or 8) at an offset into the register window, low byte first. Any
+    /// alignment is defined; what is not a register reads as 0.
+    pub fn read(&self, offset: u64, len_bytes: u8) -> u64 {
+        let Some(offset) = window_offset(offset) else {
+            return 0;
+        };
+        let (start, shift) = (offset & !3, u32::from(offset & 3) * 8);
+        let mut value = u128::from(self.read_dword(start));
+        let bits = u32::from(len_bytes.min(8)) * 8;
+        if shift + bits > 32 {
+            value |= u128::from(self.read_dword(start.saturating_add(4))) << 32;
+        }
+        if shift + bits > 64 {
+            value |= u128::from(self.read_dword(start.saturating_add(8))) << 64;
+        }
+        (value >> shift) as u64 & low_bits(bits)
+    }
+
+    fn read_dword(&self, offset: u16) -> u32 {
+        if u32::from(offset) >= REGISTER_WINDOW_BYTES {
+            return 0;
+        }
+        match self.faults.read_dword(offset) {
+            Some(value) => value,
+            None => self.registers.read_dword(offset),
+        }
+    }
+
+    /// Writes the low `len_bytes` (1, 2, 4 or 8) of a value at an offset into the register window.
+    /// Any alignment is defined; what is not writable ignores it.
+    ///
+    /// Nothing but registers changes: call [`poll`](Self::poll) next.
+    pub fn write(&mut self, offset: u64, len_bytes: u8, value: u64) {
+        let Some(offset) = window_offset(offset) else {
+            return;
+        };
+        let (start, shift) = (offset & !3, u32::from(offset & 3) * 8);
+        let covered = u128::from(low_bits(u32::from(len_bytes.min(8)) * 8)) << shift;
+        let value = u128::from(value) << shift & covered;
+        for dword in 0..3u16 {
+            let bit = u32::from(dword) * 32;
+            let covered = (covered >> bit) as u32;
+            let offset = start.saturating_add(dword * 4);
+            if covered != 0 && u32::from(offset) < REGISTER_WINDOW_BYTES {
+                self.write_dword(offset, (value >> bit) as u32, covered);
+            }
+        }
+    }
+
+    fn write_dword(&mut self, offset: u16, value: u32, covered: u32) {
+        if self
+            .faults
+            .write_dword(offset, value & covered, &mut self.registers)
+        {
+            return;
+        }
+        let Some(write) = self.registers.write_dword(offset, value, covered) else {
+            return;
+        };
+        match write.register {
+            Register::GlobalCommand => self.command(write),
+            Register::ContextCommand if write.value >> 63 == 1 => {
+                if !self.has_register_invalidation() {
+                    self.complete_context_command(0);
+                }
+            }
+            Register::IotlbCommand if write.value >> 63 == 1 => {
+                if !self.has_register_invalidation() {
+                    self.complete_iotlb_command(0);
+                }
+            }
+            Register::FaultStatus => {
+                if !self
+                    .registers
+                    .fault_status()
+                    .contains(crate::arch::register::FaultStatus::INVALIDATION_QUEUE_ERROR)
+                {
+                    self.registers.set(Register::QueueErrorRecord, 0);
+                }
+                self.registers.drop_fault_event_without_cause();
+            }
+            Register::CompletionStatus => self.registers.drop_completion_event_without_cause(),
+            Register::FaultEventControl => self.registers.event_mask_written(Event::Fault),
+            Register::CompletionEventControl => {
+                self.registers.event_mask_written(Event::Completion);
+            }
+            _ => {}
+        }
+    }
+
+    /// Acts on every bit of a command that differs from what was commanded before (§11.4.4.1).
+    fn command(&mut self, write: RegisterWrite) {
+        let mut before = GlobalCommand::empty();
+        before.set(GlobalCommand::TRANSLATION_ENABLE, self.commands.translation);
+        before.set(
+            GlobalCommand::QUEUED_INVALIDATION_ENABLE,
+            self.commands.queue,
+        );
+        let bits = u64::from(before.bits()) & !write.covered | write.value;
+        let command = GlobalCommand::from_bits_truncate(bits as u32);
+        if command.contains(GlobalCommand::SET_ROOT_TABLE_POINTER) {
+            self.registers
+                .set_status(GlobalStatus::ROOT_TABLE_POINTER_SET, false);
+            self.commands.root_pointer = Some(RootTableAddress::from_bits(
+                self.registers.get(Register::RootTableAddress),
+            ));
+        }
+        self.commands.translation = command.contains(GlobalCommand::TRANSLATION_ENABLE);
+        let queue = command.contains(GlobalCommand::QUEUED_INVALIDATION_ENABLE)
+            && self.features.extended.has_queued_invalidation();
+        if self.commands.queue && !queue {
+            self.commands.queue_stop = true;
+        }
+        self.commands.queue = queue;
+    }
+
+    /// Register-based invalidation works with a legacy root table and without a queue (§6.5.1).
+    fn has_register_invalidation(&self) -> bool {
+        self.root.mode() == TranslationTableMode::Legacy
+            && !self
+                .registers
+                .status()
+                .contains(GlobalStatus::QUEUED_INVALIDATION_ENABLED)
+    }
+
+    fn context_command(&self) -> ContextCommand {
+        ContextCommand::from_bits(self.registers.get(Register::ContextCommand))
+    }
+
+    fn iotlb_command(&self) -> IotlbCommand {
+        IotlbCommand::from_bits(self.registers.get(Register::IotlbCommand))
+    }
+
+    fn complete_context_command(&mut self, granularity: u8) {
+        let done = self.context_command().completed(granularity);
+        self.registers.set(Register::ContextCommand, done.bits());
+    }
+
+    fn complete_iotlb_command(&mut self, granularity: u8) {
+        let done = self.iotlb_command().completed(granularity);
+        self.registers.set(Register::IotlbCommand, done.bits());
+    }
+
+    // Work.
+
+    /// Does pending work, at most `budget` steps of about one guest table page or one host
+    /// operation each, and sends event messages that are due.
+    pub fn poll<Ho: Host<Binding = B>>(&mut self, host: &mut Ho, budget: u32) -> Poll {
+        let mut left = budget;
+        let outcome = loop {
+            if !self.has_work() {
+                break Poll::Idle;
+            }
+            let Some(after) = left.checked_sub(1) else {
+                break Poll::Again;
+            };
+            left = after;
+            if self.step(host) == Progress::Wait {
+                break Poll::Wait;
+            }
+        };
+        self.send_messages(host);
+        outcome
+    }
+
+    fn has_work(&self) -> bool {
+        let commands = &self.commands;
+        let status = self.registers.status();
+        self.job.is_some()
+            || commands.reconcile
+            || commands.reconcile_devices
+            || commands.root_pointer.is_some()
+            || commands.translation != status.contains(GlobalStatus::TRANSLATION_ENABLED)
+            || commands.queue_stop
+            || commands.queue && !status.contains(GlobalStatus::QUEUED_INVALIDATION_ENABLED)
+            || self.context_command().is_requested()
+            || self.iotlb_command().is_requested()
+            || self.queue_has_work()
+    }
+
+    fn send_messages<Ho: Host<Binding = B>>(&mut self, host: &mut Ho) {
+        if !self.registers.has_message() {
+            return;
+        }
+        for event in Event::ALL {
+            if let Some((address, data)) = self.registers.take_message(event) {
+                count(&mut self.statistics.interrupts);
+                host.deliver_interrupt(address, data);
+            }
+        }
+    }
+
+    fn step<Ho: Host<Binding = B>>(&mut self, host: &mut Ho) -> Progress {
+        let Some(mut job) = self.job.take() else {
+            self.job = self.next_job(host.memory());
+            return Progress::Done;
+        };
+        let stepped = match &mut job.stage {
+            Stage::Pass(pass) => self.step_pass(host, pass),
+            Stage::Invalidate(what) => {
+                let result = host.invalidate(what);
+                if !matches!(result, Ok(Progress::Wait)) {
+                    count(&mut self.statistics.invalidations);
+                }
+                self.invalidated(result)
+            }
+            Stage::Flush { errors } => match host.flush() {
+                // What was not confirmed is blocked; the rest is still to be. Each failure names
+                // another device, and a host that says more is not waited for.
+                Err(error) if *errors <= DEVICES => {
+                    *errors = errors.saturating_add(1);
+                    self.invalidation_failed(&error);
+                    Stepped::More
+                }
+                result => self.invalidated(result),
+            },
+        };
+        match stepped {
+            Stepped::Wait => {
+                self.job = Some(job);
+                return Progress::Wait;
+            }
+            Stepped::More => self.job = Some(job),
+            Stepped::Done => {
+                job.stage = match (job.purpose, &job.stage) {
+                    // Setting the root pointer drops all caches by itself (`ESRTPS`).
+                    (Purpose::RootPointer, Stage::Pass(_)) => {
+                        Stage::Invalidate(GuestInvalidation::All)
+                    }
+                    (Purpose::RootPointer | Purpose::IotlbCommand, Stage::Invalidate(_)) => {
+                        Stage::Flush { errors: 0 }
+                    }
+                    _ => {
+                        self.finish(host, job.purpose);
+                        return Progress::Done;
+                    }
+                };
+                self.job = Some(job);
+            }
+        }
+        Progress::Done
+    }
+
+    fn invalidated(&mut self, result: Result<Progress, BindError>) -> Stepped {
+        match result {
+            Ok(Progress::Wait) => Stepped::Wait,
+            Ok(Progress::Done) => Stepped::Done,
+            Err(error) => {
+                self.invalidation_failed(&error);
+                Stepped::Done
+            }
+        }
+    }
+
+    fn invalidation_failed(&mut self, error: &BindError) {
+        count(&mut self.statistics.invalidation_failures);
+        log::warn!("guest invalidation: {error}");
+    }
+
+    /// The next job, registers before the queue.
+    fn next_job(&mut self, memory: &impl GuestMemory) -> Option<Job> {
+        if core::mem::take(&mut self.commands.reconcile) {
+            return Some(self.pass_job(DeviceFilter::All, Purpose::Reconcile));
+        }
+        if self.commands.reconcile_devices {
+            return self.next_device_job();
+        }
+        if let Some(root) = self.commands.root_pointer.take() {
+            self.root = root;
+            self.forget_contexts();
+            if self.translating {
+                return Some(self.pass_job(DeviceFilter::All, Purpose::RootPointer));
+            }
+            self.finish_root_pointer();
+            return None;
+        }
+        let status = self.registers.status();
+        let translation = self.commands.translation;
+        if translation != status.contains(GlobalStatus::TRANSLATION_ENABLED) {
+            self.translating = translation;
+            self.forget_contexts();
+            return Some(self.pass_job(DeviceFilter::All, Purpose::Translation(translation)));
+        }
+        if core::mem::take(&mut self.commands.queue_stop) {
+            self.registers.set(Register::QueueHead, 0);
+            self.registers
+                .set_status(GlobalStatus::QUEUED_INVALIDATION_ENABLED, false);
+            return None;
+        }
+        if self.commands.queue && !status.contains(GlobalStatus::QUEUED_INVALIDATION_ENABLED) {
+            self.registers.set(Register::QueueHead, 0);
+            self.registers
+                .set_status(GlobalStatus::QUEUED_INVALIDATION_ENABLED, true);
+            return None;
+        }
+        if self.context_command().is_requested() {
+            return self.context_command_job();
+        }
+        if self.iotlb_command().is_requested() {
+            return self.iotlb_command_job();
+        }
+        if self.queue_has_work() {
+            return self.fetch(memory);
+        }
+        None
+    }
+
+    fn pass_job(&mut self, devices: DeviceFilter, purpose: Purpose) -> Job {
+        Job {
+            stage: Stage::Pass(self.new_pass(devices, EntryFilter::Everything)),
+            purpose,
+        }
+    }
+
+    fn next_device_job(&mut self) -> Option<Job> {
+        let mut waiting = self
+            .devices
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, slot)| slot.needs_reconcile && slot.state == SlotState::Active);
+        let Some((index, slot)) = waiting.next() else {
+            self.commands.reconcile_devices = false;
+            return None;
+        };
+        slot.needs_reconcile = false;
+        slot.context = CachedContext::Unknown;
+        Some(self.pass_job(DeviceFilter::Handle(index), Purpose::Reconcile))
+    }
+
+    fn context_command_job(&mut self) -> Option<Job> {
+        let command = self.context_command();
+        // A legacy entry is dropped by device or by domain-id; more may always be dropped.
+        let devices = match command.requested_granularity() {
+            1 | 2 if self.has_register_invalidation() => DeviceFilter::All,
+            3 if self.has_register_invalidation() => DeviceFilter::Source {
+                source_id: command.source_id(),
+                function_mask: command.function_mask(),
+            },
+            _ => {
+                self.complete_context_command(0);
+                return None;
+            }
+        };
+        Some(Job {
+            stage: self.begin_context_invalidation(devices),
+            purpose: Purpose::ContextCommand,
+        })
+    }
+
+    fn iotlb_command_job(&mut self) -> Option<Job> {
+        let command = self.iotlb_command();
+        let at = InvalidateAddress::from_bits(self.registers.get(Register::InvalidateAddress));
+        let capability = self.features.capability;
+        let domain_id = capability.truncate_domain_id(command.domain_id());
+        let granularity = match command.requested_granularity() {
+            _ if !self.has_register_invalidation() => None,
+            1 => Some(IotlbGranularity::Global),
+            2 => Some(IotlbGranularity::Domain(domain_id)),
+            3 if capability.has_page_selective_invalidation()
+                && at.address_mask() <= capability.maximum_address_mask() =>
+            {
+                Some(IotlbGranularity::Page {
+                    domain_id,
+                    address: at.address(),
+                    address_mask: at.address_mask(),
+                    leaf_hint: at.leaf_hint(),
+                })
+            }
+            _ => None,
+        };
+        match granularity {
+            Some(granularity) => Some(Job {
+                stage: Stage::Invalidate(second_stage_invalidation(granularity)),
+                purpose: Purpose::IotlbCommand,
+            }),
+            None => {
+                self.complete_iotlb_command(0);
+                None
+            }
+        }
+    }
+
+    fn forget_contexts(&mut self) {
+        for slot in &mut self.devices {
+            slot.context = CachedContext::Unknown;
+        }
+    }
+
+    fn finish_root_pointer(&mut self) {
+        // A further command keeps the status clear until it is done, too.
+        if self.commands.root_pointer.is_none() {
+            self.registers
+                .set_status(GlobalStatus::ROOT_TABLE_POINTER_SET, true);
+        }
+    }
+
+    /// Shows the guest that a job is done.
+    fn finish<Ho: Host<Binding = B>>(&mut self, host: &Ho, purpose: Purpose) {
+        match purpose {
+            Purpose::Descriptor => self.pass_descriptor(),
+            Purpose::Wait { status, interrupt } => {
+                self.complete_wait(host, status, interrupt);
+                self.pass_descriptor();
+            }
+            Purpose::RootPointer => self.finish_root_pointer(),
+            Purpose::Translation(on) => {
+                self.registers
+                    .set_status(GlobalStatus::TRANSLATION_ENABLED, on);
+                if !on {
+                    self.faults.restart();
+                }
+            }
+            Purpose::Reconcile => {}
+            Purpose::ContextCommand => {
+                let granularity = self.context_command().requested_granularity();
+                self.complete_context_command(granularity);
+            }
+            Purpose::IotlbCommand => {
+                let granularity = self.iotlb_command().requested_granularity();
+                self.complete_iotlb_command(granularity);
+            }
+        }
+    }
+
+    // Faults and reset.
+
+    /// Records a fault of one of the guest's devices, and raises the fault event as the guest has
+    /// it set up (§7.2, §7.3).
+    pub fn record_fault<Ho: Host<Binding = B>>(&mut self, fault: &GuestFault, host: &mut Ho) {
+        self.record(fault);
+        self.send_messages(host);
+    }
+
+    /// As [`record_fault`](Self::record_fault); the message is sent by the next
+    /// [`poll`](Self::poll).
+    pub(super) fn record(&mut self, fault: &GuestFault) {
+        self.faults
+            .record(fault, &mut self.registers, &mut self.statistics);
+    }
+
+    /// Resets the unit as power does: all registers, all state of the queue. Devices stay. The
+    /// following [`poll`](Self::poll) takes back all PASIDs and binds requests without PASID to the
+    /// machine's memory; it completes whatever fails.
+    pub fn reset(&mut self) {
+        count(&mut self.statistics.resets);
+        self.registers = RegisterFile::new(&self.features);
+        self.faults.reset();
+        self.root = RootTableAddress::from_bits(0);
+        self.translating = false;
+        self.job = None;
+        self.forget_contexts();
+        for slot in &mut self.devices {
+            slot.needs_reconcile = false;
+        }
+        self.commands = Commands {
+            reconcile: true,
+            ..Commands::default()
+        };
+    }
+}
+
+/// An offset within the register window.
+fn window_offset(offset: u64) -> Option<u16> {
+    u16::try_from(offset)
+        .ok()
+        .filter(|offset| u32::from(*offset) < REGISTER_WINDOW_BYTES)
+}
+
+/// A mask of the low `bits` bits.
+const fn low_bits(bits: u32) -> u64 {
+    match u64::MAX.checked_shr(64u32.saturating_sub(bits)) {
+        Some(mask) => mask,
+        None => 0,
+    }
+}
+
+/// The first capability shown that a virtual unit does not have.
+fn not_emulated(features: &Features) -> Option<&'static str> {
+    use CapabilityField as C;
+    use ExtendedCapabilityField as E;
+    const CAPABILITY: [C; 5] = [
+        C::WRITE_BUFFER_FLUSH,
+        C::PROTECTED_LOW_MEMORY,
+        C::PROTECTED_HIGH_MEMORY,
+        C::POSTED_INTERRUPTS,
+        C::ENHANCED_COMMANDS,
+    ];
+    const EXTENDED: [E; 19] = [
+        E::INTERRUPT_REMAPPING,
+        E::MEMORY_TYPES,
+        E::NESTED,
+        E::PAGE_REQUESTS,
+        E::EXECUTE_REQUESTS,
+        E::NO_WRITE_FLAG,
+        E::PAGE_REQUEST_DRAIN,
+        E::VIRTUAL_COMMANDS,
+        E::SECOND_STAGE_ACCESSED_DIRTY,
+        // Requests without PASID always use PASID 0.
+        E::RID_PASID,
+        E::RID_PRIV,
+        E::TDX_CONNECT,
+        E::PERFORMANCE_MONITORING,
+        E::ABORT_DMA_MODE,
+        E::HOST_PERMISSION_TABLES,
+        E::PASID_IN_TRANSLATED_REQUESTS,
+        E::SECOND_STAGE_IO_PERMISSIONS,
+        E::RESOURCE_DIRECTOR,
+        E::INTERRUPT_REMAPPING_REQUIRED,
+    ];
+    let extended: ExtendedCapability = features.extended;
+    CAPABILITY
+        .iter()
+        .find(|field| features.capability.has(**field))
+        .map(|field| field.mnemonic())
+        .or_else(|| {
+            EXTENDED
+                .iter()
+                .find(|field| extended.has(**field))
+                .map(|field| field.mnemonic())
+        })
+}
