@@ -7,7 +7,7 @@
 
 pub mod arch;
 pub mod mem;
-// pub mod nest;
+pub mod nest;
 pub mod paging;
 pub mod unit;
 pub mod viommu;

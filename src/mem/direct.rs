@@ -32,7 +32,11 @@ impl DirectMemory {
     /// and write-back cached; it is aligned as `first` is modulo 4 KiB; and no Rust reference
     /// covers a byte in it that the library is given to use (frames, guest memory).
     pub const unsafe fn new(base: NonNull<u8>, first: Hpa, len_bytes: u64) -> Self {
-        Self { base, first, len_bytes }
+        Self {
+            base,
+            first,
+            len_bytes,
+        }
     }
 
     /// The mapped place of an aligned access of `size` bytes, if it lies in the window.
@@ -65,7 +69,8 @@ impl DirectMemory {
 impl HostMemory for DirectMemory {
     #[inline]
     fn read64(&self, at: Hpa) -> u64 {
-        self.atomic64(at).map_or(u64::MAX, |word| word.load(Ordering::Acquire))
+        self.atomic64(at)
+            .map_or(u64::MAX, |word| word.load(Ordering::Acquire))
     }
 
     #[inline]
@@ -84,7 +89,9 @@ impl HostMemory for DirectMemory {
 
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     fn write128(&self, at: Hpa, value: u128) {
-        let Some(place) = self.place(at, 16) else { return };
+        let Some(place) = self.place(at, 16) else {
+            return;
+        };
         let pointer = place.cast::<u128>().as_ptr();
         let mut low = self.read64(at);
         let mut high = at.checked_add(8).map_or(0, |next| self.read64(next));
@@ -128,13 +135,16 @@ impl HostMemory for DirectMemory {
 
     #[inline]
     fn fetch_and64(&self, at: Hpa, mask: u64) -> u64 {
-        self.atomic64(at).map_or(u64::MAX, |word| word.fetch_and(mask, Ordering::AcqRel))
+        self.atomic64(at)
+            .map_or(u64::MAX, |word| word.fetch_and(mask, Ordering::AcqRel))
     }
 
     fn copy_from(&self, at: Hpa, into: &mut [u8]) {
         let mut position = 0;
         while let Some(rest) = into.get_mut(position..).filter(|rest| !rest.is_empty()) {
-            let Some(current) = at.checked_add(position as u64) else { return };
+            let Some(current) = at.checked_add(position as u64) else {
+                return;
+            };
             let skip = (current.as_u64() % 8) as usize;
             let word = self.read64(current).to_le_bytes();
             let available = word.get(skip..).unwrap_or_default();
@@ -148,7 +158,9 @@ impl HostMemory for DirectMemory {
     fn copy_to(&self, at: Hpa, from: &[u8]) {
         let mut position = 0;
         while let Some(rest) = from.get(position..).filter(|rest| !rest.is_empty()) {
-            let Some(current) = at.checked_add(position as u64) else { return };
+            let Some(current) = at.checked_add(position as u64) else {
+                return;
+            };
             let address = current.as_u64();
             if address % 8 == 0
                 && let Some(bytes) = rest.first_chunk::<8>()
@@ -206,7 +218,12 @@ mod tests {
 
         memory.write64(at(4088), 0x1122_3344_5566_7788);
         assert_eq!(memory.read64(at(4088)), 0x1122_3344_5566_7788);
-        for outside in [Hpa::new(0), Hpa::new(0xf_fff8), at(4096), Hpa::new(u64::MAX)] {
+        for outside in [
+            Hpa::new(0),
+            Hpa::new(0xf_fff8),
+            at(4096),
+            Hpa::new(u64::MAX),
+        ] {
             memory.write64(outside, 1);
             memory.write32(outside, 1);
             memory.write128(outside, 1);

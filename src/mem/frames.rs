@@ -64,7 +64,11 @@ pub struct FrameRun {
 impl FrameRun {
     /// The right to a run. Only an implementation of [`Frames`] makes new ones.
     pub const fn new(address: Hpa, order: u8, owner: Owner) -> Self {
-        Self { address, order, owner }
+        Self {
+            address,
+            order,
+            owner,
+        }
     }
 
     /// Address of the first byte.
@@ -126,7 +130,11 @@ pub struct FrameChain {
 impl FrameChain {
     /// An empty chain of frames charged to `owner`.
     pub const fn new(owner: Owner) -> Self {
-        Self { head: None, len: 0, owner }
+        Self {
+            head: None,
+            len: 0,
+            owner,
+        }
     }
 
     /// A chain of `count` fresh, zeroed frames.
@@ -134,7 +142,11 @@ impl FrameChain {
     /// # Errors
     ///
     /// As [`Frames::allocate`]; what had been allocated is free again.
-    pub fn allocate<H: HostMemory + Frames>(h: &H, owner: Owner, count: u32) -> Result<Self, FrameError> {
+    pub fn allocate<H: HostMemory + Frames>(
+        h: &H,
+        owner: Owner,
+        count: u32,
+    ) -> Result<Self, FrameError> {
         let mut chain = Self::new(owner);
         while chain.len < count {
             match h.allocate(owner, 0) {
@@ -257,7 +269,12 @@ impl<const WORDS: usize, const OWNERS: usize> FramePool<WORDS, OWNERS> {
 
     /// Number of frames charged to an owner; 0 for one beyond the table.
     pub fn charged_frames(&self, owner: Owner) -> u32 {
-        self.state.lock().charged.get(usize::from(owner.number())).copied().unwrap_or(0)
+        self.state
+            .lock()
+            .charged
+            .get(usize::from(owner.number()))
+            .copied()
+            .unwrap_or(0)
     }
 
     /// Sets an owner's quota in frames. Frames already charged stay.
@@ -283,9 +300,13 @@ impl<const WORDS: usize, const OWNERS: usize> FramePool<WORDS, OWNERS> {
     pub fn take(&self, owner: Owner, order: u8) -> Result<FrameRun, FrameError> {
         let index = usize::from(owner.number());
         let mut state = self.state.lock();
-        let exhausted = FrameError::PoolExhausted { capacity: self.count, order };
+        let exhausted = FrameError::PoolExhausted {
+            capacity: self.count,
+            order,
+        };
         let frames = 1u32.checked_shl(u32::from(order)).ok_or(exhausted)?;
-        let (Some(&quota), Some(&charged)) = (state.quota.get(index), state.charged.get(index)) else {
+        let (Some(&quota), Some(&charged)) = (state.quota.get(index), state.charged.get(index))
+        else {
             return Err(FrameError::UnknownOwner(owner));
         };
         let wanted = charged.saturating_add(frames);
@@ -294,19 +315,27 @@ impl<const WORDS: usize, const OWNERS: usize> FramePool<WORDS, OWNERS> {
         }
         // Alignment is that of the address, not of the index in the pool.
         let first_page = self.base.page_number();
-        let frame = state.find_run(first_page, self.count, frames).ok_or(exhausted)?;
+        let frame = state
+            .find_run(first_page, self.count, frames)
+            .ok_or(exhausted)?;
         state.mark(frame, frames, true);
         state.free = state.free.saturating_sub(frames);
         if let Some(charged) = state.charged.get_mut(index) {
             *charged = wanted;
         }
-        let address = Hpa::new(self.base.as_u64().wrapping_add(u64::from(frame) * PAGE_SIZE_BYTES));
+        let address = Hpa::new(
+            self.base
+                .as_u64()
+                .wrapping_add(u64::from(frame) * PAGE_SIZE_BYTES),
+        );
         Ok(FrameRun::new(address, order, owner))
     }
 
     /// Takes a run back. A run that is not of this pool is ignored.
     pub fn give_back(&self, run: FrameRun) {
-        let Some(offset) = run.address().as_u64().checked_sub(self.base.as_u64()) else { return };
+        let Some(offset) = run.address().as_u64().checked_sub(self.base.as_u64()) else {
+            return;
+        };
         let frame = offset / PAGE_SIZE_BYTES;
         let frames = 1u32 << (run.order() & 31);
         if frame.saturating_add(u64::from(frames)) > u64::from(self.count) {
@@ -323,7 +352,9 @@ impl<const WORDS: usize, const OWNERS: usize> FramePool<WORDS, OWNERS> {
 
 impl<const WORDS: usize, const OWNERS: usize> PoolState<WORDS, OWNERS> {
     fn is_used(&self, frame: u32) -> bool {
-        self.used.get(frame as usize / 64).is_none_or(|word| word >> (frame % 64) & 1 == 1)
+        self.used
+            .get(frame as usize / 64)
+            .is_none_or(|word| word >> (frame % 64) & 1 == 1)
     }
 
     fn mark(&mut self, first: u32, frames: u32, used: bool) {
@@ -361,7 +392,9 @@ impl<const WORDS: usize, const OWNERS: usize> PoolState<WORDS, OWNERS> {
             let index = self.cursor.wrapping_add(step).checked_rem(words)?;
             let word = *self.used.get(index)?;
             if word != u64::MAX {
-                let frame = (index as u32).saturating_mul(64).saturating_add(word.trailing_ones());
+                let frame = (index as u32)
+                    .saturating_mul(64)
+                    .saturating_add(word.trailing_ones());
                 if frame < count {
                     self.cursor = index;
                     return Some(frame);
@@ -409,21 +442,45 @@ mod tests {
     fn quota_and_exhaustion_are_typed_and_change_nothing() {
         let pool = FramePool::<1, 2>::new(Hpa::new(0), 64 * PAGE_SIZE_BYTES);
         let vm = Owner::new(1);
-        assert_eq!(pool.take(vm, 0).unwrap_err(), FrameError::QuotaExceeded { owner: vm, quota: 0 });
+        assert_eq!(
+            pool.take(vm, 0).unwrap_err(),
+            FrameError::QuotaExceeded {
+                owner: vm,
+                quota: 0
+            }
+        );
         pool.set_quota(vm, 2).unwrap();
         let first = pool.take(vm, 1).unwrap();
-        assert_eq!(pool.take(vm, 0).unwrap_err(), FrameError::QuotaExceeded { owner: vm, quota: 2 });
+        assert_eq!(
+            pool.take(vm, 0).unwrap_err(),
+            FrameError::QuotaExceeded {
+                owner: vm,
+                quota: 2
+            }
+        );
         assert_eq!(pool.charged_frames(vm), 2);
         pool.give_back(first);
         assert_eq!(pool.charged_frames(vm), 0);
-        assert_eq!(pool.take(Owner::new(2), 0).unwrap_err(), FrameError::UnknownOwner(Owner::new(2)));
+        assert_eq!(
+            pool.take(Owner::new(2), 0).unwrap_err(),
+            FrameError::UnknownOwner(Owner::new(2))
+        );
         for _ in 0..64 {
             let _ = pool.take(Owner::HYPERVISOR, 0).unwrap();
         }
         assert_eq!(
             pool.take(Owner::HYPERVISOR, 0).unwrap_err(),
-            FrameError::PoolExhausted { capacity: 64, order: 0 }
+            FrameError::PoolExhausted {
+                capacity: 64,
+                order: 0
+            }
         );
-        assert_eq!(pool.take(Owner::HYPERVISOR, 60).unwrap_err(), FrameError::PoolExhausted { capacity: 64, order: 60 });
+        assert_eq!(
+            pool.take(Owner::HYPERVISOR, 60).unwrap_err(),
+            FrameError::PoolExhausted {
+                capacity: 64,
+                order: 60
+            }
+        );
     }
 }

@@ -43,7 +43,8 @@ impl MmioRegisters {
 
 impl Registers for MmioRegisters {
     fn read32(&self, register: Register32) -> u32 {
-        self.pointer(register.offset()).map_or(u32::MAX, |pointer| pointer.read())
+        self.pointer(register.offset())
+            .map_or(u32::MAX, |pointer| pointer.read())
     }
 
     fn write32(&mut self, register: Register32, value: u32) {
@@ -53,7 +54,8 @@ impl Registers for MmioRegisters {
     }
 
     fn read64(&self, register: Register64) -> u64 {
-        self.pointer(register.offset()).map_or(u64::MAX, |pointer| pointer.read())
+        self.pointer(register.offset())
+            .map_or(u64::MAX, |pointer| pointer.read())
     }
 
     fn write64(&mut self, register: Register64, value: u64) {

@@ -11,6 +11,8 @@ pub mod host_memory;
 pub mod mmio;
 pub mod platform;
 pub mod registers;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use direct::DirectMemory;
 pub use frames::{FrameChain, FrameError, FramePool, FrameRun, Frames, Owner};

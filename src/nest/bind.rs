@@ -32,8 +32,11 @@ use crate::viommu::host::{
 };
 
 /// The whole input range of a table.
-pub(super) const EVERYTHING: PageRange =
-    PageRange { address: crate::arch::address::Iova::new(0), order: 63, leaf_only: false };
+pub(super) const EVERYTHING: PageRange = PageRange {
+    address: crate::arch::address::Iova::new(0),
+    order: 63,
+    leaf_only: false,
+};
 
 /// A present hardware entry.
 #[derive(Debug)]
@@ -100,15 +103,28 @@ pub(super) struct HostSide<const DEVICES: usize, const DOMAINS: usize, const SHA
 }
 
 /// The host side together with what it acts on, for the length of one call.
-pub(super) struct HostPort<'a, H, R, const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize> {
+pub(super) struct HostPort<
+    'a,
+    H,
+    R,
+    const DEVICES: usize,
+    const DOMAINS: usize,
+    const SHADOWS: usize,
+> {
     pub(super) side: &'a mut HostSide<DEVICES, DOMAINS, SHADOWS>,
     pub(super) h: &'a H,
     pub(super) units: &'a [Unit<R>],
     pub(super) memory: MachineMemory<'a, H>,
 }
 
-impl<'a, H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize> Host
-    for HostPort<'a, H, R, DEVICES, DOMAINS, SHADOWS>
+impl<
+    'a,
+    H: Hypervisor,
+    R: Registers,
+    const DEVICES: usize,
+    const DOMAINS: usize,
+    const SHADOWS: usize,
+> Host for HostPort<'a, H, R, DEVICES, DOMAINS, SHADOWS>
 {
     type Binding = HostBinding;
     type Memory = MachineMemory<'a, H>;
@@ -127,8 +143,16 @@ impl<'a, H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize
         let result = self.make_as_desired(device, pasid, binding, desired);
         if let Err(error) = &result {
             self.side.statistics.bind_errors = self.side.statistics.bind_errors.wrapping_add(1);
-            let source_id = self.side.devices.get(device).ok().map(|device| device.config.source_id);
-            log::warn!("machine {}: device {source_id:?} PASID {pasid} blocked: {error}", self.side.number);
+            let source_id = self
+                .side
+                .devices
+                .get(device)
+                .ok()
+                .map(|device| device.config.source_id);
+            log::warn!(
+                "machine {}: device {source_id:?} PASID {pasid} blocked: {error}",
+                self.side.number
+            );
         }
         result
     }
@@ -146,13 +170,22 @@ impl<'a, H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize
     }
 }
 
-impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize>
-    HostPort<'_, H, R, DEVICES, DOMAINS, SHADOWS>
+impl<
+    'a,
+    H: Hypervisor,
+    R: Registers,
+    const DEVICES: usize,
+    const DOMAINS: usize,
+    const SHADOWS: usize,
+> HostPort<'a, H, R, DEVICES, DOMAINS, SHADOWS>
 {
     /// The physical unit that a device is behind.
-    pub(super) fn unit_of(&self, device: DeviceHandle) -> Result<(u8, &Unit<R>), BindError> {
+    pub(super) fn unit_of(&self, device: DeviceHandle) -> Result<(u8, &'a Unit<R>), BindError> {
         let index = self.side.devices.get(device)?.config.unit;
-        let unit = self.units.get(usize::from(index)).ok_or(BindError::UnknownDevice(device))?;
+        let unit = self
+            .units
+            .get(usize::from(index))
+            .ok_or(BindError::UnknownDevice(device))?;
         Ok((index, unit))
     }
 
@@ -165,7 +198,9 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     ) -> Result<Progress, BindError> {
         let assigned = self.side.devices.get(device)?;
         if assigned.quarantined {
-            return Err(BindError::Quarantined { source_id: assigned.config.source_id });
+            return Err(BindError::Quarantined {
+                source_id: assigned.config.source_id,
+            });
         }
         if self.confirm(device, pasid, binding)? == Progress::Wait {
             return Ok(Progress::Wait);
@@ -212,7 +247,10 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             Ok(Progress::Done) => {}
             Ok(Progress::Wait) => return Ok(Progress::Wait),
             Err(error) => {
-                log::error!("machine {}: PASID {pasid}: not confirmed: {error}", self.side.number);
+                log::error!(
+                    "machine {}: PASID {pasid}: not confirmed: {error}",
+                    self.side.number
+                );
                 return Err(self.quarantine(device, binding));
             }
         }
@@ -227,23 +265,44 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     }
 
     /// Submits what a change owes, or asks after it.
-    fn advance(&self, device: DeviceHandle, pasid: Pasid, bound: &mut Bound) -> Result<Progress, QueueError> {
-        let (Ok((_, unit)), Some(domain)) = (self.unit_of(device), self.side.domains.get(bound.domain)) else {
+    fn advance(
+        &self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        bound: &mut Bound,
+    ) -> Result<Progress, QueueError> {
+        let (Ok((_, unit)), Some(domain)) =
+            (self.unit_of(device), self.side.domains.get(bound.domain))
+        else {
             return Ok(Progress::Done);
         };
         if let Confirmation::Owed(since) = bound.confirmation {
             let [pasid_cache, iotlb] = removal(domain.id, pasid);
             let submitted = if unit.needs_invalidation_after_set_up() {
                 // With caching mode a not-present entry is cached under domain-id 0 (§6.2.3).
-                let faulting = PasidCacheGranularity::Pasid { domain_id: DomainId::ZERO, pasid };
-                unit.submit(self.h, &[Descriptor::PasidCache { granularity: faulting }, pasid_cache, iotlb])
+                let faulting = PasidCacheGranularity::Pasid {
+                    domain_id: DomainId::ZERO,
+                    pasid,
+                };
+                unit.submit(
+                    self.h,
+                    &[
+                        Descriptor::PasidCache {
+                            granularity: faulting,
+                        },
+                        pasid_cache,
+                        iotlb,
+                    ],
+                )
             } else {
                 unit.submit(self.h, &[pasid_cache, iotlb])
             };
             match submitted {
                 Ok(ticket) => bound.confirmation = Confirmation::Submitted(ticket),
                 // Others fill the queue; hardware empties it, or stops altogether.
-                Err(QueueError::Full { .. }) if !self.is_late(unit, since) => return Ok(Progress::Wait),
+                Err(QueueError::Full { .. }) if !self.is_late(unit, since) => {
+                    return Ok(Progress::Wait);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -268,11 +327,20 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         pasid: Pasid,
         wanted: Result<Option<Target>, BindError>,
     ) -> Result<Option<(Bound, PasidEntry)>, BindError> {
-        let Some(target) = wanted? else { return Ok(None) };
+        let Some(target) = wanted? else {
+            return Ok(None);
+        };
         self.prepare_table(device, pasid)?;
         let domain = self.acquire(device, pasid, &target)?;
         match self.entry_for(device, &target, domain) {
-            Ok(entry) => Ok(Some((Bound { target, domain, confirmation: Confirmation::Settled }, entry))),
+            Ok(entry) => Ok(Some((
+                Bound {
+                    target,
+                    domain,
+                    confirmation: Confirmation::Settled,
+                },
+                entry,
+            ))),
             Err(error) => {
                 self.release(device, domain);
                 Err(error)
@@ -282,42 +350,84 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
 
     fn prepare_table(&mut self, device: DeviceHandle, pasid: Pasid) -> Result<(), BindError> {
         let index = self.side.devices.get(device)?.config.unit;
-        let unit = self.units.get(usize::from(index)).ok_or(BindError::UnknownDevice(device))?;
+        let unit = self
+            .units
+            .get(usize::from(index))
+            .ok_or(BindError::UnknownDevice(device))?;
         let tables = &mut self.side.devices.get_mut(device)?.tables;
-        unit.prepare_entry(self.h, tables, pasid).map_err(refused_by_unit)
+        unit.prepare_entry(self.h, tables, pasid)
+            .map_err(refused_by_unit)
     }
 
     /// The hardware entry for a target under a host domain.
-    fn entry_for(&self, device: DeviceHandle, target: &Target, domain: DomainSlot) -> Result<PasidEntry, BindError> {
+    fn entry_for(
+        &self,
+        device: DeviceHandle,
+        target: &Target,
+        domain: DomainSlot,
+    ) -> Result<PasidEntry, BindError> {
         let (_, unit) = self.unit_of(device)?;
         let features = unit.table_features();
         let options = backend::entry_options(features.page_walk_coherency, features.snoop_control);
-        let domain = self.side.domains.get(domain).ok_or(BindError::DomainIdsExhausted)?;
+        let domain = self
+            .side
+            .domains
+            .get(domain)
+            .ok_or(BindError::DomainIdsExhausted)?;
         Ok(match target {
-            Target::MachineMemory => backend::second_stage::entry(self.memory.second_stage, domain.id, options),
-            Target::Nested(target) => nested::entry(target, self.memory.second_stage, domain.id, options),
+            Target::MachineMemory => {
+                backend::second_stage::entry(self.memory.second_stage, domain.id, options)
+            }
+            Target::Nested(target) => {
+                nested::entry(target, self.memory.second_stage, domain.id, options)
+            }
             Target::Shadow { .. } => {
-                let DomainKind::Shadow { shadow, .. } = domain.kind else { return Err(BindError::DomainIdsExhausted) };
-                let shadow = self.side.shadows.get(usize::from(shadow)).and_then(Option::as_ref);
-                let shadow = shadow.ok_or(BindError::StoreFull { store: "shadows", capacity: SHADOWS })?;
+                let DomainKind::Shadow { shadow, .. } = domain.kind else {
+                    return Err(BindError::DomainIdsExhausted);
+                };
+                let shadow = self
+                    .side
+                    .shadows
+                    .get(usize::from(shadow))
+                    .and_then(Option::as_ref);
+                let shadow = shadow.ok_or(BindError::StoreFull {
+                    store: "shadows",
+                    capacity: SHADOWS,
+                })?;
                 backend::second_stage::entry(&shadow.table, domain.id, options)
             }
         })
     }
 
     /// Finds or makes the host domain for a target and counts one more user.
-    fn acquire(&mut self, device: DeviceHandle, pasid: Pasid, target: &Target) -> Result<DomainSlot, BindError> {
+    fn acquire(
+        &mut self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        target: &Target,
+    ) -> Result<DomainSlot, BindError> {
         let (unit, _) = self.unit_of(device)?;
         let kind = match target {
             Target::MachineMemory => DomainKind::Machine,
-            Target::Nested(target) => DomainKind::Nested { guest: target.domain_id },
-            Target::Shadow { domain_id, root, width } => {
+            Target::Nested(target) => DomainKind::Nested {
+                guest: target.domain_id,
+            },
+            Target::Shadow {
+                domain_id,
+                root,
+                width,
+            } => {
                 let shadow = self.find_or_build_shadow(*domain_id, *root, *width)?;
-                DomainKind::Shadow { guest: *domain_id, shadow }
+                DomainKind::Shadow {
+                    guest: *domain_id,
+                    shadow,
+                }
             }
         };
         let found = self.side.domains.iter().find(|(_, domain)| {
-            domain.unit == unit && domain.kind == kind && !self.conflicts(device, pasid, domain.id, target)
+            domain.unit == unit
+                && domain.kind == kind
+                && !self.conflicts(device, pasid, domain.id, target)
         });
         let slot = match found.map(|(slot, _)| slot) {
             Some(slot) => slot,
@@ -336,13 +446,22 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     }
 
     fn new_domain(&mut self, unit: u8, kind: DomainKind) -> Result<DomainSlot, BindError> {
-        let physical = self.units.get(usize::from(unit)).ok_or(BindError::DomainIdsExhausted)?;
-        let id = physical.allocate_domain_id().ok_or(BindError::DomainIdsExhausted)?;
+        let physical = self
+            .units
+            .get(usize::from(unit))
+            .ok_or(BindError::DomainIdsExhausted)?;
+        let id = physical
+            .allocate_domain_id()
+            .ok_or(BindError::DomainIdsExhausted)?;
         let slot = self.side.domains.insert(unit, id, kind);
         match slot {
             Ok(_) => {
                 if let DomainKind::Shadow { shadow, .. } = kind
-                    && let Some(shadow) = self.side.shadows.get_mut(usize::from(shadow)).and_then(Option::as_mut)
+                    && let Some(shadow) = self
+                        .side
+                        .shadows
+                        .get_mut(usize::from(shadow))
+                        .and_then(Option::as_mut)
                 {
                     shadow.users = shadow.users.saturating_add(1);
                 }
@@ -356,7 +475,9 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// root or paging mode: entries that share both must agree (§6.2.3.1). The hardware tables are
     /// the truth; an entry that is withdrawn but not yet confirmed still counts.
     fn conflicts(&self, device: DeviceHandle, pasid: Pasid, id: DomainId, target: &Target) -> bool {
-        let Target::Nested(target) = target else { return false };
+        let Target::Nested(target) = target else {
+            return false;
+        };
         self.entries_of_others(device, pasid, id).any(|entry| {
             entry.first_stage_root::<crate::arch::address::Gpa>() != target.root
                 || u64::from(entry.paging_mode_field()) != target.paging.field()
@@ -372,29 +493,42 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         id: DomainId,
     ) -> impl Iterator<Item = PasidEntry> {
         let unit = self.unit_of(device).ok();
-        self.side.devices.iter().filter(move |(handle, _)| *handle != device).filter_map(move |(_, other)| {
-            let (index, unit) = unit?;
-            if other.config.unit != index {
-                return None;
-            }
-            unit.read_entry(self.h, &other.tables, pasid).filter(|entry| entry.domain_id() == id)
-        })
+        self.side
+            .devices
+            .iter()
+            .filter(move |(handle, _)| *handle != device)
+            .filter_map(move |(_, other)| {
+                let (index, unit) = unit?;
+                if other.config.unit != index {
+                    return None;
+                }
+                unit.read_entry(self.h, &other.tables, pasid)
+                    .filter(|entry| entry.domain_id() == id)
+            })
     }
 
     /// Counts one user less; the last one frees the domain-id, and the shadow with it. Only called
     /// when no entry with the id is cached any more.
     fn release(&mut self, device: DeviceHandle, slot: DomainSlot) {
-        let Some(domain) = self.side.domains.get_mut(slot) else { return };
+        let Some(domain) = self.side.domains.get_mut(slot) else {
+            return;
+        };
         domain.users = domain.users.saturating_sub(1);
         if domain.users > 0 {
             return;
         }
-        let Some(domain) = self.side.domains.remove(slot) else { return };
+        let Some(domain) = self.side.domains.remove(slot) else {
+            return;
+        };
         if let Ok((_, unit)) = self.unit_of(device) {
             unit.free_domain_id(domain.id);
         }
         if let DomainKind::Shadow { shadow, .. } = domain.kind
-            && let Some(shadow) = self.side.shadows.get_mut(usize::from(shadow)).and_then(Option::as_mut)
+            && let Some(shadow) = self
+                .side
+                .shadows
+                .get_mut(usize::from(shadow))
+                .and_then(Option::as_mut)
         {
             shadow.users = shadow.users.saturating_sub(1);
         }
@@ -402,7 +536,9 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     }
 
     fn drop_unused_shadow(&mut self, kind: DomainKind) {
-        let DomainKind::Shadow { shadow, .. } = kind else { return };
+        let DomainKind::Shadow { shadow, .. } = kind else {
+            return;
+        };
         if let Some(slot) = self.side.shadows.get_mut(usize::from(shadow))
             && slot.as_ref().is_some_and(|shadow| shadow.users == 0)
             && let Some(shadow) = slot.take()
@@ -418,13 +554,28 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         width: crate::arch::address::AddressWidth,
     ) -> Result<u16, BindError> {
         let same = |shadow: &Shadow| {
-            shadow.domain_id == domain_id && shadow.guest_root == guest_root && shadow.width == width
+            shadow.domain_id == domain_id
+                && shadow.guest_root == guest_root
+                && shadow.width == width
         };
-        if let Some(index) = self.side.shadows.iter().position(|slot| slot.as_ref().is_some_and(same)) {
+        if let Some(index) = self
+            .side
+            .shadows
+            .iter()
+            .position(|slot| slot.as_ref().is_some_and(same))
+        {
             return Ok(index as u16);
         }
-        let full = BindError::StoreFull { store: "shadows", capacity: SHADOWS };
-        let index = self.side.shadows.iter().position(Option::is_none).ok_or(full)?;
+        let full = BindError::StoreFull {
+            store: "shadows",
+            capacity: SHADOWS,
+        };
+        let index = self
+            .side
+            .shadows
+            .iter()
+            .position(Option::is_none)
+            .ok_or(full)?;
         let config = SecondStageConfig {
             width,
             input_bits: self.side.offer.input_bits.min(width.bits()),
@@ -433,7 +584,15 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             ..*self.memory.second_stage.config()
         };
         let table = SecondStage::new(self.h, self.side.owner, config).map_err(BindError::Frames)?;
-        let mut shadow = Shadow { domain_id, guest_root, width, table, users: 0, detached: None, flushing: None };
+        let mut shadow = Shadow {
+            domain_id,
+            guest_root,
+            width,
+            table,
+            users: 0,
+            detached: None,
+            flushing: None,
+        };
         let synchronisation = Synchronisation {
             memory: self.memory,
             features: &self.side.guest_features,
@@ -485,16 +644,26 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     }
 
     /// Takes a present entry away by one store; [`confirm`](Self::confirm) does the rest.
-    fn withdraw(&mut self, device: DeviceHandle, pasid: Pasid, binding: &mut HostBinding) -> Result<(), BindError> {
+    fn withdraw(
+        &mut self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        binding: &mut HostBinding,
+    ) -> Result<(), BindError> {
         let assigned = self.side.devices.get(device)?;
         let source_id = assigned.config.source_id;
         let (_, unit) = self.unit_of(device)?;
-        let HostBinding::Bound(mut bound) = core::mem::take(binding) else { return Ok(()) };
+        let HostBinding::Bound(mut bound) = core::mem::take(binding) else {
+            return Ok(());
+        };
         unit.withdraw_entry(self.h, &assigned.tables, pasid);
         bound.confirmation = Confirmation::Owed(self.h.now_nanoseconds());
         *binding = HostBinding::Leaving(bound);
         self.side.statistics.unbinds = self.side.statistics.unbinds.wrapping_add(1);
-        log::info!("machine {}: unbind {source_id} PASID {pasid}", self.side.number);
+        log::info!(
+            "machine {}: unbind {source_id} PASID {pasid}",
+            self.side.number
+        );
         Ok(())
     }
 
@@ -507,24 +676,46 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         bound: &mut Bound,
         wanted: &Result<Option<Target>, BindError>,
     ) -> Result<bool, BindError> {
-        let Ok(Some(target @ Target::Nested(new))) = wanted else { return Ok(false) };
-        if bound.target.guest_domain_id() != Some(new.domain_id) || !matches!(bound.target, Target::Nested(_)) {
+        let Ok(Some(target @ Target::Nested(new))) = wanted else {
+            return Ok(false);
+        };
+        if bound.target.guest_domain_id() != Some(new.domain_id)
+            || !matches!(bound.target, Target::Nested(_))
+        {
             return Ok(false);
         }
         let entry = self.entry_for(device, target, bound.domain)?;
         let assigned = self.side.devices.get(device)?;
         let source_id = assigned.config.source_id;
         let (_, unit) = self.unit_of(device)?;
-        let Some(old) = unit.read_entry(self.h, &assigned.tables, pasid) else { return Ok(false) };
+        let Some(old) = unit.read_entry(self.h, &assigned.tables, pasid) else {
+            return Ok(false);
+        };
         if !nested::differs_in_one_quadword(&old, &entry)
-            || self.entries_of_others(device, pasid, entry.domain_id()).next().is_some()
+            || self
+                .entries_of_others(device, pasid, entry.domain_id())
+                .next()
+                .is_some()
         {
             return Ok(false);
         }
-        let quadword = entry.quadwords().get(nested::FIRST_STAGE_QUADWORD).copied().unwrap_or_default();
-        unit.replace_quadword(self.h, &assigned.tables, pasid, quadword);
-        log::info!("machine {}: replace {source_id} PASID {pasid} in place", self.side.number);
-        self.side.statistics.replaced_in_place = self.side.statistics.replaced_in_place.wrapping_add(1);
+        let quadword = entry
+            .quadwords()
+            .get(nested::FIRST_STAGE_QUADWORD)
+            .copied()
+            .unwrap_or_default();
+        if unit
+            .replace_quadword(self.h, &assigned.tables, pasid, quadword)
+            .is_err()
+        {
+            return Ok(false);
+        }
+        log::info!(
+            "machine {}: replace {source_id} PASID {pasid} in place",
+            self.side.number
+        );
+        self.side.statistics.replaced_in_place =
+            self.side.statistics.replaced_in_place.wrapping_add(1);
         bound.target = *target;
         bound.confirmation = Confirmation::Owed(self.h.now_nanoseconds());
         Ok(true)
@@ -533,7 +724,9 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// Puts the device of a binding into quarantine and keeps what the binding holds.
     fn quarantine(&mut self, device: DeviceHandle, binding: &mut HostBinding) -> BindError {
         *binding = match core::mem::take(binding) {
-            HostBinding::Bound(bound) | HostBinding::Leaving(bound) => HostBinding::Quarantined(bound),
+            HostBinding::Bound(bound) | HostBinding::Leaving(bound) => {
+                HostBinding::Quarantined(bound)
+            }
             other => other,
         };
         self.isolate(device)
@@ -541,13 +734,24 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
 
     /// Cuts a device off: its context entry goes by one store, bus mastering with it.
     pub(super) fn isolate(&mut self, device: DeviceHandle) -> BindError {
-        let index = self.side.devices.get(device).map(|assigned| assigned.config.unit).unwrap_or_default();
-        let Ok(assigned) = self.side.devices.get_mut(device) else { return BindError::UnknownDevice(device) };
+        let index = self
+            .side
+            .devices
+            .get(device)
+            .map(|assigned| assigned.config.unit)
+            .unwrap_or_default();
+        let Ok(assigned) = self.side.devices.get_mut(device) else {
+            return BindError::UnknownDevice(device);
+        };
         let source_id = assigned.config.source_id;
         if !assigned.quarantined {
             assigned.quarantined = true;
             if let Some(unit) = self.units.get(usize::from(index)) {
-                unit.block_device(self.h, &assigned.tables);
+                // Nothing waits for the ticket: the device stays cut off whatever comes of it, and
+                // what it holds is kept.
+                if let Err(error) = unit.block_device(self.h, &assigned.tables) {
+                    log::error!("{source_id}: {error}");
+                }
             }
             self.h.set_bus_master(source_id, false);
             self.side.statistics.quarantines = self.side.statistics.quarantines.wrapping_add(1);
@@ -561,7 +765,12 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
 /// form, because only that drops second-stage paging structures.
 fn removal(id: DomainId, pasid: Pasid) -> [Descriptor; 2] {
     [
-        Descriptor::PasidCache { granularity: PasidCacheGranularity::Pasid { domain_id: id, pasid } },
+        Descriptor::PasidCache {
+            granularity: PasidCacheGranularity::Pasid {
+                domain_id: id,
+                pasid,
+            },
+        },
         Descriptor::Iotlb {
             granularity: IotlbGranularity::Domain(id),
             drain_reads: true,

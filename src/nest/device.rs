@@ -72,26 +72,39 @@ pub(super) struct DeviceList<const N: usize> {
 
 impl<const N: usize> DeviceList<N> {
     pub(super) const fn new() -> Self {
-        Self { slots: [const { None }; N] }
+        Self {
+            slots: [const { None }; N],
+        }
     }
 
     pub(super) fn get(&self, handle: DeviceHandle) -> Result<&AssignedDevice, BindError> {
-        self.slots.get(handle.index()).and_then(Option::as_ref).ok_or(BindError::UnknownDevice(handle))
+        self.slots
+            .get(handle.index())
+            .and_then(Option::as_ref)
+            .ok_or(BindError::UnknownDevice(handle))
     }
 
-    pub(super) fn get_mut(&mut self, handle: DeviceHandle) -> Result<&mut AssignedDevice, BindError> {
-        self.slots.get_mut(handle.index()).and_then(Option::as_mut).ok_or(BindError::UnknownDevice(handle))
+    pub(super) fn get_mut(
+        &mut self,
+        handle: DeviceHandle,
+    ) -> Result<&mut AssignedDevice, BindError> {
+        self.slots
+            .get_mut(handle.index())
+            .and_then(Option::as_mut)
+            .ok_or(BindError::UnknownDevice(handle))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (DeviceHandle, &AssignedDevice)> {
         let slots = self.slots.iter().enumerate();
-        slots.filter_map(|(index, device)| Some((DeviceHandle::new(index as u16), device.as_ref()?)))
+        slots
+            .filter_map(|(index, device)| Some((DeviceHandle::new(index as u16), device.as_ref()?)))
     }
 
     /// A handle that is free.
     pub(super) fn free_handle(&self) -> Result<DeviceHandle, AssignError> {
         let free = self.slots.iter().position(Option::is_none);
-        free.map(|index| DeviceHandle::new(index as u16)).ok_or(AssignError::Full { capacity: N })
+        free.map(|index| DeviceHandle::new(index as u16))
+            .ok_or(AssignError::Full { capacity: N })
     }
 
     pub(super) fn insert(&mut self, handle: DeviceHandle, device: AssignedDevice) {

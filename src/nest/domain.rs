@@ -82,11 +82,25 @@ impl<const N: usize> DomainTable<N> {
     /// # Errors
     ///
     /// [`BindError::StoreFull`] if the machine's quota is used up.
-    pub fn insert(&mut self, unit: u8, id: DomainId, kind: DomainKind) -> Result<DomainSlot, BindError> {
-        let full = BindError::StoreFull { store: "host domain-ids", capacity: N };
+    pub fn insert(
+        &mut self,
+        unit: u8,
+        id: DomainId,
+        kind: DomainKind,
+    ) -> Result<DomainSlot, BindError> {
+        let full = BindError::StoreFull {
+            store: "host domain-ids",
+            capacity: N,
+        };
         let index = self.slots.iter().position(Option::is_none).ok_or(full)?;
         let slot = self.slots.get_mut(index).ok_or(full)?;
-        *slot = Some(HostDomain { unit, id, kind, users: 0, owes_flush: false });
+        *slot = Some(HostDomain {
+            unit,
+            id,
+            kind,
+            users: 0,
+            owes_flush: false,
+        });
         Ok(DomainSlot(index as u16))
     }
 
@@ -109,16 +123,29 @@ mod tests {
     #[test]
     fn full_table_is_a_typed_error_and_slots_are_reused() {
         let mut table = DomainTable::<2>::new();
-        let first = table.insert(0, DomainId::new(1), DomainKind::Machine).unwrap();
+        let first = table
+            .insert(0, DomainId::new(1), DomainKind::Machine)
+            .unwrap();
         let guest = DomainId::new(7);
-        table.insert(0, DomainId::new(2), DomainKind::Nested { guest }).unwrap();
+        table
+            .insert(0, DomainId::new(2), DomainKind::Nested { guest })
+            .unwrap();
         assert_eq!(
             table.insert(0, DomainId::new(3), DomainKind::Machine),
-            Err(BindError::StoreFull { store: "host domain-ids", capacity: 2 })
+            Err(BindError::StoreFull {
+                store: "host domain-ids",
+                capacity: 2
+            })
         );
         assert_eq!(table.iter().count(), 2);
-        assert_eq!(table.remove(first).map(|domain| domain.id), Some(DomainId::new(1)));
+        assert_eq!(
+            table.remove(first).map(|domain| domain.id),
+            Some(DomainId::new(1))
+        );
         assert_eq!(table.get(first), None);
-        assert_eq!(table.insert(0, DomainId::new(3), DomainKind::Machine), Ok(first));
+        assert_eq!(
+            table.insert(0, DomainId::new(3), DomainKind::Machine),
+            Ok(first)
+        );
     }
 }

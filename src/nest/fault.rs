@@ -67,7 +67,10 @@ pub(super) fn access_of(record: &FaultRecord) -> Access {
         RequestType::Read => Rights::READ,
         RequestType::Atomic | RequestType::PageRequest => Rights::READ_WRITE,
     };
-    Access { rights, privileged: record.is_privileged() }
+    Access {
+        rights,
+        privileged: record.is_privileged(),
+    }
 }
 
 /// The reason for an address that the guest's tables allow but its machine does not have: the

@@ -59,9 +59,12 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         self.collect_for_nested(what);
         let mut result = Ok(Progress::Done);
         for index in 0..SHADOWS {
-            let range = self.side.shadows.get(index).and_then(Option::as_ref).and_then(|shadow| {
-                shadow_range(what, shadow.domain_id)
-            });
+            let range = self
+                .side
+                .shadows
+                .get(index)
+                .and_then(Option::as_ref)
+                .and_then(|shadow| shadow_range(what, shadow.domain_id));
             if let Some(range) = range
                 && let Err(error) = self.synchronise_shadow(index, &range)
             {
@@ -77,14 +80,17 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         let mut granularity = None;
         let (named, pasid) = match *what {
             GuestInvalidation::All => (None, None),
-            GuestInvalidation::Domain(domain_id) | GuestInvalidation::DomainPages { domain_id, .. } => {
-                (Some(domain_id), None)
-            }
+            GuestInvalidation::Domain(domain_id)
+            | GuestInvalidation::DomainPages { domain_id, .. } => (Some(domain_id), None),
             GuestInvalidation::Pasid { domain_id, pasid } => {
                 granularity = Some(PasidIotlbGranularity::All);
                 (Some(domain_id), Some(pasid))
             }
-            GuestInvalidation::PasidPages { domain_id, pasid, pages } => {
+            GuestInvalidation::PasidPages {
+                domain_id,
+                pasid,
+                pages,
+            } => {
                 granularity = Some(PasidIotlbGranularity::Page {
                     address: pages.address.as_u64(),
                     address_mask: pages.order,
@@ -95,7 +101,9 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         };
         let mut covered: Vec<(u8, DomainId), DOMAINS> = Vec::new();
         for domain in self.side.domains.iter_mut() {
-            let DomainKind::Nested { guest } = domain.kind else { continue };
+            let DomainKind::Nested { guest } = domain.kind else {
+                continue;
+            };
             if named.is_some_and(|named| named != guest) {
                 continue;
             }
@@ -105,17 +113,29 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 Some(_) => _ = covered.push((domain.unit, domain.id)),
             }
         }
-        let (Some(pasid), Some(granularity)) = (pasid, granularity) else { return };
+        let (Some(pasid), Some(granularity)) = (pasid, granularity) else {
+            return;
+        };
         for (unit, domain_id) in covered {
             if self.is_bound(unit, domain_id, pasid) {
-                self.collect(unit, domain_id, Descriptor::PasidIotlb { domain_id, pasid, granularity });
+                self.collect(
+                    unit,
+                    domain_id,
+                    Descriptor::PasidIotlb {
+                        domain_id,
+                        pasid,
+                        granularity,
+                    },
+                );
             }
         }
     }
 
     /// Whether some device's entry for a PASID carries the domain-id.
     fn is_bound(&self, unit: u8, domain_id: DomainId, pasid: Pasid) -> bool {
-        let Some(physical) = self.units.get(usize::from(unit)) else { return false };
+        let Some(physical) = self.units.get(usize::from(unit)) else {
+            return false;
+        };
         self.side.devices.iter().any(|(_, device)| {
             device.config.unit == unit
                 && physical
@@ -127,15 +147,28 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// Puts a descriptor into the next batch; without room the whole domain is invalidated, which
     /// covers it.
     fn collect(&mut self, unit: u8, domain_id: DomainId, descriptor: Descriptor) {
-        if let Some(domain) =
-            self.side.domains.iter_mut().find(|domain| domain.unit == unit && domain.id == domain_id)
+        if let Some(domain) = self
+            .side
+            .domains
+            .iter_mut()
+            .find(|domain| domain.unit == unit && domain.id == domain_id)
             && !domain.owes_flush
         {
             let collected = &mut self.side.forwarding.collected;
-            if collected.last().is_some_and(|last| last.unit == unit && last.descriptor == descriptor) {
+            if collected
+                .last()
+                .is_some_and(|last| last.unit == unit && last.descriptor == descriptor)
+            {
                 return;
             }
-            if collected.push(Collected { unit, domain_id, descriptor }).is_err() {
+            if collected
+                .push(Collected {
+                    unit,
+                    domain_id,
+                    descriptor,
+                })
+                .is_err()
+            {
                 domain.owes_flush = true;
             }
         }
@@ -148,24 +181,30 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             features: &self.side.guest_features,
             table_limit: self.side.shadow_table_limit,
         };
-        let Some(shadow) = self.side.shadows.get_mut(index).and_then(Option::as_mut) else { return Ok(()) };
+        let Some(shadow) = self.side.shadows.get_mut(index).and_then(Option::as_mut) else {
+            return Ok(());
+        };
         let result = synchronisation.run(shadow, range, &mut self.side.statistics);
         let (owes_whole, owes_range) = match &result {
             Ok(changes) => (shadow.detached.is_some(), changes.replaced > 0),
             Err(error) => {
                 log::error!("machine {}: shadow dropped: {error}", self.side.number);
                 shadow.empty(self.h);
-                self.side.statistics.shadows_dropped = self.side.statistics.shadows_dropped.wrapping_add(1);
+                self.side.statistics.shadows_dropped =
+                    self.side.statistics.shadows_dropped.wrapping_add(1);
                 (true, true)
             }
         };
         let added = result.as_ref().is_ok_and(|changes| changes.added > 0);
         let mut pages: Vec<(u8, DomainId, Descriptor), MAXIMUM_UNITS> = Vec::new();
         for domain in self.side.domains.iter_mut() {
-            if !matches!(domain.kind, DomainKind::Shadow { shadow, .. } if usize::from(shadow) == index) {
+            if !matches!(domain.kind, DomainKind::Shadow { shadow, .. } if usize::from(shadow) == index)
+            {
                 continue;
             }
-            let Some(unit) = self.units.get(usize::from(domain.unit)) else { continue };
+            let Some(unit) = self.units.get(usize::from(domain.unit)) else {
+                continue;
+            };
             let capability = unit.features().capability;
             let owes = owes_range || added && unit.needs_invalidation_after_set_up();
             let selective = !owes_whole
@@ -217,12 +256,17 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     fn confirm_in_flight(&mut self) -> Result<Progress, BindError> {
         let mut failed = None;
         for flight in &self.side.forwarding.in_flight {
-            let Some(unit) = self.units.get(usize::from(flight.unit)) else { continue };
+            let Some(unit) = self.units.get(usize::from(flight.unit)) else {
+                continue;
+            };
             match unit.poll(self.h, &flight.ticket) {
                 Ok(true) => {}
                 Ok(false) => return Ok(Progress::Wait),
                 Err(error) => {
-                    log::error!("machine {}: invalidation not confirmed: {error}", self.side.number);
+                    log::error!(
+                        "machine {}: invalidation not confirmed: {error}",
+                        self.side.number
+                    );
                     failed = Some(flight.unit);
                     break;
                 }
@@ -249,20 +293,32 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             if batch.is_empty() {
                 continue;
             }
-            let Some(physical) = self.units.get(index) else { continue };
+            let Some(physical) = self.units.get(index) else {
+                continue;
+            };
             match physical.submit(self.h, &batch) {
                 Ok(ticket) => {
                     // One place for each unit, and all were confirmed before.
-                    _ = self.side.forwarding.in_flight.push(InFlight { unit, ticket });
+                    _ = self
+                        .side
+                        .forwarding
+                        .in_flight
+                        .push(InFlight { unit, ticket });
                     submitted = true;
                     let statistics = &mut self.side.statistics;
                     statistics.forwarded_batches = statistics.forwarded_batches.wrapping_add(1);
-                    statistics.forwarded_descriptors =
-                        statistics.forwarded_descriptors.wrapping_add(batch.len() as u64);
+                    statistics.forwarded_descriptors = statistics
+                        .forwarded_descriptors
+                        .wrapping_add(batch.len() as u64);
                 }
                 Err(error) => {
                     // What the batch held is owed again, in the form that covers it.
-                    for domain in self.side.domains.iter_mut().filter(|domain| domain.unit == unit) {
+                    for domain in self
+                        .side
+                        .domains
+                        .iter_mut()
+                        .filter(|domain| domain.unit == unit)
+                    {
                         domain.owes_flush = true;
                     }
                     let now = self.h.now_nanoseconds();
@@ -276,7 +332,11 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             }
         }
         self.side.forwarding.owed_since = None;
-        let all_submitted = self.side.domains.iter().all(|(_, domain)| !domain.owes_flush);
+        let all_submitted = self
+            .side
+            .domains
+            .iter()
+            .all(|(_, domain)| !domain.owes_flush);
         for shadow in self.side.shadows.iter_mut().flatten() {
             if all_submitted {
                 shadow.flush_submitted(self.h);
@@ -292,7 +352,12 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// Takes what one unit is owed out of the collection, as far as a batch has room.
     fn next_batch(&mut self, unit: u8) -> Vec<Descriptor, BATCH> {
         let mut batch = Vec::new();
-        for domain in self.side.domains.iter_mut().filter(|domain| domain.unit == unit && domain.owes_flush) {
+        for domain in self
+            .side
+            .domains
+            .iter_mut()
+            .filter(|domain| domain.unit == unit && domain.owes_flush)
+        {
             let descriptor = Descriptor::Iotlb {
                 granularity: IotlbGranularity::Domain(domain.id),
                 drain_reads: true,
@@ -303,11 +368,15 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             }
             domain.owes_flush = false;
             let id = domain.id;
-            self.side.forwarding.collected.retain(|entry| entry.unit != unit || entry.domain_id != id);
+            self.side
+                .forwarding
+                .collected
+                .retain(|entry| entry.unit != unit || entry.domain_id != id);
         }
-        self.side.forwarding.collected.retain(|entry| {
-            entry.unit != unit || batch.push(entry.descriptor).is_err()
-        });
+        self.side
+            .forwarding
+            .collected
+            .retain(|entry| entry.unit != unit || batch.push(entry.descriptor).is_err());
         batch
     }
 
@@ -318,11 +387,21 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         let mut error = BindError::Unit;
         for index in 0..DEVICES {
             let handle = crate::viommu::host::DeviceHandle::new(index as u16);
-            if self.side.devices.get(handle).is_ok_and(|device| device.config.unit == unit) {
+            if self
+                .side
+                .devices
+                .get(handle)
+                .is_ok_and(|device| device.config.unit == unit)
+            {
                 error = self.isolate(handle);
             }
         }
-        for domain in self.side.domains.iter_mut().filter(|domain| domain.unit == unit) {
+        for domain in self
+            .side
+            .domains
+            .iter_mut()
+            .filter(|domain| domain.unit == unit)
+        {
             domain.owes_flush = true;
         }
         error
@@ -338,15 +417,23 @@ fn shadow_range(what: &GuestInvalidation, own: DomainId) -> Option<PageRange> {
         GuestInvalidation::Domain(domain_id) | GuestInvalidation::Pasid { domain_id, .. } => {
             (domain_id == own).then_some(EVERYTHING)
         }
-        GuestInvalidation::DomainPages { domain_id, pages } => (domain_id == own).then(|| aligned(pages)),
+        GuestInvalidation::DomainPages { domain_id, pages } => {
+            (domain_id == own).then(|| aligned(pages))
+        }
         GuestInvalidation::PasidPages { .. } => None,
     }
 }
 
 /// The range with the address bits below its size dropped, as hardware does (§6.5.2.3).
 fn aligned(pages: PageRange) -> PageRange {
-    match PAGE_SIZE_BYTES.checked_shl(u32::from(pages.order)).filter(|len| *len != 0) {
-        Some(len) => PageRange { address: Iova::new(pages.address.as_u64() & !(len - 1)), ..pages },
+    match PAGE_SIZE_BYTES
+        .checked_shl(u32::from(pages.order))
+        .filter(|len| *len != 0)
+    {
+        Some(len) => PageRange {
+            address: Iova::new(pages.address.as_u64() & !(len - 1)),
+            ..pages
+        },
         None => EVERYTHING,
     }
 }

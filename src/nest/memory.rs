@@ -18,7 +18,10 @@ pub struct PhysicalRange {
 impl PhysicalRange {
     /// The range of `len_bytes` from `start` on, cut at the end of the address space.
     pub const fn new(start: Hpa, len_bytes: u64) -> Self {
-        Self { start, end: Hpa::new(start.as_u64().saturating_add(len_bytes)) }
+        Self {
+            start,
+            end: Hpa::new(start.as_u64().saturating_add(len_bytes)),
+        }
     }
 
     /// Whether the two ranges share an address.
@@ -58,16 +61,26 @@ impl ProtectedRanges {
 
     /// The protected range that a range overlaps.
     pub fn overlapped_by(&self, range: &PhysicalRange) -> Option<&PhysicalRange> {
-        self.ranges.iter().find(|protected| protected.overlaps(range))
+        self.ranges
+            .iter()
+            .find(|protected| protected.overlaps(range))
     }
 }
 
 /// A guest's memory as its second stage defines it: the one truth for hardware and software.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct MachineMemory<'a, H> {
     pub(super) h: &'a H,
     pub(super) second_stage: &'a SecondStage<Gpa>,
 }
+
+impl<H> Clone for MachineMemory<'_, H> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<H> Copy for MachineMemory<'_, H> {}
 
 impl<'a, H: HostMemory> MachineMemory<'a, H> {
     /// The memory behind a second stage.
@@ -86,10 +99,20 @@ impl<'a, H: HostMemory> MachineMemory<'a, H> {
     ) -> Result<(), GuestMemoryError> {
         let mut done = 0usize;
         while done < len {
-            let refused = GuestMemoryError { address: at, len_bytes: len as u64 };
+            let refused = GuestMemoryError {
+                address: at,
+                len_bytes: len as u64,
+            };
             let current = at.checked_add(done as u64).ok_or(refused)?;
-            let mapping = self.second_stage.translate(self.h, current).ok_or(refused)?;
-            let granted = if write { mapping.rights.write } else { mapping.rights.read };
+            let mapping = self
+                .second_stage
+                .translate(self.h, current)
+                .ok_or(refused)?;
+            let granted = if write {
+                mapping.rights.write
+            } else {
+                mapping.rights.read
+            };
             if !granted {
                 return Err(refused);
             }
@@ -148,8 +171,13 @@ mod tests {
     fn protected_ranges_are_limited() {
         let mut protected = ProtectedRanges::new();
         for page in 0..PROTECTED_RANGES as u64 {
-            protected.add(PhysicalRange::new(Hpa::new(page << 12), 1)).unwrap();
+            protected
+                .add(PhysicalRange::new(Hpa::new(page << 12), 1))
+                .unwrap();
         }
-        assert_eq!(protected.add(PhysicalRange::new(Hpa::new(0), 1)), Err(ProtectedRangesFull));
+        assert_eq!(
+            protected.add(PhysicalRange::new(Hpa::new(0), 1)),
+            Err(ProtectedRangesFull)
+        );
     }
 }

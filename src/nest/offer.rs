@@ -50,7 +50,12 @@ pub struct Policy {
 impl Default for Policy {
     /// All PASIDs, 16-bit domain-ids, four fault records.
     fn default() -> Self {
-        Self { pasid_bits: 20, domain_id_bits: 16, fault_records: 4, forbid_nesting: false }
+        Self {
+            pasid_bits: 20,
+            domain_id_bits: 16,
+            fault_records: 4,
+            forbid_nesting: false,
+        }
     }
 }
 
@@ -89,7 +94,7 @@ pub struct Offer {
 ///
 /// [`OfferError`].
 pub fn offer<'a>(
-    mut units: impl Iterator<Item = &'a Features> + Clone,
+    units: impl Iterator<Item = &'a Features> + Clone,
     policy: &Policy,
 ) -> Result<Offer, OfferError> {
     check(policy)?;
@@ -97,13 +102,22 @@ pub fn offer<'a>(
     let least = |value: fn(&Features) -> u8| units.clone().map(value).min();
 
     let address_bits = least(|unit| unit.host_address_width).ok_or(OfferError::NoUnit)?;
-    let guest_bits = least(|unit| unit.capability.maximum_guest_address_width()).ok_or(OfferError::NoUnit)?;
-    let supports = |width: AddressWidth| units.clone().all(|unit| unit.capability.supports_width(width));
+    let guest_bits =
+        least(|unit| unit.capability.maximum_guest_address_width()).ok_or(OfferError::NoUnit)?;
+    let supports = |width: AddressWidth| {
+        units
+            .clone()
+            .all(|unit| unit.capability.supports_width(width))
+    };
     // Four levels where possible: more only cost reads, fewer only reach 512 GiB.
-    let width = [AddressWidth::Bits48, AddressWidth::Bits39, AddressWidth::Bits57]
-        .into_iter()
-        .find(|width| supports(*width))
-        .ok_or(OfferError::NoCommonWidth)?;
+    let width = [
+        AddressWidth::Bits48,
+        AddressWidth::Bits39,
+        AddressWidth::Bits57,
+    ]
+    .into_iter()
+    .find(|width| supports(*width))
+    .ok_or(OfferError::NoCommonWidth)?;
     let input_bits = guest_bits.min(width.bits());
 
     let nests = !policy.forbid_nesting
@@ -111,24 +125,41 @@ pub fn offer<'a>(
         && all(|unit| unit.extended.has_first_stage())
         && all(|unit| unit.extended.has_second_stage());
     let pasid_bits = if all(|unit| unit.extended.has_pasid()) {
-        policy.pasid_bits.min(least(|unit| unit.extended.pasid_bits()).unwrap_or(0))
+        policy
+            .pasid_bits
+            .min(least(|unit| unit.extended.pasid_bits()).unwrap_or(0))
     } else {
         0
     };
 
     let mut capability = Capability::from_bits(0)
-        .with(CapabilityField::DOMAIN_ID_WIDTH, u64::from(policy.domain_id_bits.saturating_sub(4) / 2))
+        .with(
+            CapabilityField::DOMAIN_ID_WIDTH,
+            u64::from(policy.domain_id_bits.saturating_sub(4) / 2),
+        )
         .with(CapabilityField::CACHING_MODE, 1)
-        .with(CapabilityField::MAXIMUM_GUEST_ADDRESS_WIDTH, u64::from(input_bits.saturating_sub(1)))
-        .with(CapabilityField::FAULT_RECORD_OFFSET, FAULT_RECORD_OFFSET_BYTES / 16)
-        .with(CapabilityField::FAULT_RECORD_COUNT, u64::from(policy.fault_records.saturating_sub(1)))
+        .with(
+            CapabilityField::MAXIMUM_GUEST_ADDRESS_WIDTH,
+            u64::from(input_bits.saturating_sub(1)),
+        )
+        .with(
+            CapabilityField::FAULT_RECORD_OFFSET,
+            FAULT_RECORD_OFFSET_BYTES / 16,
+        )
+        .with(
+            CapabilityField::FAULT_RECORD_COUNT,
+            u64::from(policy.fault_records.saturating_sub(1)),
+        )
         .with(CapabilityField::PAGE_SELECTIVE_INVALIDATION, 1)
         .with(CapabilityField::MAXIMUM_ADDRESS_MASK, MAXIMUM_ADDRESS_MASK)
         .with(CapabilityField::WRITE_DRAINING, 1)
         .with(CapabilityField::READ_DRAINING, 1)
         .with(CapabilityField::ENHANCED_SET_INTERRUPT_TABLE_POINTER, 1)
         .with(CapabilityField::ENHANCED_SET_ROOT_TABLE_POINTER, 1)
-        .with(CapabilityField::ZERO_LENGTH_READ, u64::from(all(|unit| unit.capability.has_zero_length_read())));
+        .with(
+            CapabilityField::ZERO_LENGTH_READ,
+            u64::from(all(|unit| unit.capability.has_zero_length_read())),
+        );
     let mut widths = 0;
     for width in AddressWidth::ALL {
         if supports(width) {
@@ -139,25 +170,46 @@ pub fn offer<'a>(
 
     let mut extended = ExtendedCapability::from_bits(0)
         .with(ExtendedCapabilityField::QUEUED_INVALIDATION, 1)
-        .with(ExtendedCapabilityField::IOTLB_REGISTER_OFFSET, IOTLB_OFFSET_BYTES / 16)
+        .with(
+            ExtendedCapabilityField::IOTLB_REGISTER_OFFSET,
+            IOTLB_OFFSET_BYTES / 16,
+        )
         .with(ExtendedCapabilityField::PASS_THROUGH, 1)
         .with(ExtendedCapabilityField::SCALABLE_MODE, 1)
-        .with(ExtendedCapabilityField::COHERENCY, u64::from(all(|unit| unit.extended.is_coherent())))
-        .with(ExtendedCapabilityField::PAGE_WALK_COHERENCY, u64::from(all(|unit| unit.extended.has_page_walk_coherency())));
+        .with(
+            ExtendedCapabilityField::COHERENCY,
+            u64::from(all(|unit| unit.extended.is_coherent())),
+        )
+        .with(
+            ExtendedCapabilityField::PAGE_WALK_COHERENCY,
+            u64::from(all(|unit| unit.extended.has_page_walk_coherency())),
+        );
     if pasid_bits > 0 {
         extended = extended
             .with(ExtendedCapabilityField::REQUESTS_WITH_PASID, 1)
-            .with(ExtendedCapabilityField::PASID_SIZE, u64::from(pasid_bits - 1));
+            .with(
+                ExtendedCapabilityField::PASID_SIZE,
+                u64::from(pasid_bits - 1),
+            );
     }
     if nests {
         let five_level = all(|unit| unit.capability.has_first_stage_5_level());
         capability = capability
-            .with(CapabilityField::FIRST_STAGE_1GIB_PAGES, u64::from(all(|unit| unit.capability.has_first_stage_1gib_pages())))
+            .with(
+                CapabilityField::FIRST_STAGE_1GIB_PAGES,
+                u64::from(all(|unit| unit.capability.has_first_stage_1gib_pages())),
+            )
             .with(CapabilityField::FIRST_STAGE_5_LEVEL, u64::from(five_level));
         extended = extended
             .with(ExtendedCapabilityField::FIRST_STAGE, 1)
-            .with(ExtendedCapabilityField::SUPERVISOR_REQUESTS, u64::from(all(|unit| unit.extended.has_supervisor_requests())))
-            .with(ExtendedCapabilityField::EXTENDED_ACCESSED, u64::from(all(|unit| unit.extended.has_extended_accessed())));
+            .with(
+                ExtendedCapabilityField::SUPERVISOR_REQUESTS,
+                u64::from(all(|unit| unit.extended.has_supervisor_requests())),
+            )
+            .with(
+                ExtendedCapabilityField::EXTENDED_ACCESSED,
+                u64::from(all(|unit| unit.extended.has_extended_accessed())),
+            );
     } else {
         // Every size the guest may use is split or kept by the shadow; none needs hardware.
         capability = capability.with(CapabilityField::SECOND_STAGE_LARGE_PAGES, 0b11);
@@ -166,8 +218,16 @@ pub fn offer<'a>(
     // A guest's pointers above this are reserved bits to it, as they would be to hardware.
     let host_address_width = address_bits.min(input_bits);
     Ok(Offer {
-        features: Features { capability, extended, host_address_width },
-        backend: if nests { Backend::Nested } else { Backend::Shadow },
+        features: Features {
+            capability,
+            extended,
+            host_address_width,
+        },
+        backend: if nests {
+            Backend::Nested
+        } else {
+            Backend::Shadow
+        },
         width,
         input_bits,
     })
@@ -178,7 +238,7 @@ fn check(policy: &Policy) -> Result<(), OfferError> {
     if policy.pasid_bits > 20 {
         return refuse("pasid_bits", policy.pasid_bits);
     }
-    if !(4..=16).contains(&policy.domain_id_bits) || policy.domain_id_bits % 2 != 0 {
+    if !(4..=16).contains(&policy.domain_id_bits) || !policy.domain_id_bits.is_multiple_of(2) {
         return refuse("domain_id_bits", policy.domain_id_bits);
     }
     if !(1..=8).contains(&policy.fault_records) {

@@ -5,11 +5,15 @@
 //! by `Gpa`. A walk reads each entry once, reads at most one entry a level, and changes nothing:
 //! accessed and dirty bits are the caller's business.
 
-use crate::arch::address::{AddressWidth, FirstStagePaging, Gpa, Hpa, Iova, PageSize, PhysicalAddress};
+use crate::arch::address::{
+    AddressWidth, FirstStagePaging, Gpa, Hpa, Iova, PageSize, PhysicalAddress,
+};
 use crate::arch::fault::FaultReason;
 use crate::arch::features::TableFeatures;
 use crate::arch::first_stage::{FirstStageEntry, FirstStageEntryFault, FirstStageEntryMeaning};
-use crate::arch::second_stage::{Rights, SecondStageEntry, SecondStageEntryFault, SecondStageEntryMeaning};
+use crate::arch::second_stage::{
+    Rights, SecondStageEntry, SecondStageEntryFault, SecondStageEntryMeaning,
+};
 use crate::mem::{GuestMemory, HostMemory};
 
 /// Where a walk reads table entries.
@@ -51,9 +55,15 @@ pub struct Access {
 
 impl Access {
     /// A read by a user-privilege request.
-    pub const READ: Self = Self { rights: Rights::READ, privileged: false };
+    pub const READ: Self = Self {
+        rights: Rights::READ,
+        privileged: false,
+    };
     /// A write by a user-privilege request.
-    pub const WRITE: Self = Self { rights: Rights::WRITE, privileged: false };
+    pub const WRITE: Self = Self {
+        rights: Rights::WRITE,
+        privileged: false,
+    };
 }
 
 /// Where a walk ends well.
@@ -112,7 +122,9 @@ impl WalkFault {
             (Self::RootUnreadable(Stage::Second), true) => FaultReason::LegacyContextEntryInvalid,
             (Self::RootUnreadable(Stage::Second), false) => FaultReason::SecondStageRootUnreadable,
             (Self::TableUnreadable(Stage::First, _), _) => FaultReason::FirstStageUnreadable,
-            (Self::TableUnreadable(Stage::Second, _), true) => FaultReason::LegacySecondStageUnreadable,
+            (Self::TableUnreadable(Stage::Second, _), true) => {
+                FaultReason::LegacySecondStageUnreadable
+            }
             (Self::TableUnreadable(Stage::Second, _), false) => FaultReason::SecondStageUnreadable,
             (Self::NotPresent(Stage::First, _), _) => FaultReason::FirstStageNotPresent,
             // Legacy mode has no reason of its own for an entry without rights: it is the missing
@@ -136,7 +148,9 @@ impl WalkFault {
     /// without any right is the lack of the right asked for (LGN.2, LGN.3).
     pub const fn reason_for(self, access: Access, legacy: bool) -> FaultReason {
         match self {
-            Self::NotPresent(Stage::Second, _) if legacy && access.rights.write => FaultReason::LegacyWriteDenied,
+            Self::NotPresent(Stage::Second, _) if legacy && access.rights.write => {
+                FaultReason::LegacyWriteDenied
+            }
             _ => self.reason(legacy),
         }
     }
@@ -198,17 +212,25 @@ pub fn second_stage_leaf<A: PhysicalAddress>(
             None if level == top => return Err(WalkFault::RootUnreadable(Stage::Second)),
             None => return Err(WalkFault::TableUnreadable(Stage::Second, level)),
         };
-        let meaning = entry.classify(level, features).map_err(|fault| match fault {
-            SecondStageEntryFault::NotPresent => WalkFault::NotPresent(Stage::Second, level),
-            SecondStageEntryFault::ReservedNonZero(_) => WalkFault::Reserved(Stage::Second, level),
-        })?;
+        let meaning = entry
+            .classify(level, features)
+            .map_err(|fault| match fault {
+                SecondStageEntryFault::NotPresent => WalkFault::NotPresent(Stage::Second, level),
+                SecondStageEntryFault::ReservedNonZero(_) => {
+                    WalkFault::Reserved(Stage::Second, level)
+                }
+            })?;
         rights = rights.intersection(entry.rights());
         match meaning {
             SecondStageEntryMeaning::Leaf { .. } if rights.is_none() => {
                 return Err(WalkFault::NotPresent(Stage::Second, level));
             }
             SecondStageEntryMeaning::Leaf { address, size } => {
-                return Ok(Translation { address: with_offset(address, input, size), rights, size });
+                return Ok(Translation {
+                    address: with_offset(address, input, size),
+                    rights,
+                    size,
+                });
             }
             // Level 1 only has leaves, so the walk ends there at the latest.
             SecondStageEntryMeaning::Table { address } => page = address,
@@ -253,10 +275,14 @@ pub fn walk_first_stage<A: PhysicalAddress>(
             None if level == top => return Err(WalkFault::RootUnreadable(Stage::First)),
             None => return Err(WalkFault::TableUnreadable(Stage::First, level)),
         };
-        let meaning = entry.classify(level, features).map_err(|fault| match fault {
-            FirstStageEntryFault::NotPresent => WalkFault::NotPresent(Stage::First, level),
-            FirstStageEntryFault::ReservedNonZero(_) => WalkFault::Reserved(Stage::First, level),
-        })?;
+        let meaning = entry
+            .classify(level, features)
+            .map_err(|fault| match fault {
+                FirstStageEntryFault::NotPresent => WalkFault::NotPresent(Stage::First, level),
+                FirstStageEntryFault::ReservedNonZero(_) => {
+                    WalkFault::Reserved(Stage::First, level)
+                }
+            })?;
         if !access.privileged && !entry.is_user() {
             return Err(WalkFault::Supervisor(level));
         }
@@ -269,7 +295,11 @@ pub fn walk_first_stage<A: PhysicalAddress>(
                 }
                 let rights = Rights { read: true, write };
                 let address = with_offset(address, input.as_u64(), size);
-                return deny_interrupt_range(Translation { address, rights, size });
+                return deny_interrupt_range(Translation {
+                    address,
+                    rights,
+                    size,
+                });
             }
             FirstStageEntryMeaning::Table { address } => page = address,
         }
@@ -277,7 +307,9 @@ pub fn walk_first_stage<A: PhysicalAddress>(
     }
 }
 
-fn deny_interrupt_range<A: PhysicalAddress>(translation: Translation<A>) -> Result<Translation<A>, WalkFault> {
+fn deny_interrupt_range<A: PhysicalAddress>(
+    translation: Translation<A>,
+) -> Result<Translation<A>, WalkFault> {
     if is_interrupt_address(translation.address.to_u64()) {
         return Err(WalkFault::InterruptRange);
     }

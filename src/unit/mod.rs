@@ -1,1 +1,52 @@
-//! The physical side: one remapping unit and its tables.
+//! The physical side: drives one real remapping unit.
+//!
+//! A [`Unit`] owns the registers of one unit, its root and context tables, its invalidation queue
+//! and its domain-ids. It knows devices, PASID entries and descriptors, but no guest and no virtual
+//! machine: what an entry translates to is decided above.
+//!
+//! | module | job |
+//! |---|---|
+//! | [`discovery`] | the units that the DMAR table names |
+//! | [`mod@unit`] | one unit: probing, its state, its configuration |
+//! | [`bring_up`] | from whatever firmware left to *translating, everything blocked* |
+//! | [`command`] | global commands: one at a time, one change per write, bounded waits |
+//! | [`tables`] | root, context and PASID tables, and the order of stores to them |
+//! | [`queue`] | the invalidation queue, its tickets and its errors |
+//! | [`fault`] | draining fault records |
+//! | [`domain_ids`] | the allocator of domain-ids |
+//! | [`statistics`] | counters |
+//!
+//! # Rules
+//!
+//! - All methods take `&self`. Locks are held for a few register or memory accesses, never across a
+//!   wait for hardware and never while another module is called. Order: tables, queue or faults
+//!   before commands before registers.
+//! - Every wait ends: by the platform's clock, and by a count of polls should that clock stand
+//!   still ([`deadline`]).
+//! - What registers say is checked before it is used as an index, a shift or a bound.
+//! - Memory that hardware may still use is never given back: it stays in a token until an
+//!   invalidation is confirmed, and is lost and counted if that token is dropped.
+
+pub mod bring_up;
+pub mod command;
+pub mod deadline;
+pub mod discovery;
+pub mod domain_ids;
+pub mod error;
+pub mod fault;
+pub mod queue;
+pub mod statistics;
+pub mod tables;
+// The unit itself is the layer's main type; its file is named for it.
+#[allow(clippy::module_inception)]
+pub mod unit;
+
+#[cfg(test)]
+mod testing;
+
+pub use discovery::{DiscoveryError, UnitDescription, discover};
+pub use error::{QueueError, Requirement, UnitError};
+pub use queue::Ticket;
+pub use statistics::{UnitStatistics, lost_table_frames};
+pub use tables::{DetachedDevice, DeviceTables};
+pub use unit::{OnFirmwareState, Unit, UnitConfig};

@@ -118,7 +118,9 @@ impl BindError {
     /// do, and by the blocked DMA itself for what the guest did wrong (`None`).
     pub const fn immediate_guest_fault(&self) -> Option<FaultReason> {
         match self {
-            Self::FirstStageRootConflict { .. } | Self::NotOffered { .. } | Self::GuestTables { .. } => None,
+            Self::FirstStageRootConflict { .. }
+            | Self::NotOffered { .. }
+            | Self::GuestTables { .. } => None,
             Self::StoreFull { .. }
             | Self::DomainIdsExhausted
             | Self::Frames(_)
@@ -136,7 +138,10 @@ impl fmt::Display for BindError {
             Self::DomainIdsExhausted => f.write_str("no host domain-id is left"),
             Self::Frames(error) => write!(f, "no frames: {error:?}"),
             Self::FirstStageRootConflict { root } => {
-                write!(f, "first-stage root {root} is in use with another paging mode")
+                write!(
+                    f,
+                    "first-stage root {root} is in use with another paging mode"
+                )
             }
             Self::NotOffered { translation_type } => {
                 write!(f, "translation type {translation_type} is not offered")

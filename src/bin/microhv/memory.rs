@@ -4,10 +4,12 @@
 //! nobody accesses, or the rest (device registers, firmware's tables, modules), to which anybody may
 //! have a [`Window`] with volatile accesses. Free RAM becomes a [`Region`] of one owner.
 
+use core::ptr::NonNull;
 use core::{fmt, ptr, slice};
 
 use heapless::Vec;
 use vtd_nest::arch::address::{Hpa, PAGE_SIZE_BYTES};
+use vtd_nest::mem::{DirectMemory, MmioRegisters};
 
 use crate::boot::{self, BootInformation, RangeKind};
 
@@ -230,6 +232,20 @@ macro_rules! accesses {
 }
 
 impl Window {
+    /// Gives the window to the library as a remapping unit's registers.
+    pub(crate) fn into_unit_registers(self) -> Option<MmioRegisters> {
+        if !self.start.as_u64().is_multiple_of(PAGE_SIZE_BYTES) {
+            return None;
+        }
+        let base = NonNull::new(ptr::with_exposed_provenance_mut(
+            self.start.as_u64() as usize
+        ))?;
+        // SAFETY: the window is page-aligned, in the identity map, and outside RAM; the one who
+        // asked for it named a unit's registers and gives it up here. The identity map leaves
+        // caching to the memory type range registers, in which firmware has device memory uncached.
+        Some(unsafe { MmioRegisters::new(base, self.len_bytes) })
+    }
+
     /// First address.
     pub(crate) fn start(&self) -> Hpa {
         self.start
@@ -263,19 +279,19 @@ impl Window {
 pub(crate) struct Region(Window);
 
 impl Region {
+    /// Gives the region to the library as host memory.
+    pub(crate) fn into_direct_memory(self) -> Option<DirectMemory> {
+        let base = NonNull::new(ptr::with_exposed_provenance_mut(
+            self.0.start.as_u64() as usize
+        ))?;
+        // SAFETY: a region is RAM of one owner in the identity map, which is linear, writable and
+        // write-back cached; the owner gives it up here, so no reference covers it.
+        Some(unsafe { DirectMemory::new(base, self.0.start, self.0.len_bytes) })
+    }
+
     /// First address.
     pub(crate) fn start(&self) -> Hpa {
         self.0.start
-    }
-
-    /// Reads at `offset` bytes from the start, which must be a multiple of eight and inside.
-    pub(crate) fn read_u64(&self, offset: u64) -> Option<u64> {
-        self.0.read_u64(offset)
-    }
-
-    /// Writes at `offset` bytes from the start, which must be a multiple of eight and inside.
-    pub(crate) fn write_u64(&mut self, offset: u64, value: u64) -> Option<()> {
-        self.0.write_u64(offset, value)
     }
 
     /// The region as zeroed bytes. No device may be left with an address in it.

@@ -66,7 +66,12 @@ impl Target {
         match (binding.translation, backend) {
             (PasidTranslation::PassThrough, _) => Ok(Self::MachineMemory),
             (
-                PasidTranslation::FirstStage { root, paging, write_protect, extended_accessed },
+                PasidTranslation::FirstStage {
+                    root,
+                    paging,
+                    write_protect,
+                    extended_accessed,
+                },
                 Backend::Nested,
             ) => Ok(Self::Nested(NestedTarget {
                 domain_id,
@@ -77,7 +82,11 @@ impl Target {
                 supervisor_requests: binding.supervisor_requests,
             })),
             // Also on hardware that nests: a guest with a legacy root has second-stage tables.
-            (PasidTranslation::SecondStage { root, width }, _) => Ok(Self::Shadow { domain_id, root, width }),
+            (PasidTranslation::SecondStage { root, width }, _) => Ok(Self::Shadow {
+                domain_id,
+                root,
+                width,
+            }),
             (translation, _) => Err(BindError::NotOffered {
                 translation_type: translation.translation_type().field() as u8,
             }),

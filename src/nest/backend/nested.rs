@@ -25,7 +25,10 @@ pub fn entry(
         memory.root(),
         memory.config().width,
         host_domain_id,
-        PasidEntryOptions { supervisor_requests: target.supervisor_requests, ..options },
+        PasidEntryOptions {
+            supervisor_requests: target.supervisor_requests,
+            ..options
+        },
     )
 }
 
@@ -33,7 +36,10 @@ pub fn entry(
 /// mode, `SRE`, `WPE` and `EAFE`, so that one 8-byte store changes the old into the new (§6.2.3.1).
 pub fn differs_in_one_quadword(old: &PasidEntry, new: &PasidEntry) -> bool {
     let (old, new) = (old.quadwords(), new.quadwords());
-    old.iter().zip(new).enumerate().all(|(index, (old, new))| index == FIRST_STAGE_QUADWORD || old == new)
+    old.iter()
+        .zip(new)
+        .enumerate()
+        .all(|(index, (old, new))| index == FIRST_STAGE_QUADWORD || old == new)
 }
 
 /// Index of that quadword (bits 191:128, §9.6).
@@ -50,7 +56,11 @@ mod tests {
             let mut quadwords = *old.quadwords();
             quadwords[index] ^= 1 << 20;
             let new = PasidEntry::from_quadwords(quadwords);
-            assert_eq!(differs_in_one_quadword(&old, &new), index == 2, "quadword {index}");
+            assert_eq!(
+                differs_in_one_quadword(&old, &new),
+                index == 2,
+                "quadword {index}"
+            );
         }
     }
 }

@@ -9,7 +9,7 @@
 //! synchronisation reads a bounded number of table pages and takes a bounded number of steps; the
 //! shadow's own pages are charged to the machine's quota.
 
-use crate::arch::address::{AddressWidth, Gpa, Hpa, Iova, PAGE_SIZE_BYTES};
+use crate::arch::address::{AddressWidth, Gpa, Iova, PAGE_SIZE_BYTES};
 use crate::arch::features::TableFeatures;
 use crate::arch::id::DomainId;
 use crate::arch::second_stage::{Rights, SecondStageEntry, SecondStageEntryMeaning};
@@ -73,7 +73,13 @@ struct TableCopy {
 
 impl TableCopy {
     fn entry(&self, index: usize) -> SecondStageEntry {
-        let entry = self.bytes.as_chunks::<8>().0.get(index).copied().unwrap_or_default();
+        let entry = self
+            .bytes
+            .as_chunks::<8>()
+            .0
+            .get(index)
+            .copied()
+            .unwrap_or_default();
         SecondStageEntry::from_u64(u64::from_le_bytes(entry))
     }
 }
@@ -81,7 +87,11 @@ impl TableCopy {
 /// What the guest's table says of an address.
 enum GuestLeaf {
     /// A leaf: where the address leads, the rights of all levels, bytes to the end of the leaf.
-    Page { output: Gpa, rights: Rights, rest: u64 },
+    Page {
+        output: Gpa,
+        rights: Rights,
+        rest: u64,
+    },
     /// Nothing, for this many bytes.
     Nothing { rest: u64 },
 }
@@ -100,8 +110,16 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
         statistics: &mut MachineStatistics,
     ) -> Result<Changes, BindError> {
         let mut changes = Changes::default();
-        let limit = 1u64 << shadow.table.config().input_bits.min(shadow.width.bits()).min(57);
-        let len_bytes = PAGE_SIZE_BYTES.checked_shl(u32::from(range.order)).filter(|len| *len != 0);
+        let limit = 1u64
+            << shadow
+                .table
+                .config()
+                .input_bits
+                .min(shadow.width.bits())
+                .min(57);
+        let len_bytes = PAGE_SIZE_BYTES
+            .checked_shl(u32::from(range.order))
+            .filter(|len| *len != 0);
         let start = range.address.as_u64() & !(PAGE_SIZE_BYTES - 1);
         let (start, end) = match len_bytes {
             Some(len) => (start, start.saturating_add(len).min(limit)),
@@ -115,21 +133,33 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
             let here = Iova::new(address);
             let exhausted = BindError::GuestTables { address: here };
             steps_left = steps_left.checked_sub(1).ok_or(exhausted)?;
-            let leaf = self.guest_leaf(shadow, address, &mut lowest, &mut tables_left).ok_or(exhausted)?;
+            let leaf = self
+                .guest_leaf(shadow, address, &mut lowest, &mut tables_left)
+                .ok_or(exhausted)?;
             let step = match leaf {
                 GuestLeaf::Nothing { rest } => {
                     let len = rest.min(end - address);
                     self.clear(shadow, here, len, &mut changes);
                     len
                 }
-                GuestLeaf::Page { output, rights, rest } => {
-                    self.set(shadow, here, output, rights, rest.min(end - address), &mut changes)?
-                }
+                GuestLeaf::Page {
+                    output,
+                    rights,
+                    rest,
+                } => self.set(
+                    shadow,
+                    here,
+                    output,
+                    rights,
+                    rest.min(end - address),
+                    &mut changes,
+                )?,
             };
             address = address.saturating_add(step.max(PAGE_SIZE_BYTES));
         }
-        statistics.shadow_pages =
-            statistics.shadow_pages.wrapping_add(changes.added.wrapping_add(changes.replaced));
+        statistics.shadow_pages = statistics
+            .shadow_pages
+            .wrapping_add(changes.added.wrapping_add(changes.replaced));
         let tables_read = u64::from(self.table_limit.saturating_sub(tables_left));
         statistics.shadow_table_reads = statistics.shadow_table_reads.wrapping_add(tables_read);
         Ok(changes)
@@ -156,10 +186,14 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
         };
         // A guest page in the interrupt range is an error to hardware (§3.15): it leads nowhere.
         let wanted = wanted.filter(|_| !is_interrupt_address(output.as_u64()));
-        let change = shadow.table.set_page(self.memory.h, here, wanted).map_err(|error| match error {
-            MapError::Frames(error) => BindError::Frames(error),
-            _ => BindError::GuestTables { address: here },
-        })?;
+        let change =
+            shadow
+                .table
+                .set_page(self.memory.h, here, wanted)
+                .map_err(|error| match error {
+                    MapError::Frames(error) => BindError::Frames(error),
+                    _ => BindError::GuestTables { address: here },
+                })?;
         match change {
             PageChange::None => {}
             PageChange::Added => changes.added += 1,
@@ -205,24 +239,42 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
             let entry = if level == 1 {
                 if lowest.as_ref().is_none_or(|copy| copy.at != page) {
                     *tables_left = tables_left.checked_sub(1)?;
-                    let mut copy = TableCopy { at: page, bytes: [0; PAGE_SIZE_BYTES as usize] };
-                    *lowest = self.memory.read(page, &mut copy.bytes).is_ok().then_some(copy);
+                    let mut copy = TableCopy {
+                        at: page,
+                        bytes: [0; PAGE_SIZE_BYTES as usize],
+                    };
+                    *lowest = self
+                        .memory
+                        .read(page, &mut copy.bytes)
+                        .is_ok()
+                        .then_some(copy);
                 }
                 lowest.as_ref().map(|copy| copy.entry(index))
             } else {
                 let at = page.checked_add(8 * index as u64)?;
-                self.memory.read_u64(at).ok().map(SecondStageEntry::from_u64)
+                self.memory
+                    .read_u64(at)
+                    .ok()
+                    .map(SecondStageEntry::from_u64)
             };
             // Unreadable, absent or invalid alike: the address leads nowhere, and a fault there is
             // explained by walking the guest's table again.
-            let Some(entry) = entry else { return Some(GuestLeaf::Nothing { rest }) };
+            let Some(entry) = entry else {
+                return Some(GuestLeaf::Nothing { rest });
+            };
             rights = rights.intersection(entry.rights());
             match entry.classify::<Gpa>(level, self.features) {
                 Err(_) => return Some(GuestLeaf::Nothing { rest }),
                 _ if rights.is_none() => return Some(GuestLeaf::Nothing { rest }),
-                Ok(SecondStageEntryMeaning::Leaf { address: output, .. }) => {
+                Ok(SecondStageEntryMeaning::Leaf {
+                    address: output, ..
+                }) => {
                     let output = output.checked_add(address & (span - 1))?;
-                    return Some(GuestLeaf::Page { output, rights, rest });
+                    return Some(GuestLeaf::Page {
+                        output,
+                        rights,
+                        rest,
+                    });
                 }
                 Ok(SecondStageEntryMeaning::Table { address: below }) => page = below,
             }
@@ -234,7 +286,13 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
 impl Shadow {
     /// Empties the shadow: every request through it faults from the next flush on.
     pub(in crate::nest) fn empty<H: Hypervisor>(&mut self, h: &H) {
-        let len = 1u64 << self.table.config().input_bits.min(self.width.bits()).min(57);
+        let len = 1u64
+            << self
+                .table
+                .config()
+                .input_bits
+                .min(self.width.bits())
+                .min(57);
         if let Ok(unmapped) = self.table.unmap_covering(h, Iova::new(0), len) {
             match self.detached.as_mut() {
                 Some(detached) => detached.merge(h, unmapped),

@@ -1,0 +1,338 @@
+//! The hypervisor: units brought up, one machine with one device, and the exits of its guest.
+
+use core::fmt;
+
+use heapless::Vec;
+use vtd_nest::arch::address::{Gpa, Hpa, PAGE_SIZE_BYTES};
+use vtd_nest::arch::dmar::{Dmar, DmarError, PciTopology};
+use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::register::FaultRecord;
+use vtd_nest::mem::{GuestMemory, MmioRegisters, Owner};
+use vtd_nest::nest::{
+    AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, MachineConfig, MachineError,
+    PhysicalRange, Policy, ProtectedRanges, VirtualMachine,
+};
+use vtd_nest::paging::Rights;
+use vtd_nest::unit::{DiscoveryError, Unit, UnitConfig, UnitError, discover};
+use vtd_nest::viommu::Poll;
+
+use crate::boot;
+use crate::edu::{self, EduError};
+use crate::environment::{Environment, POOL_LEN_BYTES};
+use crate::guest::Machine;
+use crate::memory::{MemoryError, Window};
+use crate::pci::Function;
+use crate::platform::Platform;
+
+/// Remapping units that the image can drive.
+const UNITS: usize = 4;
+/// Bytes of guest memory.
+pub(crate) const GUEST_LEN_BYTES: u64 = 16 << 20;
+/// Guest memory is laid out in pieces of this size, in another order than on the host.
+const PIECE_LEN_BYTES: u64 = 64 << 10;
+/// Frames the machine may use for tables and shadows.
+const QUOTA_FRAMES: u32 = 2048;
+/// The number and owner of the one machine.
+const MACHINE: u16 = 1;
+/// Steps of one slice of the machine's work.
+const SLICE: u32 = 256;
+/// Slices after one exit before the work counts as endless.
+const MAXIMUM_SLICES: u32 = 1 << 20;
+/// Hardware faults handled after one exit; the rest waits for the next.
+const FAULTS_PER_EXIT: u32 = 8;
+
+/// The one machine.
+pub(crate) type GuestMachine = VirtualMachine<4, 64, 16, 4>;
+
+/// Why the hypervisor is not up. The hardware is left blocking what it can block.
+#[derive(Clone, Copy, Debug)]
+#[expect(dead_code, reason = "the values are only ever printed")]
+pub(crate) enum SetUpError {
+    /// The DMAR table.
+    Dmar(DmarError),
+    /// The units that it lists.
+    Discovery(DiscoveryError),
+    /// A unit, by the address of its registers.
+    Unit(Hpa, UnitError),
+    Memory(MemoryError),
+    /// There is no `edu` device.
+    NoDevice,
+    Device(EduError),
+    /// No unit covers the device.
+    NotCovered(SourceId),
+    /// A fixed list is full.
+    Full(&'static str),
+    Machine(MachineError),
+    Assign(AssignError),
+}
+
+/// All of it.
+pub(crate) struct Hypervisor {
+    pub(crate) environment: Environment,
+    pub(crate) units: Vec<Unit<MmioRegisters>, UNITS>,
+    pub(crate) machine: GuestMachine,
+    pub(crate) device: Function,
+    registers: Window,
+    unit: u8,
+    /// Register page of the unit that the device is behind.
+    pub(crate) unit_registers: Hpa,
+    /// A page of RAM that is nobody's.
+    pub(crate) canary: Hpa,
+    /// What became of the hardware faults since it was last asked.
+    pub(crate) faults: Vec<(FaultRecord, FaultOutcome), 16>,
+}
+
+/// PCI bridges, as found at start.
+struct Bridges<'a>(&'a [Function]);
+
+impl PciTopology for Bridges<'_> {
+    fn secondary_bus(&self, bridge: SourceId) -> Option<u8> {
+        let found = self
+            .0
+            .iter()
+            .find(|function| function.source_id == bridge)?;
+        Some(found.bridge.as_ref()?.secondary_bus)
+    }
+
+    fn subordinate_bus(&self, bridge: SourceId) -> Option<u8> {
+        let found = self
+            .0
+            .iter()
+            .find(|function| function.source_id == bridge)?;
+        Some(found.bridge.as_ref()?.subordinate_bus)
+    }
+}
+
+impl Hypervisor {
+    /// Owns every unit, so that all DMA is blocked; then makes the machine and gives it the device.
+    pub(crate) fn set_up(platform: Platform, policy: Policy) -> Result<Self, SetUpError> {
+        let Platform {
+            mut memory,
+            dmar,
+            mut pci,
+            functions,
+            ..
+        } = platform;
+        let dmar = Dmar::parse(dmar).map_err(SetUpError::Dmar)?;
+        let described = discover::<UNITS>(&dmar).map_err(SetUpError::Discovery)?;
+
+        let arena = memory
+            .allocate(POOL_LEN_BYTES + GUEST_LEN_BYTES + PAGE_SIZE_BYTES, 2 << 20)
+            .map_err(SetUpError::Memory)?;
+        let pool = arena.start();
+        let after = |offset| Hpa::new(pool.as_u64() + offset);
+        let (guest_memory, canary) = (
+            after(POOL_LEN_BYTES),
+            after(POOL_LEN_BYTES + GUEST_LEN_BYTES),
+        );
+        let arena = arena
+            .into_direct_memory()
+            .ok_or(SetUpError::Full("address space"))?;
+
+        let mut protected = ProtectedRanges::new();
+        let mut protect = |start, len| {
+            let range = PhysicalRange::new(start, len);
+            protected
+                .add(range)
+                .map_err(|_| SetUpError::Full("protected ranges"))
+        };
+        let image = boot::image_end()
+            .as_u64()
+            .saturating_sub(boot::image_start().as_u64());
+        protect(boot::image_start(), image)?;
+        protect(pool, POOL_LEN_BYTES)?;
+        protect(Hpa::new(0xfec0_0000), PAGE_SIZE_BYTES)?; // IOAPIC
+        protect(Hpa::new(0xfee0_0000), 1 << 20)?; // local APIC and interrupt messages
+        if let Some(window) = pci.window() {
+            protect(window.start(), window.len_bytes())?;
+        }
+        for unit in &described {
+            protect(unit.base, unit.register_window_bytes)?;
+        }
+
+        let device = functions
+            .iter()
+            .find(|function| edu::is_edu(function))
+            .ok_or(SetUpError::NoDevice)?
+            .clone();
+        let covering = dmar
+            .unit_for(0, device.source_id, &Bridges(&functions))
+            .map_err(SetUpError::Dmar)?;
+        let unit_registers = covering
+            .ok_or(SetUpError::NotCovered(device.source_id))?
+            .base;
+        let unit = described
+            .iter()
+            .position(|unit| unit.base == unit_registers)
+            .ok_or(SetUpError::NotCovered(device.source_id))? as u8;
+
+        let windows = described
+            .iter()
+            .map(|unit| (*unit, memory.window(unit.base, unit.register_window_bytes)));
+        let windows: Vec<_, UNITS> = windows.collect();
+        // Bus masters stay off until every unit blocks.
+        let registers = edu::open(&memory, &mut pci, &device).map_err(SetUpError::Device)?;
+        pci.set_bus_master(device.source_id, false);
+        let environment = Environment::new(arena, pool, pci);
+        let mut units = Vec::new();
+        for (description, window) in windows {
+            let refused = |error| SetUpError::Unit(description.base, error);
+            let window = window.map_err(SetUpError::Memory)?;
+            let registers = window
+                .into_unit_registers()
+                .ok_or(SetUpError::Full("address space"))?;
+            let config = UnitConfig {
+                // Ticks of the time-stamp counter, generously.
+                timeout_nanoseconds: 1 << 34,
+                ..UnitConfig::new(description.segment, description.host_address_width)
+            };
+            let unit = Unit::probe(registers, config).map_err(refused)?;
+            unit.bring_up(&environment).map_err(refused)?;
+            units.push(unit).map_err(|_| SetUpError::Full("units"))?;
+        }
+
+        let owner = Owner::new(MACHINE);
+        let quota = environment.pool().set_quota(owner, QUOTA_FRAMES);
+        quota.map_err(|error| SetUpError::Machine(MachineError::Frames(error)))?;
+        let config = MachineConfig {
+            number: MACHINE.into(),
+            owner,
+            policy,
+            protected,
+            hash_seed: crate::clock::read_ticks(),
+            shadow_table_limit: 4096,
+        };
+        let mut machine =
+            GuestMachine::new(&environment, &units, config).map_err(SetUpError::Machine)?;
+        for piece in 0..GUEST_LEN_BYTES / PIECE_LEN_BYTES {
+            // 37 is odd, so it meets every piece.
+            let place = piece * 37 % (GUEST_LEN_BYTES / PIECE_LEN_BYTES);
+            let host = Hpa::new(guest_memory.as_u64() + place * PIECE_LEN_BYTES);
+            let guest = Gpa::new(piece * PIECE_LEN_BYTES);
+            machine
+                .map_memory(
+                    &environment,
+                    &units,
+                    guest,
+                    host,
+                    PIECE_LEN_BYTES,
+                    Rights::READ_WRITE,
+                )
+                .map_err(SetUpError::Machine)?;
+        }
+        let config = DeviceConfig {
+            source_id: device.source_id,
+            guest_source_id: device.source_id,
+            unit,
+            // The image takes no interrupts, and its one guest is part of it.
+            interrupts: InterruptIsolation::WaivedByEmbedder,
+        };
+        machine
+            .assign(&environment, &units, config)
+            .map_err(SetUpError::Assign)?;
+        environment
+            .pci()
+            .lock()
+            .set_bus_master(device.source_id, true);
+        let mut hypervisor = Self {
+            environment,
+            units,
+            machine,
+            device,
+            registers,
+            unit,
+            unit_registers,
+            canary,
+            faults: Vec::new(),
+        };
+        hypervisor.after_exit();
+        Ok(hypervisor)
+    }
+
+    /// The unit that the device is behind.
+    pub(crate) fn unit(&self) -> Option<&Unit<MmioRegisters>> {
+        self.units.get(usize::from(self.unit))
+    }
+
+    /// What the hypervisor does before it enters the guest again: the work that the exit left, and
+    /// the faults of hardware.
+    fn after_exit(&mut self) {
+        for _ in 0..MAXIMUM_SLICES {
+            match self.machine.poll(&self.environment, &self.units, SLICE) {
+                Poll::Idle => break,
+                Poll::Again => {}
+                Poll::Wait => core::hint::spin_loop(),
+            }
+        }
+        for _ in 0..FAULTS_PER_EXIT {
+            let Some(record) = self.unit().and_then(Unit::next_fault) else {
+                return;
+            };
+            let outcome =
+                self.machine
+                    .handle_fault(&self.environment, &self.units, self.unit, &record);
+            // Enough room for a step; what does not fit was still handled.
+            let _ = self.faults.push((record, outcome));
+        }
+    }
+}
+
+impl Machine for Hypervisor {
+    fn read_memory(&mut self, at: Gpa, into: &mut [u8]) {
+        if let Err(error) = self.machine.memory(&self.environment).read(at, into) {
+            log::error!("guest load: {error:?}");
+        }
+    }
+
+    fn write_memory(&mut self, at: Gpa, from: &[u8]) {
+        if let Err(error) = self.machine.memory(&self.environment).write(at, from) {
+            log::error!("guest store: {error:?}");
+        }
+    }
+
+    fn read_unit(&mut self, offset: u64, len: u8) -> u64 {
+        self.machine.read_register(offset, len)
+    }
+
+    fn write_unit(&mut self, offset: u64, len: u8, value: u64) {
+        self.machine.write_register(offset, len, value);
+        self.after_exit();
+    }
+
+    fn read_device(&mut self, offset: u64) -> u64 {
+        // Read first: the faults of a DMA that has ended are recorded by then.
+        let value = self.registers.read_u64(offset).unwrap_or(u64::MAX);
+        self.after_exit();
+        value
+    }
+
+    fn write_device(&mut self, offset: u64, value: u64) {
+        let _ = self.registers.write_u64(offset, value);
+    }
+
+    fn pass_time(&mut self) {
+        crate::clock::pass_time();
+        self.after_exit();
+    }
+}
+
+/// One line that explains a hardware fault.
+pub(crate) struct Explained<'a>(pub(crate) &'a FaultRecord, pub(crate) &'a FaultOutcome);
+
+impl fmt::Display for Explained<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let record = self.0;
+        write!(
+            f,
+            "hardware blocked {} at {}: reason {:#04x}",
+            record.source_id(),
+            record.address(),
+            record.reason_code()
+        )?;
+        match self.1 {
+            FaultOutcome::Guest { reason, .. } => write!(f, "; the guest sees {reason}"),
+            FaultOutcome::Host(fault) => write!(f, "; the hypervisor's: {:?}", fault.cause),
+            FaultOutcome::NotOfThisMachine => f.write_str("; of no machine"),
+        }
+    }
+}

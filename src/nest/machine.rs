@@ -1,0 +1,557 @@
+//! The virtual machine: its memory, its devices, its virtual unit, and the progress of all three.
+
+use core::fmt;
+
+use crate::arch::address::{AddressWidth, Gpa, Hpa};
+use crate::arch::fault::FaultReason;
+use crate::arch::features::TableFeatures;
+use crate::arch::register::FaultRecord;
+use crate::mem::{FrameError, Hypervisor, Owner, Registers};
+use crate::nest::backend::shadow::Shadow;
+use crate::nest::bind::{HostBinding, HostPort, HostSide};
+use crate::nest::device::{
+    AssignError, AssignedDevice, DeviceConfig, DeviceList, InterruptIsolation,
+};
+use crate::nest::domain::DomainTable;
+use crate::nest::fault::{FaultOutcome, HostFault, HostFaultCause, access_of, outside_machine};
+use crate::nest::invalidate::{Forwarding, MAXIMUM_UNITS};
+use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
+use crate::nest::offer::{Offer, OfferError, Policy, offer};
+use crate::nest::statistics::MachineStatistics;
+use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig};
+use crate::unit::Unit;
+use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Host, Progress};
+use crate::viommu::{
+    ConfigError, DeviceKind, GuestFault, Poll, VirtualUnit, VirtualUnitConfig,
+    VirtualUnitStatistics,
+};
+
+/// Looks at hardware before a strict call gives up although the clock stands still.
+const MAXIMUM_LOOKS: u32 = 1 << 24;
+
+/// What a machine is made of.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// The embedder's number for the machine's virtual unit, as
+    /// [`Platform::deliver_interrupt`](crate::mem::Platform::deliver_interrupt) gets it.
+    pub number: u32,
+    /// Who the machine's frames are charged to; the owner's quota bounds its tables and shadows.
+    pub owner: Owner,
+    /// What the guest may be shown.
+    pub policy: Policy,
+    /// What the machine's devices may never reach.
+    pub protected: ProtectedRanges,
+    /// Secret of the PASID cache's hash, so that a guest cannot choose PASIDs that collide.
+    pub hash_seed: u64,
+    /// Guest table pages that one synchronisation of a shadow may read.
+    pub shadow_table_limit: u32,
+}
+
+/// Why a machine, or a change to its memory, was refused. Nothing has changed then, except where
+/// a variant says so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MachineError {
+    /// More physical units than one machine can use.
+    TooManyUnits {
+        /// How many were given.
+        count: usize,
+        /// How many can be used.
+        capacity: usize,
+    },
+    /// Nothing can be offered to the guest.
+    Offer(OfferError),
+    /// The virtual unit cannot be made so.
+    VirtualUnit(ConfigError),
+    /// No frame for the second stage.
+    Frames(FrameError),
+    /// The range touches what no device may reach.
+    Protected {
+        /// The protected range.
+        range: PhysicalRange,
+    },
+    /// The second stage refused the change.
+    Map(MapError),
+    /// Hardware did not confirm that the old mapping is gone: the memory must not be used for
+    /// anything else. The devices are quarantined, the mapping is removed.
+    NotConfirmed(BindError),
+}
+
+impl fmt::Display for MachineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooManyUnits { count, capacity } => {
+                write!(f, "{count} units, at most {capacity} can be used")
+            }
+            Self::Offer(error) => write!(f, "nothing can be offered: {error:?}"),
+            Self::VirtualUnit(error) => write!(f, "virtual unit: {error:?}"),
+            Self::Frames(error) => write!(f, "no frames: {error:?}"),
+            Self::Protected { range } => {
+                write!(f, "the range touches {}..{}", range.start, range.end)
+            }
+            Self::Map(error) => write!(f, "second stage: {error:?}"),
+            Self::NotConfirmed(error) => write!(f, "memory is not free to use: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for MachineError {}
+
+impl From<MapError> for MachineError {
+    fn from(error: MapError) -> Self {
+        Self::Map(error)
+    }
+}
+
+/// A virtual machine with a virtual VT-d unit.
+///
+/// `DEVICES` assigned devices, `BINDINGS` cached PASID entries, `DOMAINS` host domain-ids and
+/// `SHADOWS` shadow tables at most.
+///
+/// Locking: the embedder serialises calls for one machine, and passes the same units in the same
+/// order each time. No call waits for hardware, except [`unmap_memory`](Self::unmap_memory),
+/// [`map_memory`](Self::map_memory) and [`unassign`](Self::unassign), which wait no longer than
+/// the units' time-outs.
+#[derive(Debug)]
+pub struct VirtualMachine<
+    const DEVICES: usize,
+    const BINDINGS: usize,
+    const DOMAINS: usize,
+    const SHADOWS: usize,
+> {
+    memory: SecondStage<Gpa>,
+    protected: ProtectedRanges,
+    virtual_unit: VirtualUnit<HostBinding, DEVICES, BINDINGS>,
+    host: HostSide<DEVICES, DOMAINS, SHADOWS>,
+}
+
+/// The parts of a machine that a call works on, borrowed apart.
+macro_rules! port {
+    ($machine:expr, $h:expr, $units:expr) => {
+        HostPort {
+            side: &mut $machine.host,
+            h: $h,
+            units: $units,
+            memory: MachineMemory::new($h, &$machine.memory),
+        }
+    };
+}
+
+impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SHADOWS: usize>
+    VirtualMachine<DEVICES, BINDINGS, DOMAINS, SHADOWS>
+{
+    /// A machine without memory and devices, whose unit shows what all `units` can carry.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError`].
+    pub fn new<H: Hypervisor, R: Registers>(
+        h: &H,
+        units: &[Unit<R>],
+        config: MachineConfig,
+    ) -> Result<Self, MachineError> {
+        if units.len() > MAXIMUM_UNITS {
+            return Err(MachineError::TooManyUnits {
+                count: units.len(),
+                capacity: MAXIMUM_UNITS,
+            });
+        }
+        let shown =
+            offer(units.iter().map(Unit::features), &config.policy).map_err(MachineError::Offer)?;
+        let virtual_unit = VirtualUnit::new(VirtualUnitConfig {
+            features: shown.features,
+            hash_seed: config.hash_seed,
+        })
+        .map_err(MachineError::VirtualUnit)?;
+        let all = |ability: fn(&TableFeatures) -> bool| {
+            units.iter().all(|unit| ability(unit.table_features()))
+        };
+        let widths = units
+            .iter()
+            .map(|unit| unit.features().host_address_width)
+            .min();
+        let second_stage = SecondStageConfig {
+            width: shown.width,
+            input_bits: shown.input_bits,
+            output_bits: widths.unwrap_or(0),
+            leaves_2mib: all(|features| features.second_stage_2mib),
+            leaves_1gib: all(|features| features.second_stage_1gib),
+            flush: !all(|features| features.page_walk_coherency),
+        };
+        let memory =
+            SecondStage::new(h, config.owner, second_stage).map_err(MachineError::Frames)?;
+        log::info!(
+            "machine {}: back end {}",
+            config.number,
+            shown.backend.name()
+        );
+        Ok(Self {
+            memory,
+            protected: config.protected,
+            virtual_unit,
+            host: HostSide {
+                number: config.number,
+                owner: config.owner,
+                guest_features: TableFeatures::from(&shown.features),
+                offer: shown,
+                shadow_table_limit: config.shadow_table_limit,
+                devices: DeviceList::new(),
+                domains: DomainTable::new(),
+                shadows: [const { None::<Shadow> }; SHADOWS],
+                forwarding: Forwarding::default(),
+                statistics: MachineStatistics::default(),
+            },
+        })
+    }
+
+    /// What the guest is shown, and how its tables reach hardware.
+    pub const fn offer(&self) -> &Offer {
+        &self.host.offer
+    }
+
+    /// Width of the second stage.
+    pub const fn second_stage_width(&self) -> AddressWidth {
+        self.memory.config().width
+    }
+
+    /// The guest's memory, as its devices and its unit see it.
+    pub const fn memory<'a, H: Hypervisor>(&'a self, h: &'a H) -> MachineMemory<'a, H> {
+        MachineMemory::new(h, &self.memory)
+    }
+
+    /// Gives the machine memory, or a device's registers: `len_bytes` from `guest` on lead to
+    /// `host`.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError`]; with [`MachineError::NotConfirmed`] the mapping exists.
+    pub fn map_memory<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+        guest: Gpa,
+        host: Hpa,
+        len_bytes: u64,
+        rights: Rights,
+    ) -> Result<(), MachineError> {
+        let range = PhysicalRange::new(host, len_bytes);
+        if let Some(protected) = self.protected.overlapped_by(&range) {
+            return Err(MachineError::Protected { range: *protected });
+        }
+        self.memory.map(h, guest, host, len_bytes, rights)?;
+        if units.iter().any(Unit::needs_invalidation_after_set_up) {
+            self.flush_everything(h, units)?;
+        }
+        Ok(())
+    }
+
+    /// Takes memory away. When it returns, no device of the machine can reach it any more.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError`]. With [`MachineError::NotConfirmed`] the memory must not be reused.
+    pub fn unmap_memory<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+        guest: Gpa,
+        len_bytes: u64,
+    ) -> Result<(), MachineError> {
+        let unmapped = self.memory.unmap(h, guest, len_bytes)?;
+        // On an error the token is dropped: its frames are lost, counted, and never reused.
+        self.flush_everything(h, units)?;
+        unmapped.settle(h);
+        Ok(())
+    }
+
+    /// Brings every shadow in step with the machine's memory and drops everything that hardware
+    /// knows of the machine, strictly: returns when hardware has confirmed.
+    fn flush_everything<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+    ) -> Result<(), MachineError> {
+        let mut port = port!(self, h, units);
+        for domain in port.side.domains.iter_mut() {
+            domain.owes_flush = true;
+        }
+        // A shadow that cannot be brought in step is empty afterwards, which is safe.
+        let synchronised = port.invalidate(&GuestInvalidation::All);
+        if let Err(error) = synchronised {
+            log::warn!("machine {}: {error}", port.side.number);
+        }
+        for _ in 0..MAXIMUM_LOOKS {
+            match port.flush().map_err(MachineError::NotConfirmed)? {
+                Progress::Done => return Ok(()),
+                Progress::Wait => h.pause(),
+            }
+        }
+        Err(MachineError::NotConfirmed(BindError::Unit))
+    }
+
+    /// Assigns a device: its tables are made, and its requests are bound as the guest's unit says
+    /// with the next [`poll`](Self::poll). Until then it is blocked.
+    ///
+    /// # Errors
+    ///
+    /// [`AssignError`].
+    pub fn assign<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+        config: DeviceConfig,
+    ) -> Result<DeviceHandle, AssignError> {
+        let unit = units
+            .get(usize::from(config.unit))
+            .ok_or(AssignError::UnknownUnit(config.unit))?;
+        if config.interrupts == InterruptIsolation::Required {
+            // Until the library drives interrupt remapping, no unit has it on.
+            return Err(AssignError::InterruptRemappingMissing(config.source_id));
+        }
+        if self.host.devices.iter().any(|(_, device)| {
+            device.config.guest_source_id == config.guest_source_id
+                || device.config.unit == config.unit && device.config.source_id == config.source_id
+        }) {
+            return Err(AssignError::InUse(config.source_id));
+        }
+        let handle = self.host.devices.free_handle()?;
+        let extended = self.host.offer.features.extended;
+        let pasid_bits = if extended.has_pasid() {
+            extended.pasid_bits()
+        } else {
+            0
+        };
+        let tables = unit
+            .attach_device(h, self.host.owner, config.source_id, pasid_bits)
+            .map_err(AssignError::Unit)?;
+        self.host.devices.insert(
+            handle,
+            AssignedDevice {
+                config,
+                tables,
+                quarantined: false,
+            },
+        );
+        if self
+            .virtual_unit
+            .add_device(handle, config.guest_source_id, DeviceKind::Assigned)
+            .is_err()
+        {
+            self.withdraw_tables(h, units, handle);
+            return Err(AssignError::VirtualUnit);
+        }
+        log::info!(
+            "machine {}: {} assigned as {}",
+            self.host.number,
+            config.source_id,
+            config.guest_source_id
+        );
+        Ok(handle)
+    }
+
+    /// Takes a device away: everything of it is unbound and its tables are freed.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError::Quarantined`] if hardware did not confirm: the device stays, cut off, and
+    /// keeps what it holds. The machine's memory must not be reused then.
+    pub fn unassign<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+        handle: DeviceHandle,
+    ) -> Result<Progress, BindError> {
+        let source_id = self.host.devices.get(handle)?.config.source_id;
+        if self
+            .virtual_unit
+            .remove_device(handle, &mut port!(self, h, units))?
+            == Progress::Wait
+        {
+            return Ok(Progress::Wait);
+        }
+        if !self.withdraw_tables(h, units, handle) {
+            return Err(BindError::Quarantined { source_id });
+        }
+        log::info!("machine {}: {source_id} unassigned", self.host.number);
+        Ok(Progress::Done)
+    }
+
+    /// Frees a device's tables; `false` if hardware did not confirm that it forgot them.
+    fn withdraw_tables<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+        handle: DeviceHandle,
+    ) -> bool {
+        let Some(device) = self.host.devices.remove(handle) else {
+            return true;
+        };
+        let Some(unit) = units.get(usize::from(device.config.unit)) else {
+            return true;
+        };
+        let source_id = device.config.source_id;
+        match unit.detach_device(h, device.tables) {
+            Ok(detached) => match unit.release(h, detached) {
+                Ok(()) => return true,
+                // The token is dropped: the frames are lost, counted, and never reused.
+                Err((_detached, error)) => {
+                    log::error!("machine {}: {source_id}: {error}", self.host.number)
+                }
+            },
+            Err((tables, error)) => {
+                log::error!("machine {}: {source_id}: {error}", self.host.number);
+                self.host.devices.insert(
+                    handle,
+                    AssignedDevice {
+                        tables,
+                        quarantined: true,
+                        ..device
+                    },
+                );
+            }
+        }
+        h.set_bus_master(source_id, false);
+        self.host.statistics.quarantines = self.host.statistics.quarantines.wrapping_add(1);
+        false
+    }
+
+    /// Reads the virtual unit's registers: what the VM exit of a load calls. `len` is 1, 2, 4 or
+    /// 8 bytes; every offset and alignment has a defined value.
+    pub fn read_register(&self, offset: u64, len: u8) -> u64 {
+        self.virtual_unit.read(offset, len)
+    }
+
+    /// Writes the virtual unit's registers: what the VM exit of a store calls. Whatever it starts
+    /// is done by [`poll`](Self::poll).
+    pub fn write_register(&mut self, offset: u64, len: u8, value: u64) {
+        self.virtual_unit.write(offset, len, value);
+    }
+
+    /// Does pending work, at most `budget` steps of about one guest table page or one host
+    /// operation each.
+    pub fn poll<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+        budget: u32,
+    ) -> Poll {
+        self.virtual_unit.poll(&mut port!(self, h, units), budget)
+    }
+
+    /// Routes a fault that a physical unit recorded: explains it by the guest's tables and records
+    /// it in the guest's unit, or gives it back as the hypervisor's.
+    pub fn handle_fault<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+        unit: u8,
+        record: &FaultRecord,
+    ) -> FaultOutcome {
+        let device = self.host.devices.iter().find(|(_, device)| {
+            device.config.unit == unit && device.config.source_id == record.source_id()
+        });
+        let Some((_, device)) = device else {
+            return FaultOutcome::NotOfThisMachine;
+        };
+        let guest_source_id = device.config.guest_source_id;
+        let access = access_of(record);
+        let host = |cause| {
+            FaultOutcome::Host(HostFault {
+                source_id: record.source_id(),
+                pasid: record.pasid(),
+                address: record.address(),
+                reason_code: record.reason_code(),
+                cause,
+            })
+        };
+        let outcome = match self.explain(h, guest_source_id, record) {
+            Ok((reason, suppressed)) => {
+                let fault = GuestFault {
+                    source_id: guest_source_id,
+                    pasid: record.pasid(),
+                    reason,
+                    address: record.address(),
+                    request: record.request(),
+                    privileged: access.privileged,
+                    execute: record.is_execute(),
+                };
+                if !suppressed || !reason.is_qualified() {
+                    self.virtual_unit
+                        .record_fault(&fault, &mut port!(self, h, units));
+                }
+                FaultOutcome::Guest {
+                    source_id: guest_source_id,
+                    reason,
+                    address: record.address(),
+                }
+            }
+            Err(cause) => host(cause),
+        };
+        let statistics = &mut self.host.statistics;
+        match outcome {
+            FaultOutcome::Guest { .. } => {
+                statistics.faults_to_guest = statistics.faults_to_guest.wrapping_add(1)
+            }
+            _ => statistics.faults_to_host = statistics.faults_to_host.wrapping_add(1),
+        }
+        outcome
+    }
+
+    /// The reason a guest sees for a hardware fault, and whether its tables disable recording it.
+    fn explain<H: Hypervisor>(
+        &mut self,
+        h: &H,
+        source_id: crate::arch::id::SourceId,
+        record: &FaultRecord,
+    ) -> Result<(FaultReason, bool), HostFaultCause> {
+        if !self.virtual_unit.is_translation_enabled() {
+            return Err(HostFaultCause::TranslationOff);
+        }
+        let hardware =
+            FaultReason::from_code(record.reason_code()).ok_or(HostFaultCause::UnknownReason)?;
+        let memory = MachineMemory::new(h, &self.memory);
+        let access = access_of(record);
+        let legacy = self.virtual_unit.is_legacy_mode();
+        let walked = self.virtual_unit.translate(
+            &memory,
+            source_id,
+            record.pasid(),
+            record.address(),
+            access,
+        );
+        let translation = match walked {
+            Err(fault) => return Ok((fault.reason, fault.suppressed)),
+            Ok(translation) => translation,
+        };
+        let suppressed = translation.fault_processing_disabled;
+        match hardware {
+            // The guest cannot see the second stage that denied the update.
+            FaultReason::FirstStageUpdateDenied => {
+                return Ok((FaultReason::FirstStageUpdateFailed, suppressed));
+            }
+            FaultReason::FirstStageUpdateUnsnooped => return Ok((hardware, suppressed)),
+            _ => {}
+        }
+        match self.memory.translate(h, translation.address) {
+            None => Ok((outside_machine(access, legacy), suppressed)),
+            Some(mapping) if mapping.rights.contains(access.rights) => {
+                // Allowed by now: the fault raced with a change.
+                self.host.statistics.faults_raced =
+                    self.host.statistics.faults_raced.wrapping_add(1);
+                Ok((outside_machine(access, legacy), suppressed))
+            }
+            Some(_) => Err(HostFaultCause::MachineMemory {
+                address: translation.address,
+            }),
+        }
+    }
+
+    /// Counters of the host side.
+    pub const fn statistics(&self) -> MachineStatistics {
+        self.host.statistics
+    }
+
+    /// Counters of the virtual unit.
+    pub fn virtual_unit_statistics(&self) -> VirtualUnitStatistics {
+        self.virtual_unit.statistics()
+    }
+}

@@ -1,0 +1,404 @@
+//! Second-stage tables against a flat map, and what they owe.
+
+extern crate std;
+
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+use super::*;
+use crate::mem::testing::TestHypervisor;
+
+const OWNER: Owner = Owner::new(1);
+
+fn config() -> SecondStageConfig {
+    SecondStageConfig {
+        width: AddressWidth::Bits48,
+        input_bits: 48,
+        output_bits: 46,
+        leaves_2mib: true,
+        leaves_1gib: true,
+        flush: false,
+    }
+}
+
+fn table(h: &TestHypervisor) -> SecondStage<Gpa> {
+    SecondStage::new(h, OWNER, config()).unwrap()
+}
+
+fn output_of(h: &TestHypervisor, table: &SecondStage<Gpa>, at: u64) -> Option<(u64, PageSize)> {
+    table
+        .translate(h, Gpa::new(at))
+        .map(|mapping| (mapping.output.as_u64(), mapping.size))
+}
+
+#[test]
+fn map_uses_the_largest_pages_that_alignment_length_and_ability_allow() {
+    use PageSize::{Size1GiB, Size2MiB, Size4KiB};
+    const GIB: u64 = 1 << 30;
+    const MIB: u64 = 1 << 20;
+    // input, output, length, probe, size at the probe
+    for (input, output, len, probe, size) in [
+        (0, 0, 4096, 0, Size4KiB),
+        (0, 0, 2 * MIB, 0x1234, Size2MiB),
+        (GIB, 5 * GIB, GIB, GIB + 0x12_3456, Size1GiB),
+        (GIB, 5 * GIB, GIB - 4096, GIB, Size2MiB),
+        (GIB, 5 * GIB, GIB - 4096, 2 * GIB - 8192, Size4KiB),
+        (GIB, 5 * GIB + 4096, 4 * MIB, GIB, Size4KiB),
+        (
+            2 * MIB - 4096,
+            4 * MIB - 4096,
+            2 * MIB + 8192,
+            2 * MIB,
+            Size2MiB,
+        ),
+    ] {
+        let h = TestHypervisor::new(600);
+        let mut table = table(&h);
+        table
+            .map(
+                &h,
+                Gpa::new(input),
+                Hpa::new(output),
+                len,
+                Rights::READ_WRITE,
+            )
+            .unwrap();
+        assert_eq!(
+            output_of(&h, &table, probe),
+            Some((probe - input + output, size)),
+            "{input:#x}+{len:#x}"
+        );
+        assert_eq!(output_of(&h, &table, input + len), None);
+    }
+}
+
+#[test]
+fn refused_calls_change_nothing() {
+    let h = TestHypervisor::new(8);
+    let mut table = table(&h);
+    let (at, page) = (Gpa::new(0x20_0000), Hpa::new(0x40_0000));
+    table.map(&h, at, page, 0x20_0000, Rights::READ).unwrap();
+    let (stores, free) = (h.stores.get(), h.pool.free_frames());
+    let rw = Rights::READ_WRITE;
+    let cases: Vec<(Result<(), MapError>, MapError)> = Vec::from([
+        (
+            table.map(&h, Gpa::new(1), page, 4096, rw),
+            MapError::Misaligned { value: 1 },
+        ),
+        (
+            table.map(&h, at, Hpa::new(2), 4096, rw),
+            MapError::Misaligned { value: 2 },
+        ),
+        (
+            table.map(&h, at, page, 0, rw),
+            MapError::Misaligned { value: 0 },
+        ),
+        (
+            table.map(&h, at, page, 4095, rw),
+            MapError::Misaligned { value: 4095 },
+        ),
+        (
+            table.map(&h, Gpa::new((1 << 48) - 4096), page, 8192, rw),
+            MapError::InputBeyondWidth {
+                address: (1 << 48) - 4096,
+                len_bytes: 8192,
+                bits: 48,
+            },
+        ),
+        (
+            table.map(&h, Gpa::new(0), Hpa::new((1 << 46) - 4096), 8192, rw),
+            MapError::OutputBeyondWidth {
+                address: Hpa::new((1 << 46) - 4096),
+                bits: 46,
+            },
+        ),
+        (
+            table.map(&h, Gpa::new(0), Hpa::new(0xfedf_f000), 8192, rw),
+            MapError::InterruptRange {
+                address: Hpa::new(0xfedf_f000),
+            },
+        ),
+        (
+            table.map(&h, Gpa::new(0), page, 4096, Rights::NONE),
+            MapError::NoRights,
+        ),
+        (
+            table.map(&h, at, page, 4096, rw),
+            MapError::Overlap { address: 0x20_0000 },
+        ),
+        (
+            table.map(&h, Gpa::new(0x1f_f000), page, 8192, rw),
+            MapError::Overlap { address: 0x20_0000 },
+        ),
+        (
+            table.unmap(&h, at, 4096).map(core::mem::forget),
+            MapError::PartialLeaf {
+                address: 0x20_0000,
+                size: PageSize::Size2MiB,
+            },
+        ),
+        (
+            table
+                .unmap(&h, Gpa::new(0x1f_f000), 0x2000)
+                .map(core::mem::forget),
+            MapError::PartialLeaf {
+                address: 0x20_0000,
+                size: PageSize::Size2MiB,
+            },
+        ),
+        (
+            // Nine table pages are missing, and there are not that many frames.
+            table.map(&h, Gpa::new(1 << 40), Hpa::new(0x1000), 16 << 20, rw),
+            MapError::Frames(FrameError::QuotaExceeded {
+                owner: OWNER,
+                quota: 8,
+            }),
+        ),
+    ]);
+    for (result, expected) in cases {
+        assert_eq!(result, Err(expected));
+    }
+    assert_eq!(h.pool.free_frames(), free);
+    assert_eq!(
+        output_of(&h, &table, 0x20_1000),
+        Some((0x40_1000, PageSize::Size2MiB))
+    );
+    // Only the frames that were reserved and given back were written.
+    assert!(h.stores.get() - stores < 8 * 520);
+    assert_eq!(output_of(&h, &table, 0x1f_f000), None);
+}
+
+#[test]
+fn empty_tables_are_used_again_and_whole_ones_are_detached() {
+    let h = TestHypervisor::new(16);
+    let mut table = table(&h);
+    let page = Hpa::new(0x8000_0000);
+    table
+        .map(&h, Gpa::new(0), page, 0x1000, Rights::READ_WRITE)
+        .unwrap();
+    let leaf = table.unmap(&h, Gpa::new(0), 0x1000).unwrap();
+    assert!(leaf.is_leaf_only() && leaf.leaves == 1);
+    leaf.settle(&h);
+    // The level-1 table is still there, so the 2-MiB range is mapped below it, without an overlap.
+    table
+        .map(&h, Gpa::new(0), page, 0x20_0000, Rights::READ_WRITE)
+        .unwrap();
+    assert_eq!(
+        output_of(&h, &table, 0x5000),
+        Some((0x8000_5000, PageSize::Size4KiB))
+    );
+    let before = h.pool.free_frames();
+    let whole = table.unmap(&h, Gpa::new(0), 0x20_0000).unwrap();
+    assert!(!whole.is_leaf_only());
+    assert_eq!(
+        (whole.leaves, h.pool.free_frames()),
+        (512, before),
+        "frames wait for the invalidation"
+    );
+    whole.settle(&h);
+    assert_eq!(h.pool.free_frames(), before + 1);
+    let rest = table.destroy(&h);
+    rest.settle(&h);
+    assert_eq!(h.pool.free_frames(), 16);
+}
+
+#[test]
+fn detached_tables_read_as_not_present_to_hardware_that_still_walks_them() {
+    let h = TestHypervisor::new(16);
+    let mut table = table(&h);
+    table
+        .map(
+            &h,
+            Gpa::new(0),
+            Hpa::new(0x1000),
+            0x1000,
+            Rights::READ_WRITE,
+        )
+        .unwrap();
+    let mut pages = Vec::from([table.root()]);
+    for level in [4, 3, 2] {
+        let above = *pages.last().unwrap();
+        pages.push(entry_at(&h, above, 0, level).address());
+    }
+    let token = table.destroy(&h);
+    for page in pages {
+        for offset in (0..4096).step_by(8) {
+            let entry = SecondStageEntry::from_u64(h.read64(Hpa::new(page.as_u64() + offset)));
+            assert!(!entry.is_present(), "{page}+{offset:#x}");
+        }
+    }
+    token.settle(&h);
+}
+
+#[test]
+fn units_that_do_not_snoop_get_every_changed_line_flushed() {
+    let h = TestHypervisor::new(16);
+    let mut table = SecondStage::<Gpa>::new(
+        &h,
+        OWNER,
+        SecondStageConfig {
+            flush: true,
+            ..config()
+        },
+    )
+    .unwrap();
+    let root = table.root();
+    h.flushed.borrow_mut().clear();
+    table
+        .map(
+            &h,
+            Gpa::new(0x7000),
+            Hpa::new(0x1000),
+            0x2000,
+            Rights::READ_WRITE,
+        )
+        .unwrap();
+    let level1: Hpa = {
+        let level3: Hpa = entry_at(&h, root, 0x7000, 4).address();
+        let level2: Hpa = entry_at(&h, level3, 0x7000, 3).address();
+        entry_at(&h, level2, 0x7000, 2).address()
+    };
+    let flushed = h.flushed.borrow().clone();
+    assert!(
+        flushed.contains(&root.as_u64()),
+        "the entry that links the new tables"
+    );
+    for line in [level1.as_u64(), level1.as_u64() + 64] {
+        assert!(flushed.contains(&line), "entries 7 and 8 lie in two lines");
+    }
+    // Each of the three new pages is written back whole before it is linked.
+    assert!(flushed.len() >= 3 * 64 + 3 + 2);
+    h.flushed.borrow_mut().clear();
+    let token = table.unmap(&h, Gpa::new(0x7000), 0x2000).unwrap();
+    assert!(h.flushed.borrow().contains(&level1.as_u64()));
+    assert!(h.flushed.borrow().contains(&(level1.as_u64() + 64)));
+    token.settle(&h);
+}
+
+/// A small generator of pseudo-random numbers (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+#[test]
+fn random_programs_agree_with_a_flat_map_and_lose_no_frame() {
+    const PAGES: u64 = 1600;
+    for seed in 1..20 {
+        let mut random = Random(seed * 0x9e37_79b9);
+        let h = TestHypervisor::new(40);
+        let mut table = table(&h);
+        // 4-KiB page number to output page number.
+        let mut flat: BTreeMap<u64, u64> = BTreeMap::new();
+        for _ in 0..60 {
+            let (first, count) = match random.below(3) {
+                0 => (random.below(PAGES), 1 + random.below(30)),
+                1 => (random.below(3) * 512, 512),
+                _ => (random.below(PAGES), 1 + random.below(700)),
+            };
+            let range = first..first + count;
+            if random.below(2) == 0 {
+                let output = if random.below(2) == 0 {
+                    first + 0x1000
+                } else {
+                    0x2000 + random.below(0x1000)
+                };
+                let result = table.map(
+                    &h,
+                    Gpa::new(first << 12),
+                    Hpa::new(output << 12),
+                    count << 12,
+                    Rights::READ_WRITE,
+                );
+                let overlaps = range.clone().any(|page| flat.contains_key(&page));
+                match result {
+                    Ok(()) => {
+                        assert!(!overlaps, "seed {seed}");
+                        flat.extend(range.map(|page| (page, output + page - first)));
+                    }
+                    Err(MapError::Overlap { address }) => {
+                        assert!(flat.contains_key(&(address >> 12)))
+                    }
+                    Err(error) => assert!(matches!(error, MapError::Frames(_)), "{error:?}"),
+                }
+            } else {
+                let covering = random.below(2) == 0;
+                let (at, len) = (Gpa::new(first << 12), count << 12);
+                let result = if covering {
+                    table.unmap_covering(&h, at, len)
+                } else {
+                    table.unmap(&h, at, len)
+                };
+                match result {
+                    Ok(token) => {
+                        let gone = token.first.as_u64() >> 12
+                            ..(token.first.as_u64() + token.len_bytes) >> 12;
+                        assert!(gone.start <= range.start && range.end <= gone.end);
+                        assert!(covering || gone == range);
+                        for page in gone {
+                            flat.remove(&page);
+                        }
+                        token.settle(&h);
+                    }
+                    Err(error) => {
+                        assert!(matches!(error, MapError::PartialLeaf { .. }), "{error:?}")
+                    }
+                }
+            }
+            for page in 0..PAGES + 800 {
+                let expected = flat.get(&page).map(|output| output << 12);
+                let found = table
+                    .translate(&h, Gpa::new(page << 12))
+                    .map(|mapping| mapping.output.as_u64());
+                assert_eq!(found, expected, "seed {seed}, page {page:#x}");
+            }
+        }
+        table.destroy(&h).settle(&h);
+        assert_eq!(h.pool.free_frames(), 40, "seed {seed}");
+    }
+}
+
+#[test]
+fn set_page_changes_one_page_by_one_store() {
+    let h = TestHypervisor::new(8);
+    let mut table = SecondStage::<Iova>::new(
+        &h,
+        OWNER,
+        SecondStageConfig {
+            leaves_2mib: false,
+            leaves_1gib: false,
+            ..config()
+        },
+    )
+    .unwrap();
+    let at = Iova::new(0x1234_5000);
+    let page = |number: u64| Some((Hpa::new(number << 12), Rights::READ_WRITE));
+    assert_eq!(table.set_page(&h, at, None), Ok(PageChange::None));
+    assert_eq!(h.pool.free_frames(), 7, "clearing takes no frame");
+    assert_eq!(table.set_page(&h, at, page(5)), Ok(PageChange::Added));
+    for (wanted, change) in [
+        (page(5), PageChange::None),
+        (page(6), PageChange::Replaced),
+        (None, PageChange::Replaced),
+        (None, PageChange::None),
+    ] {
+        let before = h.stores.get();
+        assert_eq!(table.set_page(&h, at, wanted), Ok(change));
+        assert_eq!(
+            h.stores.get() - before,
+            u64::from(change != PageChange::None)
+        );
+        assert_eq!(
+            table.translate(&h, at).map(|mapping| mapping.output),
+            wanted.map(|(output, _)| output)
+        );
+    }
+    table.destroy(&h).settle(&h);
+    assert_eq!(h.pool.free_frames(), 8);
+}

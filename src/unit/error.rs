@@ -1,0 +1,294 @@
+//! What can go wrong with a physical unit.
+
+use core::fmt;
+
+use crate::arch::capability::CapabilityError;
+use crate::arch::context::ScalableContextFault;
+use crate::arch::descriptor::DescriptorError;
+use crate::arch::id::{Pasid, SourceId};
+use crate::arch::pasid::PasidEntryFault;
+use crate::arch::register::QueueErrorInfo;
+use crate::mem::FrameError;
+
+/// An ability that this driver cannot do without.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Requirement {
+    /// `ECAP.SMTS`: scalable mode.
+    ScalableMode,
+    /// `ECAP.QI`: the invalidation queue.
+    QueuedInvalidation,
+    /// `ECAP.SSTS`: second-stage translation in scalable mode.
+    SecondStage,
+    /// `CAP.SAGAW`: any second-stage address width.
+    AddressWidth,
+}
+
+impl Requirement {
+    /// The mnemonic of the capability field.
+    pub const fn mnemonic(self) -> &'static str {
+        match self {
+            Self::ScalableMode => "SMTS",
+            Self::QueuedInvalidation => "QI",
+            Self::SecondStage => "SSTS",
+            Self::AddressWidth => "SAGAW",
+        }
+    }
+}
+
+/// Why an operation on a unit failed.
+///
+/// Registers are named by their offset in the unit's register window, in bytes (§11.4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UnitError {
+    /// The capability registers are not those of a working unit.
+    Capability(CapabilityError),
+    /// The unit lacks an ability that this driver needs.
+    Missing(Requirement),
+    /// The host address width is not 12 to 64 bits.
+    HostAddressWidth(u8),
+    /// The queue order exceeds 7 (`IQA.QS`).
+    QueueOrder(u8),
+    /// Firmware left translation, the queue or interrupt remapping on, and the configuration asks
+    /// to refuse that. Holds the global status register.
+    FirmwareState(u32),
+    /// The unit has been brought up already, or that is under way.
+    AlreadyUp,
+    /// The unit has not been brought up.
+    NotUp,
+    /// A register reads all ones: the unit does not answer any more.
+    Lost {
+        /// The register.
+        register: u16,
+    },
+    /// Hardware did not get there in time.
+    TimedOut {
+        /// The register that was polled.
+        register: u16,
+        /// Its last value.
+        value: u64,
+    },
+    /// An earlier command timed out and still is not done: a unit takes one at a time (§6.9).
+    CommandPending {
+        /// The register that tells its completion.
+        register: u16,
+        /// The register's value.
+        value: u64,
+    },
+    /// A register does not hold what was written.
+    ReadBack {
+        /// The register.
+        register: u16,
+        /// What it should hold.
+        expected: u64,
+        /// What it holds.
+        value: u64,
+    },
+    /// Something wrote to the root table before translation was on, and again after it was cleared.
+    RootTableModified {
+        /// The first quadword that is not zero: 0 to 511.
+        quadword: u16,
+        /// Its value.
+        value: u64,
+    },
+    /// No frames for a table or the queue.
+    Frames(FrameError),
+    /// The invalidation queue failed.
+    Queue(QueueError),
+    /// The width is not 0 to 20 bits or more than the unit has.
+    PasidBits {
+        /// The width asked for.
+        bits: u8,
+        /// The most there are.
+        maximum: u8,
+    },
+    /// The function has a context entry: it is attached, or its detaching is not confirmed.
+    Attached(SourceId),
+    /// Hardware would refuse the context entry.
+    ContextEntry(ScalableContextFault),
+    /// The PASID is not below the limit that the device was attached with.
+    PasidBeyondLimit {
+        /// The PASID.
+        pasid: Pasid,
+        /// The number of PASIDs.
+        limit: u32,
+    },
+    /// There is no table for the PASID yet: it was not prepared.
+    NotPrepared(Pasid),
+    /// The slot is in use, or was withdrawn and not cleared.
+    EntryInUse(Pasid),
+    /// The slot holds no present entry.
+    EntryAbsent(Pasid),
+    /// Hardware would refuse the PASID entry.
+    PasidEntry(PasidEntryFault),
+    /// The PASID entry has domain-id 0, which is reserved for not-present entries (§6.2.3.1).
+    ReservedDomainId,
+}
+
+impl From<FrameError> for UnitError {
+    fn from(error: FrameError) -> Self {
+        Self::Frames(error)
+    }
+}
+
+impl From<QueueError> for UnitError {
+    fn from(error: QueueError) -> Self {
+        Self::Queue(error)
+    }
+}
+
+impl fmt::Display for UnitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Capability(_) => f.write_str("implausible capability registers"),
+            Self::Missing(requirement) => write!(f, "the unit lacks {}", requirement.mnemonic()),
+            Self::HostAddressWidth(bits) => write!(f, "host address width of {bits} bits"),
+            Self::QueueOrder(order) => write!(f, "queue order {order} exceeds 7"),
+            Self::FirmwareState(status) => {
+                write!(f, "firmware left the unit on: global status {status:#x}")
+            }
+            Self::AlreadyUp => f.write_str("the unit is up already"),
+            Self::NotUp => f.write_str("the unit is not up"),
+            Self::Lost { register } => write!(f, "register {register:#x} reads all ones"),
+            Self::TimedOut { register, value } => {
+                write!(
+                    f,
+                    "timed out on register {register:#x}, last value {value:#x}"
+                )
+            }
+            Self::CommandPending { register, value } => {
+                write!(
+                    f,
+                    "an earlier command is pending: register {register:#x} is {value:#x}"
+                )
+            }
+            Self::ReadBack {
+                register,
+                expected,
+                value,
+            } => write!(f, "register {register:#x} is {value:#x}, not {expected:#x}"),
+            Self::RootTableModified { quadword, value } => {
+                write!(f, "quadword {quadword} of the root table became {value:#x}")
+            }
+            Self::Frames(error) => write!(f, "no frames: {error:?}"),
+            Self::Queue(error) => error.fmt(f),
+            Self::PasidBits { bits, maximum } => {
+                write!(f, "PASIDs of {bits} bits, at most {maximum} are possible")
+            }
+            Self::Attached(source_id) => write!(f, "{source_id} has a context entry"),
+            Self::ContextEntry(fault) => write!(f, "invalid context entry: {fault:?}"),
+            Self::PasidBeyondLimit { pasid, limit } => {
+                write!(f, "PASID {pasid} is not below {limit}")
+            }
+            Self::NotPrepared(pasid) => write!(f, "no table for PASID {pasid}"),
+            Self::EntryInUse(pasid) => write!(f, "the entry of PASID {pasid} is in use"),
+            Self::EntryAbsent(pasid) => write!(f, "the entry of PASID {pasid} is not present"),
+            Self::PasidEntry(fault) => write!(f, "invalid PASID entry: {fault:?}"),
+            Self::ReservedDomainId => f.write_str("domain-id 0 in a PASID entry"),
+        }
+    }
+}
+
+impl core::error::Error for UnitError {}
+
+/// Why a submission to the invalidation queue failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum QueueError {
+    /// The queue does not run: the unit is not up.
+    NotRunning,
+    /// There is no room for the batch now, or never if `wanted` exceeds `capacity`.
+    Full {
+        /// The most descriptors that the queue can hold.
+        capacity: u32,
+        /// How many it has room for now.
+        free: u32,
+        /// How many the batch needs, with its wait.
+        wanted: u32,
+    },
+    /// Every status word awaits its completion, or timed out.
+    StatusWordsExhausted {
+        /// The number of status words.
+        capacity: u16,
+    },
+    /// Hardware would not accept a descriptor of the batch.
+    Descriptor {
+        /// Its place in the batch.
+        index: usize,
+        /// What is wrong with it.
+        error: DescriptorError,
+    },
+    /// A wait in the batch asks for a status write or an interrupt; only fences may be in it.
+    Wait {
+        /// Its place in the batch.
+        index: usize,
+    },
+    /// The head register holds no valid offset.
+    Head {
+        /// The register's value.
+        value: u64,
+    },
+    /// Hardware did not confirm in time.
+    TimedOut {
+        /// The number of the submission.
+        sequence: u64,
+        /// The head register's value.
+        head: u64,
+        /// The fault status register.
+        fault_status: u32,
+    },
+    /// Hardware stopped at a descriptor (`FSTS.IQE`). The submission must be taken as not done.
+    InvalidDescriptor {
+        /// What hardware says is wrong (`IQERCD.IQEI`), if it does.
+        info: Option<QueueErrorInfo>,
+        /// The offset in the queue of the descriptor, in bytes.
+        head: u32,
+    },
+    /// A device did not answer a device-TLB invalidation (`FSTS.ITE`), perhaps one of another
+    /// submission. The submission must be taken as not done.
+    DeviceTimedOut {
+        /// The device (`IQERCD.ITESID`), if hardware reports it.
+        source_id: Option<SourceId>,
+    },
+    /// The unit's registers read all ones.
+    Lost,
+}
+
+impl fmt::Display for QueueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotRunning => f.write_str("the invalidation queue does not run"),
+            Self::Full {
+                capacity,
+                free,
+                wanted,
+            } => write!(
+                f,
+                "the invalidation queue has room for {free} of {capacity} descriptors, not {wanted}"
+            ),
+            Self::StatusWordsExhausted { capacity } => {
+                write!(f, "all {capacity} invalidation status words are in use")
+            }
+            Self::Descriptor { index, error } => {
+                write!(f, "descriptor {index} of the batch is invalid: {error:?}")
+            }
+            Self::Wait { index } => write!(f, "descriptor {index} of the batch is no mere fence"),
+            Self::Head { value } => write!(f, "invalidation queue head {value:#x}"),
+            Self::TimedOut {
+                sequence,
+                head,
+                fault_status,
+            } => write!(
+                f,
+                "invalidation {sequence} timed out: head {head:#x}, fault status {fault_status:#x}"
+            ),
+            Self::InvalidDescriptor { info, head } => {
+                write!(f, "hardware refused the descriptor at {head:#x}: {info:?}")
+            }
+            Self::DeviceTimedOut { source_id } => {
+                write!(f, "device-TLB invalidation timed out: {source_id:?}")
+            }
+            Self::Lost => f.write_str("the unit's registers read all ones"),
+        }
+    }
+}
+
+impl core::error::Error for QueueError {}

@@ -1,0 +1,1152 @@
+//! Root, context and PASID tables, and the order of stores to them (§9, §6.2.3.1).
+//!
+//! Hardware may read an entry in 16-byte pieces at any moment. So an entry is set up from its end,
+//! with the quadword that holds Present last, and taken down by zeroing that quadword first; the
+//! rest changes only when hardware is known to have forgotten it. Where the unit does not snoop
+//! (`ECAP.C` clear), each step is written back to memory before the next.
+
+use super::error::{QueueError, UnitError};
+use super::queue::{EVERYTHING, Ticket};
+use super::statistics::add_lost_table_frames;
+use super::unit::Unit;
+use crate::arch::address::{Hpa, PAGE_SIZE_BYTES};
+use crate::arch::context::{ContextAttributes, DirectoryOrder, ScalableContextEntry};
+use crate::arch::descriptor::{
+    ContextGranularity, Descriptor, IotlbGranularity, PasidCacheGranularity,
+};
+use crate::arch::id::{DomainId, Pasid, SourceId};
+use crate::arch::pasid::{PasidDirectoryEntry, PasidEntry};
+use crate::arch::root::{RootHalf, ScalableRootEntry};
+use crate::mem::{FrameRun, Frames, HostMemory, Hypervisor, Owner, Registers};
+
+/// The unit's own tables. Context tables are charged to the hypervisor and never freed; the root
+/// table itself is the record of them.
+#[derive(Debug)]
+pub(super) struct Tables {
+    root: Option<FrameRun>,
+    /// Hardware may know of the root table.
+    is_exposed: bool,
+}
+
+impl Tables {
+    pub(super) const fn new() -> Self {
+        Self {
+            root: None,
+            is_exposed: false,
+        }
+    }
+
+    pub(super) fn root(&self) -> Option<Hpa> {
+        self.root.as_ref().map(FrameRun::address)
+    }
+
+    pub(super) fn set_root(&mut self, root: FrameRun) {
+        self.root = Some(root);
+    }
+
+    /// The root table's address, to tell hardware: it stays with the unit from now on.
+    pub(super) fn expose_root(&mut self) -> Option<Hpa> {
+        let root = self.root()?;
+        self.is_exposed = true;
+        Some(root)
+    }
+
+    pub(super) fn take_unexposed_root(&mut self) -> Option<FrameRun> {
+        if self.is_exposed {
+            None
+        } else {
+            self.root.take()
+        }
+    }
+}
+
+/// The frames of one device: its PASID directory and the PASID tables that it names. Dropped, they
+/// are lost and counted.
+#[derive(Debug)]
+struct TableFrames {
+    directory: Option<FrameRun>,
+    tables: u32,
+}
+
+impl TableFrames {
+    fn free<H: HostMemory + Frames>(mut self, h: &H) {
+        let Some(directory) = self.directory.take() else {
+            return;
+        };
+        let mut left = self.tables;
+        let mut offset = 0;
+        while left > 0 && offset < directory.len_bytes() {
+            let entry = directory
+                .address()
+                .checked_add(offset)
+                .map_or(0, |at| h.read64(at));
+            let entry = PasidDirectoryEntry::from_u64(entry);
+            if entry.is_present() {
+                h.free(FrameRun::new(entry.pasid_table(), 0, directory.owner()));
+                left = left.saturating_sub(1);
+            }
+            offset = offset.saturating_add(8);
+        }
+        h.free(directory);
+    }
+}
+
+impl Drop for TableFrames {
+    fn drop(&mut self) {
+        if let Some(directory) = &self.directory {
+            add_lost_table_frames((1u64 << (directory.order() & 31)) + u64::from(self.tables));
+        }
+    }
+}
+
+/// The tables of one attached device.
+///
+/// Owns their frames: dropped, they are lost, counted by
+/// [`lost_table_frames`](super::lost_table_frames), and the device stays attached.
+#[must_use = "dropped tables are lost, and the device stays attached"]
+#[derive(Debug)]
+pub struct DeviceTables {
+    source_id: SourceId,
+    owner: Owner,
+    directory: Hpa,
+    /// PASIDs are below this.
+    limit: u32,
+    frames: TableFrames,
+}
+
+impl DeviceTables {
+    /// The device.
+    pub const fn source_id(&self) -> SourceId {
+        self.source_id
+    }
+
+    /// Whom the frames are charged to.
+    pub const fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    /// The number of PASIDs that the device may use: all below this.
+    pub const fn pasid_limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// Number of PASID tables there are, each for 64 PASIDs and one frame long.
+    pub const fn table_count(&self) -> u32 {
+        self.frames.tables
+    }
+
+    fn directory_entry_at(&self, pasid: Pasid) -> Result<Hpa, UnitError> {
+        let beyond = UnitError::PasidBeyondLimit {
+            pasid,
+            limit: self.limit,
+        };
+        if pasid.as_u32() >= self.limit {
+            return Err(beyond);
+        }
+        let offset = u64::from(pasid.directory_index()) * PasidDirectoryEntry::LEN_BYTES as u64;
+        self.directory.checked_add(offset).ok_or(beyond)
+    }
+
+    /// Where the entry of a PASID is.
+    fn entry_at<H: HostMemory>(&self, h: &H, pasid: Pasid) -> Result<Hpa, UnitError> {
+        let entry = h.read64(self.directory_entry_at(pasid)?);
+        let entry = PasidDirectoryEntry::from_u64(entry);
+        if !entry.is_present() {
+            return Err(UnitError::NotPrepared(pasid));
+        }
+        let offset = u64::from(pasid.table_index()) * PasidEntry::LEN_BYTES as u64;
+        let table: Hpa = entry.pasid_table();
+        table
+            .checked_add(offset)
+            .ok_or(UnitError::NotPrepared(pasid))
+    }
+}
+
+/// A device that was detached, with the tables that hardware may use until its caches are
+/// invalidated. Give it to [`Unit::release`].
+#[must_use = "dropped tables are lost, and the device cannot be attached again"]
+#[derive(Debug)]
+pub struct DetachedDevice {
+    tables: DeviceTables,
+    ticket: Option<Ticket>,
+}
+
+impl DetachedDevice {
+    /// The device.
+    pub const fn source_id(&self) -> SourceId {
+        self.tables.source_id
+    }
+
+    /// The outstanding invalidation, to poll; `None` after one that failed: releasing then submits
+    /// another.
+    pub const fn ticket(&self) -> Option<&Ticket> {
+        self.ticket.as_ref()
+    }
+}
+
+impl<R: Registers> Unit<R> {
+    /// Writes a range of a table back to memory if the unit does not snoop accesses to it. A range
+    /// within a line writes that whole line.
+    pub(super) fn flush_table<H: HostMemory>(&self, h: &H, at: Hpa, len_bytes: u64) {
+        if !self.features.extended.is_coherent() {
+            h.flush_range(at, len_bytes);
+        }
+    }
+
+    /// Stores one quadword of a table so that hardware sees it after all that was stored before.
+    fn publish_quadword<H: HostMemory>(&self, h: &H, at: Hpa, value: u64) {
+        h.fence();
+        h.write64(at, value);
+        self.flush_table(h, at, 8);
+        h.fence();
+    }
+
+    /// Stores an entry that is not present in memory yet: its end first, Present last.
+    fn publish_entry_at<H: HostMemory>(&self, h: &H, at: Hpa, quadwords: &[u64]) {
+        let Some((first, rest)) = quadwords.split_first() else {
+            return;
+        };
+        let mut next = at;
+        for quadword in rest {
+            next = Hpa::new(next.as_u64().saturating_add(8));
+            h.write64(next, *quadword);
+        }
+        self.flush_table(h, at, quadwords.len() as u64 * 8);
+        self.publish_quadword(h, at, *first);
+    }
+
+    /// Zeroes an entry whose first quadword is not present.
+    fn clear_entry_at<H: HostMemory>(&self, h: &H, at: Hpa, quadwords: u64) {
+        for quadword in 0..quadwords {
+            h.write64(Hpa::new(at.as_u64().saturating_add(quadword * 8)), 0);
+        }
+        self.flush_table(h, at, quadwords * 8);
+        h.fence();
+    }
+
+    /// Gives a device a context entry and an empty PASID directory with the table of PASID 0:
+    /// every request of it still faults, but entries can be published.
+    ///
+    /// `pasid_bits` is the width of the PASIDs that the device may use in requests; with 0
+    /// requests-with-PASID are refused and PASID 0, that of all other requests, is the only one.
+    /// Device-TLB and page requests are not enabled.
+    ///
+    /// # Errors
+    ///
+    /// [`UnitError::NotUp`], [`UnitError::PasidBits`], [`UnitError::Frames`],
+    /// [`UnitError::Attached`], [`UnitError::ContextEntry`]; nothing has changed then.
+    /// [`UnitError::Queue`] if the unit caches absent entries (`CAP.CM`) and does not confirm to
+    /// have forgotten this one: the device is blocked then, and its frames are lost, for they
+    /// cannot be shown to be unused.
+    pub fn attach_device<H: Hypervisor>(
+        &self,
+        h: &H,
+        owner: Owner,
+        source_id: SourceId,
+        pasid_bits: u8,
+    ) -> Result<DeviceTables, UnitError> {
+        self.check_is_up()?;
+        let maximum = if self.features.extended.has_pasid() {
+            self.features.extended.pasid_bits()
+        } else {
+            0
+        };
+        let bits_error = UnitError::PasidBits {
+            bits: pasid_bits,
+            maximum,
+        };
+        if pasid_bits > maximum {
+            return Err(bits_error);
+        }
+        let order = DirectoryOrder::for_pasid_bits(pasid_bits).ok_or(bits_error)?;
+        let directory = h.allocate(owner, frame_order(order.len_bytes()))?;
+        let table = match h.allocate(owner, 0) {
+            Ok(table) => table,
+            Err(error) => {
+                h.free(directory);
+                return Err(error.into());
+            }
+        };
+        let attributes = ContextAttributes {
+            pasid_enabled: pasid_bits > 0,
+            ..ContextAttributes::default()
+        };
+        let entry = ScalableContextEntry::new(directory.address(), order, attributes);
+        let installed = match entry.decode::<Hpa>(&self.table_features) {
+            Ok(_) => {
+                self.flush_table(h, table.address(), table.len_bytes());
+                self.flush_table(h, directory.address(), directory.len_bytes());
+                let first = PasidDirectoryEntry::new(table.address());
+                self.publish_quadword(h, directory.address(), first.as_u64());
+                self.install_context(h, source_id, &entry)
+            }
+            Err(fault) => Err(UnitError::ContextEntry(fault)),
+        };
+        if let Err(error) = installed {
+            h.free(table);
+            h.free(directory);
+            return Err(error);
+        }
+        let tables = DeviceTables {
+            source_id,
+            owner,
+            directory: directory.address(),
+            limit: 1 << pasid_bits.min(20),
+            frames: TableFrames {
+                directory: Some(directory),
+                tables: 1,
+            },
+        };
+        if let Err(error) = self.announce_context(h, source_id) {
+            self.withdraw_context(h, source_id);
+            log::error!("attaching {source_id}: {error}");
+            return Err(error);
+        }
+        self.counters.attached.add(1);
+        Ok(tables)
+    }
+
+    /// Writes a context entry, in a new context table if there is none yet.
+    fn install_context<H: Hypervisor>(
+        &self,
+        h: &H,
+        source_id: SourceId,
+        entry: &ScalableContextEntry,
+    ) -> Result<(), UnitError> {
+        let has_table = self.context_entry_at(h, source_id).is_some();
+        // Allocated before the lock is taken; given back if another processor was faster.
+        let mut spare = if has_table {
+            None
+        } else {
+            let table = h.allocate(Owner::HYPERVISOR, 0)?;
+            self.flush_table(h, table.address(), table.len_bytes());
+            Some(table)
+        };
+        let guard = self.tables.lock();
+        let result = match guard.root() {
+            None => Err(UnitError::NotUp),
+            Some(root) => {
+                let half_at = root_half_at(root, source_id);
+                if h.read64(half_at) == 0
+                    && let Some(table) = spare.take()
+                {
+                    // From now on the root entry stands for the frame.
+                    let root_entry = ScalableRootEntry::new(Some(table.address()), None);
+                    self.publish_quadword(h, half_at, root_entry.half(RootHalf::Lower));
+                }
+                match context_entry_in(h, root, source_id) {
+                    Some(at) if h.read64(at) == 0 => {
+                        self.publish_entry_at(h, at, entry.quadwords());
+                        Ok(())
+                    }
+                    _ => Err(UnitError::Attached(source_id)),
+                }
+            }
+        };
+        drop(guard);
+        if let Some(table) = spare {
+            h.free(table);
+        }
+        result
+    }
+
+    /// What is owed after a context entry became present (§6.5.3, Table 28).
+    fn announce_context<H: Hypervisor>(&self, h: &H, source_id: SourceId) -> Result<(), UnitError> {
+        if !self.needs_invalidation_after_set_up() {
+            return self.write_buffer_flush(h);
+        }
+        // Entries that are not present are cached under domain-id 0.
+        let domain_id = DomainId::ZERO;
+        let batch = [
+            forget_context(source_id),
+            Descriptor::PasidCache {
+                granularity: PasidCacheGranularity::Domain(domain_id),
+            },
+            Descriptor::Iotlb {
+                granularity: IotlbGranularity::Domain(domain_id),
+                drain_reads: true,
+                drain_writes: true,
+            },
+        ];
+        let ticket = self.submit(h, &batch)?;
+        Ok(self.wait(h, ticket)?)
+    }
+
+    fn context_entry_at<H: HostMemory>(&self, h: &H, source_id: SourceId) -> Option<Hpa> {
+        let root = self.tables.lock().root()?;
+        context_entry_in(h, root, source_id)
+    }
+
+    /// Clears Present in a context entry. What else the first quadword holds stays, so that the
+    /// device counts as attached until its tables are released.
+    fn withdraw_context<H: HostMemory>(&self, h: &H, source_id: SourceId) {
+        if let Some(at) = self.context_entry_at(h, source_id) {
+            self.publish_quadword(h, at, h.read64(at) & !1);
+        }
+    }
+
+    /// Everything that hardware may have cached of a device whose context entry was withdrawn. The
+    /// domains in its PASID table are not known here, hence all of them.
+    fn forget_device<H: Hypervisor>(
+        &self,
+        h: &H,
+        source_id: SourceId,
+    ) -> Result<Ticket, QueueError> {
+        let [_, pasid_cache, iotlb] = EVERYTHING;
+        self.submit(h, &[forget_context(source_id), pasid_cache, iotlb])
+    }
+
+    /// Blocks a device at once: its context entry becomes not present by one store, and what is
+    /// cached of it is queued to be forgotten. Does not wait.
+    ///
+    /// Its tables stay. The way back is to detach it.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit). The entry is withdrawn all the same, but hardware may go on
+    /// using what it has cached: turn off the device's bus mastering.
+    pub fn block_device<H: Hypervisor>(
+        &self,
+        h: &H,
+        tables: &DeviceTables,
+    ) -> Result<Ticket, QueueError> {
+        self.withdraw_context(h, tables.source_id);
+        self.counters.blocked.add(1);
+        self.forget_device(h, tables.source_id)
+    }
+
+    /// Takes a device's context entry away and queues the invalidation of everything that is
+    /// cached of it. Does not wait: [`release`](Self::release) does.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit), with the tables, to try again. The entry is withdrawn all the
+    /// same.
+    pub fn detach_device<H: Hypervisor>(
+        &self,
+        h: &H,
+        tables: DeviceTables,
+    ) -> Result<DetachedDevice, (DeviceTables, QueueError)> {
+        self.withdraw_context(h, tables.source_id);
+        match self.forget_device(h, tables.source_id) {
+            Ok(ticket) => Ok(DetachedDevice {
+                tables,
+                ticket: Some(ticket),
+            }),
+            Err(error) => Err((tables, error)),
+        }
+    }
+
+    /// Waits until hardware has forgotten a detached device, and frees its tables. The device may
+    /// then be attached again.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit) and [`poll`](Self::poll), with the device, to try again:
+    /// that submits a new invalidation.
+    pub fn release<H: Hypervisor>(
+        &self,
+        h: &H,
+        mut device: DetachedDevice,
+    ) -> Result<(), (DetachedDevice, QueueError)> {
+        let ticket = match device.ticket.take() {
+            Some(ticket) => Ok(ticket),
+            None => self.forget_device(h, device.tables.source_id),
+        };
+        if let Err(error) = ticket.and_then(|ticket| self.wait(h, ticket)) {
+            return Err((device, error));
+        }
+        let DeviceTables {
+            source_id, frames, ..
+        } = device.tables;
+        if let Some(at) = self.context_entry_at(h, source_id) {
+            self.clear_entry_at(h, at, ScalableContextEntry::LEN_BYTES as u64 / 8);
+        }
+        frames.free(h);
+        self.counters.released.add(1);
+        Ok(())
+    }
+
+    /// Makes sure that there is a table for a PASID's entry: what
+    /// [`publish_entry`](Self::publish_entry) needs, reserved ahead.
+    ///
+    /// # Errors
+    ///
+    /// [`UnitError::PasidBeyondLimit`] or [`UnitError::Frames`]; nothing has changed then.
+    pub fn prepare_entry<H: Hypervisor>(
+        &self,
+        h: &H,
+        tables: &mut DeviceTables,
+        pasid: Pasid,
+    ) -> Result<(), UnitError> {
+        let at = tables.directory_entry_at(pasid)?;
+        if PasidDirectoryEntry::from_u64(h.read64(at)).is_present() {
+            return Ok(());
+        }
+        let table = h.allocate(tables.owner, 0)?;
+        self.flush_table(h, table.address(), PAGE_SIZE_BYTES);
+        let entry = PasidDirectoryEntry::new(table.address());
+        // The directory stands for the frame from now on.
+        self.publish_quadword(h, at, entry.as_u64());
+        tables.frames.tables = tables.frames.tables.saturating_add(1);
+        Ok(())
+    }
+
+    /// Publishes a PASID entry in an empty slot, Present last.
+    ///
+    /// If [`needs_invalidation_after_set_up`](Self::needs_invalidation_after_set_up), the caller
+    /// owes an invalidation; otherwise a [`write_buffer_flush`](Self::write_buffer_flush), which
+    /// does nothing on most units.
+    ///
+    /// # Errors
+    ///
+    /// [`UnitError::PasidEntry`] and [`UnitError::ReservedDomainId`] for an entry that hardware
+    /// would not accept, [`UnitError::PasidBeyondLimit`], [`UnitError::NotPrepared`], and
+    /// [`UnitError::EntryInUse`] if the slot is not all clear; nothing has changed then.
+    pub fn publish_entry<H: Hypervisor>(
+        &self,
+        h: &H,
+        tables: &DeviceTables,
+        pasid: Pasid,
+        entry: &PasidEntry,
+    ) -> Result<(), UnitError> {
+        self.check_entry(entry)?;
+        let at = tables.entry_at(h, pasid)?;
+        if read_pasid_entry(h, at) != PasidEntry::default() {
+            return Err(UnitError::EntryInUse(pasid));
+        }
+        self.publish_entry_at(h, at, entry.quadwords());
+        Ok(())
+    }
+
+    fn check_entry(&self, entry: &PasidEntry) -> Result<(), UnitError> {
+        let valid = entry
+            .decode::<Hpa>(&self.table_features)
+            .map_err(UnitError::PasidEntry)?;
+        if valid.domain_id == DomainId::ZERO {
+            return Err(UnitError::ReservedDomainId);
+        }
+        Ok(())
+    }
+
+    /// Zeroes the first quadword of a PASID entry by one store. The rest, with the domain-id,
+    /// stays for the invalidation that is owed, and keeps the slot from being used before
+    /// [`clear_entry`](Self::clear_entry). Nothing happens if the PASID has no table.
+    pub fn withdraw_entry<H: Hypervisor>(&self, h: &H, tables: &DeviceTables, pasid: Pasid) {
+        if let Ok(at) = tables.entry_at(h, pasid) {
+            self.publish_quadword(h, at, 0);
+        }
+    }
+
+    /// Zeroes what is left of a withdrawn PASID entry. The caller has seen its invalidation
+    /// complete. Nothing happens if the entry is present, or the PASID has no table.
+    pub fn clear_entry<H: Hypervisor>(&self, h: &H, tables: &DeviceTables, pasid: Pasid) {
+        if let Ok(at) = tables.entry_at(h, pasid)
+            && h.read64(at) == 0
+        {
+            self.clear_entry_at(h, at, PasidEntry::LEN_BYTES as u64 / 8);
+        }
+    }
+
+    /// Replaces the quadword of a present PASID entry that holds first-stage root, paging mode,
+    /// `SRE`, `WPE` and `EAFE` (bits 191:128), by one store. The caller owes an invalidation.
+    ///
+    /// # Errors
+    ///
+    /// [`UnitError::PasidEntry`] if hardware would not accept the result,
+    /// [`UnitError::EntryAbsent`], [`UnitError::PasidBeyondLimit`] or [`UnitError::NotPrepared`];
+    /// nothing has changed then.
+    pub fn replace_quadword<H: Hypervisor>(
+        &self,
+        h: &H,
+        tables: &DeviceTables,
+        pasid: Pasid,
+        quadword2: u64,
+    ) -> Result<(), UnitError> {
+        let at = tables.entry_at(h, pasid)?;
+        let entry = read_pasid_entry(h, at);
+        if !entry.is_present() {
+            return Err(UnitError::EntryAbsent(pasid));
+        }
+        let [q0, q1, _, q3, q4, q5, q6, q7] = *entry.quadwords();
+        let changed = PasidEntry::from_quadwords([q0, q1, quadword2, q3, q4, q5, q6, q7]);
+        self.check_entry(&changed)?;
+        self.publish_quadword(h, Hpa::new(at.as_u64().saturating_add(16)), quadword2);
+        Ok(())
+    }
+
+    /// The PASID's entry as it is in memory, or `None` if the PASID has no table.
+    pub fn read_entry<H: Hypervisor>(
+        &self,
+        h: &H,
+        tables: &DeviceTables,
+        pasid: Pasid,
+    ) -> Option<PasidEntry> {
+        let at = tables.entry_at(h, pasid).ok()?;
+        Some(read_pasid_entry(h, at))
+    }
+}
+
+/// The order of the smallest run of frames with so many bytes.
+const fn frame_order(len_bytes: u64) -> u8 {
+    let frames = len_bytes.div_ceil(PAGE_SIZE_BYTES);
+    frames.next_power_of_two().trailing_zeros() as u8
+}
+
+const fn forget_context(source_id: SourceId) -> Descriptor {
+    Descriptor::ContextCache {
+        granularity: ContextGranularity::Device {
+            source_id,
+            function_mask: 0,
+            domain_id: DomainId::ZERO,
+        },
+    }
+}
+
+/// Where the half of the root entry is that serves a device.
+fn root_half_at(root: Hpa, source_id: SourceId) -> Hpa {
+    let entry = u64::from(source_id.bus()) * ScalableRootEntry::LEN_BYTES as u64;
+    let half = u64::from(RootHalf::of(source_id).quadword()) * 8;
+    Hpa::new(root.as_u64().saturating_add(entry + half))
+}
+
+/// Where a device's context entry is, if there is a context table for it.
+fn context_entry_in<H: HostMemory>(h: &H, root: Hpa, source_id: SourceId) -> Option<Hpa> {
+    let half = h.read64(root_half_at(root, source_id));
+    let root_entry = ScalableRootEntry::from_quadwords([half, 0]);
+    if !root_entry.is_present(RootHalf::Lower) {
+        return None;
+    }
+    let index = u64::from(ScalableContextEntry::index(source_id));
+    let table: Hpa = root_entry.lower_context_table();
+    table.checked_add(index * ScalableContextEntry::LEN_BYTES as u64)
+}
+
+fn read_pasid_entry<H: HostMemory>(h: &H, at: Hpa) -> PasidEntry {
+    let mut quadwords = [0; 8];
+    let mut next = at;
+    for quadword in &mut quadwords {
+        *quadword = h.read64(next);
+        next = Hpa::new(next.as_u64().saturating_add(8));
+    }
+    PasidEntry::from_quadwords(quadwords)
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::super::statistics::lost_table_frames;
+    use super::super::testing::{
+        Bench, CACHING_MODE, CAPABILITY, COHERENT, Completion, EXTENDED, Event, OWNER, up,
+    };
+    use super::*;
+    use crate::arch::address::{AddressWidth, FirstStagePaging, Gpa};
+    use crate::arch::pasid::{FirstStageFlags, PasidEntryFault, PasidEntryOptions};
+    use crate::mem::FrameError;
+    use std::sync::Mutex;
+    use std::vec::Vec;
+
+    /// `ECAP` with FSTS (47) and NEST (26).
+    const NESTING: u64 = EXTENDED | 1 << 47 | 1 << 26;
+    /// The count of lost frames is one for all tests.
+    static LOST: Mutex<()> = Mutex::new(());
+
+    fn device() -> SourceId {
+        SourceId::new(3, 17, 2).unwrap()
+    }
+
+    fn pasid(value: u32) -> Pasid {
+        Pasid::new(value).unwrap()
+    }
+
+    fn second_stage(domain_id: u16) -> PasidEntry {
+        PasidEntry::second_stage(
+            Hpa::new(0x1234_5000),
+            AddressWidth::Bits48,
+            DomainId::new(domain_id),
+            PasidEntryOptions::default(),
+        )
+    }
+
+    fn nested(first_stage_root: u64) -> PasidEntry {
+        PasidEntry::nested(
+            Gpa::new(first_stage_root),
+            FirstStagePaging::Level4,
+            FirstStageFlags::default(),
+            Hpa::new(0x1234_5000),
+            AddressWidth::Bits48,
+            DomainId::new(9),
+            PasidEntryOptions::default(),
+        )
+    }
+
+    /// What the unit finds for a PASID of a device, by its own walk.
+    fn walk(bench: &Bench, source_id: SourceId, pasid: Pasid) -> Option<[u64; 8]> {
+        let world = bench.world();
+        let root = world.latched_root.unwrap() & !0xfff;
+        let half = u64::from(source_id.device() >= 16) * 8;
+        let root_entry = world.table_quadword(root + u64::from(source_id.bus()) * 16 + half);
+        if root_entry & 1 == 0 {
+            return None;
+        }
+        assert_eq!(root_entry & 0xffe, 0);
+        let index = u64::from(source_id.device_function() & 0x7f);
+        let context = (root_entry & !0xfff) + index * 32;
+        let entry = world.table_quadword(context);
+        if entry & 1 == 0 {
+            return None;
+        }
+        for offset in [8, 16, 24] {
+            assert_eq!(world.table_quadword(context + offset), 0);
+        }
+        let limit = 1u64 << ((entry >> 9 & 7) + 13);
+        if u64::from(pasid.as_u32()) >= limit {
+            return None;
+        }
+        let directory = (entry & !0xfff) + u64::from(pasid.as_u32() >> 6) * 8;
+        let directory_entry = world.table_quadword(directory);
+        if directory_entry & 1 == 0 {
+            return None;
+        }
+        let at = (directory_entry & !0xfff) + u64::from(pasid.as_u32() & 63) * 64;
+        Some([0, 8, 16, 24, 32, 40, 48, 56].map(|offset| world.table_quadword(at + offset)))
+    }
+
+    fn attach(bench: &Bench, pasid_bits: u8) -> DeviceTables {
+        bench
+            .unit
+            .attach_device(&bench.h, OWNER, device(), pasid_bits)
+            .unwrap()
+    }
+
+    fn detach(bench: &Bench, tables: DeviceTables) {
+        let detached = bench.unit.detach_device(&bench.h, tables).unwrap();
+        bench.unit.release(&bench.h, detached).unwrap();
+    }
+
+    #[test]
+    fn an_attached_device_has_an_empty_directory_that_hardware_can_see() {
+        for extended in [EXTENDED, EXTENDED | COHERENT] {
+            // §9.4: PDTS n reaches 2^(n+13) PASIDs; the directory has 2^(n+10) bytes.
+            for (bits, order, frames) in
+                [(0, 0, 1), (13, 0, 1), (15, 2, 1), (16, 3, 2), (20, 7, 32)]
+            {
+                let bench = up(|options| options.extended = extended);
+                let tables = attach(&bench, bits);
+                assert_eq!(walk(&bench, device(), pasid(0)), Some([0; 8]));
+                let beyond = pasid((1 << bits.max(13)) - 1);
+                assert_eq!(walk(&bench, device(), beyond), None);
+                assert_eq!(bench.h.pool.charged_frames(OWNER), frames + 1);
+                assert_eq!(tables.pasid_limit(), 1 << bits);
+                let directory = tables.directory.as_u64();
+                let log = bench.take_log();
+                let context = log.iter().rev().find_map(|event| match event {
+                    Event::Store(_, value) => Some(*value),
+                    _ => None,
+                });
+                // P, PASIDE (bit 3) and PDTS (bits 11:9) in the last store of all.
+                let paside = u64::from(bits > 0) << 3;
+                assert_eq!(context, Some(directory | order << 9 | paside | 1));
+                let flushes = log.iter().any(|event| matches!(event, Event::Flush(_)));
+                assert_eq!(flushes, extended & COHERENT == 0);
+                detach(&bench, tables);
+                assert_eq!(walk(&bench, device(), pasid(0)), None);
+                assert_eq!(bench.h.pool.charged_frames(OWNER), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn stores_of_set_up_and_teardown_come_in_the_order_that_hardware_needs() {
+        for extended in [EXTENDED, EXTENDED | COHERENT] {
+            let bench = up(|options| options.extended = extended);
+            let mut tables = attach(&bench, 20);
+            bench
+                .unit
+                .prepare_entry(&bench.h, &mut tables, pasid(70))
+                .unwrap();
+            let entry = second_stage(5);
+            bench.take_log();
+            bench
+                .unit
+                .publish_entry(&bench.h, &tables, pasid(70), &entry)
+                .unwrap();
+            let log = bench.take_log();
+            let Event::Store(first_store, _) = log[0] else {
+                panic!("{log:?}");
+            };
+            let at = first_store - 8;
+            assert_eq!(at % 64, 0);
+            let flush: &[Event] = if extended & COHERENT == 0 {
+                &[Event::Flush(at)]
+            } else {
+                &[]
+            };
+            let q = *entry.quadwords();
+            let mut expected: Vec<Event> = (1..8)
+                .map(|word| Event::Store(at + word * 8, q[word as usize]))
+                .collect();
+            expected.extend(flush);
+            expected.extend([Event::Fence, Event::Store(at, q[0])]);
+            expected.extend(flush);
+            expected.push(Event::Fence);
+            assert_eq!(log, expected);
+            assert_eq!(walk(&bench, device(), pasid(70)), Some(q));
+            assert_eq!(
+                bench.unit.read_entry(&bench.h, &tables, pasid(70)),
+                Some(entry)
+            );
+
+            bench.unit.withdraw_entry(&bench.h, &tables, pasid(70));
+            let mut expected = std::vec![Event::Fence, Event::Store(at, 0)];
+            expected.extend(flush);
+            expected.push(Event::Fence);
+            assert_eq!(bench.take_log(), expected);
+            // The domain-id stays readable, and the slot taken.
+            assert_eq!(walk(&bench, device(), pasid(70)).unwrap()[1], q[1]);
+            assert_eq!(
+                bench
+                    .unit
+                    .publish_entry(&bench.h, &tables, pasid(70), &entry),
+                Err(UnitError::EntryInUse(pasid(70)))
+            );
+            bench.unit.clear_entry(&bench.h, &tables, pasid(70));
+            assert_eq!(walk(&bench, device(), pasid(70)), Some([0; 8]));
+            bench
+                .unit
+                .publish_entry(&bench.h, &tables, pasid(70), &entry)
+                .unwrap();
+            // A present entry is not cleared.
+            bench.unit.clear_entry(&bench.h, &tables, pasid(70));
+            assert_eq!(walk(&bench, device(), pasid(70)), Some(q));
+            detach(&bench, tables);
+        }
+    }
+
+    #[test]
+    fn one_quadword_is_replaced_by_one_store() {
+        let bench = up(|options| options.extended = NESTING);
+        let tables = attach(&bench, 20);
+        let [old, new] = [nested(0x5000), nested(0x7000)];
+        assert_eq!(
+            bench
+                .unit
+                .replace_quadword(&bench.h, &tables, pasid(1), new.quadwords()[2]),
+            Err(UnitError::EntryAbsent(pasid(1)))
+        );
+        bench
+            .unit
+            .publish_entry(&bench.h, &tables, pasid(1), &old)
+            .unwrap();
+        bench.take_log();
+        bench
+            .unit
+            .replace_quadword(&bench.h, &tables, pasid(1), new.quadwords()[2])
+            .unwrap();
+        let log = bench.take_log();
+        let stores = log.iter().filter(|event| matches!(event, Event::Store(..)));
+        assert_eq!(stores.count(), 1);
+        assert_eq!(walk(&bench, device(), pasid(1)), Some(*new.quadwords()));
+        // FSPM (bits 3:2 of the quadword) 10b is reserved (§9.6).
+        assert!(matches!(
+            bench
+                .unit
+                .replace_quadword(&bench.h, &tables, pasid(1), 0x7000 | 2 << 2),
+            Err(UnitError::PasidEntry(
+                PasidEntryFault::UnsupportedPagingMode(2)
+            ))
+        ));
+        assert_eq!(walk(&bench, device(), pasid(1)), Some(*new.quadwords()));
+        detach(&bench, tables);
+    }
+
+    #[test]
+    fn entries_that_hardware_would_refuse_are_not_published() {
+        let bench = up(|options| options.capability = CAPABILITY & !7); // 4-bit domain-ids.
+        let tables = attach(&bench, 7);
+        bench.take_log();
+        let publish =
+            |pasid, entry: &PasidEntry| bench.unit.publish_entry(&bench.h, &tables, pasid, entry);
+        assert_eq!(
+            publish(pasid(1), &PasidEntry::default()),
+            Err(UnitError::PasidEntry(PasidEntryFault::NotPresent))
+        );
+        assert!(matches!(
+            publish(pasid(1), &nested(0x5000)),
+            Err(UnitError::PasidEntry(_))
+        ));
+        assert!(matches!(
+            publish(pasid(1), &second_stage(16)),
+            Err(UnitError::PasidEntry(PasidEntryFault::ReservedNonZero {
+                quadword: 1,
+                ..
+            }))
+        ));
+        assert_eq!(
+            publish(pasid(1), &second_stage(0)),
+            Err(UnitError::ReservedDomainId)
+        );
+        assert_eq!(
+            publish(pasid(64), &second_stage(1)),
+            Err(UnitError::NotPrepared(pasid(64)))
+        );
+        assert_eq!(
+            publish(pasid(128), &second_stage(1)),
+            Err(UnitError::PasidBeyondLimit {
+                pasid: pasid(128),
+                limit: 128
+            })
+        );
+        bench.unit.withdraw_entry(&bench.h, &tables, pasid(64));
+        bench.unit.clear_entry(&bench.h, &tables, pasid(128));
+        assert_eq!(bench.unit.read_entry(&bench.h, &tables, pasid(64)), None);
+        assert!(bench.take_log().is_empty());
+        detach(&bench, tables);
+    }
+
+    #[test]
+    fn pasid_tables_grow_on_demand_and_are_freed_with_the_device() {
+        let bench = up(|_| {});
+        let mut tables = attach(&bench, 20);
+        let before = bench.h.pool.charged_frames(OWNER);
+        for value in [0, 63, 64, 127, 0xf_ffff, 70] {
+            bench
+                .unit
+                .prepare_entry(&bench.h, &mut tables, pasid(value))
+                .unwrap();
+            assert_eq!(walk(&bench, device(), pasid(value)), Some([0; 8]));
+        }
+        assert_eq!(tables.table_count(), 3);
+        assert_eq!(bench.h.pool.charged_frames(OWNER), before + 2);
+        bench.world().fail_allocation = Some(0);
+        assert!(matches!(
+            bench.unit.prepare_entry(&bench.h, &mut tables, pasid(640)),
+            Err(UnitError::Frames(FrameError::PoolExhausted { .. }))
+        ));
+        assert_eq!(walk(&bench, device(), pasid(640)), None);
+        bench.world().fail_allocation = None;
+        detach(&bench, tables);
+        assert_eq!(bench.h.pool.charged_frames(OWNER), 0);
+    }
+
+    #[test]
+    fn attaching_fails_without_a_trace() {
+        let bench = up(|_| {});
+        for allowed in 0..3 {
+            let free = bench.h.pool.free_frames();
+            bench.world().fail_allocation = Some(allowed);
+            assert!(matches!(
+                bench.unit.attach_device(&bench.h, OWNER, device(), 20),
+                Err(UnitError::Frames(_))
+            ));
+            assert_eq!(bench.h.pool.free_frames(), free);
+            assert_eq!(walk(&bench, device(), pasid(0)), None);
+        }
+        bench.world().fail_allocation = None;
+        let tables = attach(&bench, 20);
+        let free = bench.h.pool.free_frames();
+        assert_eq!(
+            bench
+                .unit
+                .attach_device(&bench.h, OWNER, device(), 0)
+                .unwrap_err(),
+            UnitError::Attached(device())
+        );
+        assert_eq!(bench.h.pool.free_frames(), free);
+        assert_eq!(
+            bench
+                .unit
+                .attach_device(&bench.h, OWNER, device(), 21)
+                .unwrap_err(),
+            UnitError::PasidBits {
+                bits: 21,
+                maximum: 20
+            }
+        );
+        detach(&bench, tables);
+        let down = super::super::testing::bench(|_| {});
+        assert_eq!(
+            down.unit
+                .attach_device(&down.h, OWNER, device(), 0)
+                .unwrap_err(),
+            UnitError::NotUp
+        );
+        // Without requests-with-PASID (ECAP bit 40) PASID 0 is the only one.
+        let bench = up(|options| options.extended = EXTENDED & !(1 << 40));
+        assert_eq!(
+            bench
+                .unit
+                .attach_device(&bench.h, OWNER, device(), 1)
+                .unwrap_err(),
+            UnitError::PasidBits {
+                bits: 1,
+                maximum: 0
+            }
+        );
+        let tables = attach(&bench, 0);
+        detach(&bench, tables);
+    }
+
+    #[test]
+    fn devices_of_one_bus_share_context_tables_by_halves() {
+        let bench = up(|_| {});
+        let ids = [(3, 0, 0), (3, 15, 7), (3, 16, 0), (3, 31, 7), (255, 31, 7)];
+        let mut attached = Vec::new();
+        let before = bench.h.pool.charged_frames(Owner::HYPERVISOR);
+        for (bus, number, function) in ids {
+            let source_id = SourceId::new(bus, number, function).unwrap();
+            let tables = bench
+                .unit
+                .attach_device(&bench.h, OWNER, source_id, 0)
+                .unwrap();
+            assert_eq!(walk(&bench, source_id, pasid(0)), Some([0; 8]));
+            attached.push(tables);
+        }
+        assert_eq!(bench.h.pool.charged_frames(Owner::HYPERVISOR), before + 3);
+        for tables in attached {
+            let source_id = tables.source_id();
+            detach(&bench, tables);
+            assert_eq!(walk(&bench, source_id, pasid(0)), None);
+        }
+    }
+
+    #[test]
+    fn caching_mode_decides_whether_attaching_invalidates() {
+        for (capability, executed) in [(CAPABILITY, 0), (CAPABILITY | CACHING_MODE, 4)] {
+            let bench = up(|options| options.capability = capability);
+            assert_eq!(bench.unit.needs_invalidation_after_set_up(), executed != 0);
+            let tables = attach(&bench, 20);
+            let descriptors = bench.take_executed();
+            assert_eq!(descriptors.len(), executed);
+            if let Some(first) = descriptors.first() {
+                assert_eq!(*first, forget_context(device()));
+            }
+            detach(&bench, tables);
+        }
+    }
+
+    #[test]
+    fn frames_of_a_detached_device_are_free_only_after_the_invalidation() {
+        let bench = up(|_| {});
+        let mut tables = attach(&bench, 20);
+        bench
+            .unit
+            .prepare_entry(&bench.h, &mut tables, pasid(64))
+            .unwrap();
+        bench
+            .unit
+            .publish_entry(&bench.h, &tables, pasid(64), &second_stage(5))
+            .unwrap();
+        let charged = bench.h.pool.charged_frames(OWNER);
+        bench.world().completion = Completion::Never;
+        bench.take_log();
+        let detached = bench.unit.detach_device(&bench.h, tables).unwrap();
+        // One store takes the context entry away.
+        let log = bench.take_log();
+        assert!(matches!(log[..2], [Event::Fence, Event::Store(_, value)] if value & 1 == 0));
+        assert_eq!(walk(&bench, device(), pasid(0)), None);
+        let executed = bench.take_executed();
+        assert_eq!(
+            executed[..3],
+            [forget_context(device()), EVERYTHING[1], EVERYTHING[2]]
+        );
+        assert_eq!(
+            detached
+                .ticket()
+                .map(|ticket| bench.unit.poll(&bench.h, ticket)),
+            Some(Ok(false))
+        );
+        let (detached, error) = bench.unit.release(&bench.h, detached).unwrap_err();
+        assert!(matches!(error, QueueError::TimedOut { .. }));
+        assert!(detached.ticket().is_none());
+        assert_eq!(bench.h.pool.charged_frames(OWNER), charged);
+        assert_eq!(
+            bench
+                .unit
+                .attach_device(&bench.h, OWNER, device(), 0)
+                .unwrap_err(),
+            UnitError::Attached(device())
+        );
+        // A retry submits again.
+        bench.world().completion = Completion::Now;
+        bench.unit.release(&bench.h, detached).unwrap();
+        assert_eq!(bench.h.pool.charged_frames(OWNER), 0);
+        let tables = attach(&bench, 0);
+        detach(&bench, tables);
+        let statistics = bench.unit.statistics();
+        assert_eq!((statistics.attached, statistics.released), (2, 2));
+    }
+
+    #[test]
+    fn a_full_queue_gives_the_tables_back_and_the_device_is_blocked_all_the_same() {
+        let bench = up(|_| {});
+        let tables = attach(&bench, 0);
+        bench.world().is_frozen = true;
+        drop(bench.unit.submit(&bench.h, &[EVERYTHING[1]; 125]).unwrap());
+        let (tables, error) = bench.unit.detach_device(&bench.h, tables).unwrap_err();
+        assert!(matches!(error, QueueError::Full { .. }));
+        assert_eq!(walk(&bench, device(), pasid(0)), None);
+        assert!(bench.unit.block_device(&bench.h, &tables).is_err());
+        bench.world().is_frozen = false;
+        let fault_status = crate::arch::register::Register32::FAULT_STATUS;
+        bench.unit.registers.lock().write32(fault_status, 0);
+        detach(&bench, tables);
+        assert_eq!(bench.h.pool.charged_frames(OWNER), 0);
+    }
+
+    #[test]
+    fn a_blocked_device_faults_at_once_and_keeps_its_tables() {
+        let bench = up(|_| {});
+        let tables = attach(&bench, 0);
+        let charged = bench.h.pool.charged_frames(OWNER);
+        bench.world().completion = Completion::Never;
+        let ticket = bench.unit.block_device(&bench.h, &tables).unwrap();
+        assert_eq!(walk(&bench, device(), pasid(0)), None);
+        assert_eq!(bench.unit.poll(&bench.h, &ticket), Ok(false));
+        assert_eq!(bench.h.pool.charged_frames(OWNER), charged);
+        bench.world().completion = Completion::Now;
+        detach(&bench, tables);
+    }
+
+    #[test]
+    fn dropped_tables_are_lost_counted_and_never_reused() {
+        let _lost = LOST.lock();
+        let bench = up(|_| {});
+        let before = lost_table_frames();
+        let mut tables = attach(&bench, 16);
+        bench
+            .unit
+            .prepare_entry(&bench.h, &mut tables, pasid(64))
+            .unwrap();
+        drop(tables);
+        // A directory of 8 KiB and two tables.
+        assert_eq!(lost_table_frames() - before, 4);
+        assert_eq!(bench.h.pool.charged_frames(OWNER), 4);
+    }
+
+    #[test]
+    fn an_unconfirmed_attach_leaves_the_device_blocked_and_its_frames_lost() {
+        let _lost = LOST.lock();
+        let bench = up(|options| options.capability |= CACHING_MODE);
+        bench.world().completion = Completion::Never;
+        let before = lost_table_frames();
+        assert!(matches!(
+            bench.unit.attach_device(&bench.h, OWNER, device(), 0),
+            Err(UnitError::Queue(QueueError::TimedOut { .. }))
+        ));
+        assert_eq!(walk(&bench, device(), pasid(0)), None);
+        assert_eq!(lost_table_frames() - before, 2);
+    }
+
+    #[test]
+    fn an_old_unit_with_write_buffers_gets_them_flushed() {
+        // CAP bit 4.
+        let bench = up(|options| options.capability |= 1 << 4);
+        let tables = attach(&bench, 0);
+        let flushes = bench.take_log();
+        assert!(flushes.iter().any(|event| {
+            matches!(event, Event::Register(0x18, value) if value & 1 << 27 != 0)
+        }));
+        detach(&bench, tables);
+    }
+}

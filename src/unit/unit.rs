@@ -1,0 +1,377 @@
+//! One remapping unit: what it is, what it can do, and where its state lives.
+
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use spin::Mutex;
+
+use super::command::CommandSlot;
+use super::domain_ids::DomainIds;
+use super::error::{Requirement, UnitError};
+use super::fault::FaultCursor;
+use super::queue::Queue;
+use super::statistics::{Counters, UnitStatistics};
+use super::tables::Tables;
+use crate::arch::address::PageSize;
+use crate::arch::capability::CapabilityField;
+use crate::arch::capability::{
+    Capability, CapabilityError, ExtendedCapability, Features, validate,
+};
+use crate::arch::features::{AddressWidths, TableFeatures};
+use crate::arch::id::DomainId;
+use crate::arch::register::{InvalidationQueueAddress, Register32, Register64};
+use crate::mem::Registers;
+
+/// What bring-up does with a unit that firmware left translating, with its queue on, or remapping
+/// interrupts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnFirmwareState {
+    /// Stop its queue and replace its root table.
+    #[default]
+    TakeOver,
+    /// Touch nothing and fail.
+    Refuse,
+}
+
+/// How to drive a unit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UnitConfig {
+    /// The PCI segment whose devices the unit remaps.
+    pub segment: u16,
+    /// The width of physical addresses in bits, from the DMAR table (`HAW`, §8.1): 12 to 64.
+    pub host_address_width: u8,
+    /// How long hardware may take for one command or one submission.
+    pub timeout_nanoseconds: u64,
+    /// The invalidation queue has 2^order pages of 128 descriptors each: 0 to 7 (`IQA.QS`).
+    pub queue_order: u8,
+    /// What to do with what firmware left on.
+    pub on_firmware_state: OnFirmwareState,
+}
+
+impl UnitConfig {
+    /// One second for hardware, a queue of 1024 descriptors, and taking over.
+    pub const fn new(segment: u16, host_address_width: u8) -> Self {
+        Self {
+            segment,
+            host_address_width,
+            timeout_nanoseconds: 1_000_000_000,
+            queue_order: 3,
+            on_firmware_state: OnFirmwareState::TakeOver,
+        }
+    }
+}
+
+/// How far a unit is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum Phase {
+    Down = 0,
+    Working = 1,
+    Up = 2,
+}
+
+/// One physical remapping unit.
+///
+/// About 11 KiB, most of it the bitmap of domain-ids; the queue and the tables lie in frames. It
+/// can be shared: any processor may call any method at any time, but changes of one device's
+/// PASID entries must be serialised by the caller.
+#[derive(Debug)]
+pub struct Unit<R> {
+    pub(super) registers: Mutex<R>,
+    pub(super) features: Features,
+    pub(super) table_features: TableFeatures,
+    pub(super) config: UnitConfig,
+    pub(super) phase: AtomicU8,
+    /// The unit's root table pointer is that of `tables`.
+    pub(super) owns_root: AtomicBool,
+    pub(super) commands: Mutex<CommandSlot>,
+    pub(super) queue: Mutex<Queue>,
+    pub(super) tables: Mutex<Tables>,
+    pub(super) faults: Mutex<FaultCursor>,
+    domain_ids: Mutex<DomainIds>,
+    pub(super) counters: Counters,
+}
+
+impl<R: Registers> Unit<R> {
+    /// Reads and checks what the unit is; changes nothing in it (§11.4.1 to §11.4.3).
+    ///
+    /// An ability that is reported without what it needs is taken as absent.
+    ///
+    /// # Errors
+    ///
+    /// [`UnitError::Capability`] if the registers cannot be those of a working unit,
+    /// [`UnitError::Missing`] if this driver cannot drive it, [`UnitError::HostAddressWidth`] and
+    /// [`UnitError::QueueOrder`] for an impossible configuration.
+    pub fn probe(registers: R, config: UnitConfig) -> Result<Self, UnitError> {
+        if !(12..=64).contains(&config.host_address_width) {
+            return Err(UnitError::HostAddressWidth(config.host_address_width));
+        }
+        if config.queue_order > InvalidationQueueAddress::MAX_SIZE_ORDER {
+            return Err(UnitError::QueueOrder(config.queue_order));
+        }
+        let version = registers.read32(Register32::VERSION);
+        let capability = Capability::from_bits(registers.read64(Register64::CAPABILITY));
+        let extended =
+            ExtendedCapability::from_bits(registers.read64(Register64::EXTENDED_CAPABILITY));
+        let window_bytes = u32::try_from(registers.window_bytes()).unwrap_or(u32::MAX);
+        match validate(capability, extended, version, window_bytes) {
+            Ok(()) => {}
+            Err(CapabilityError::MissingPrerequisite { feature, requires }) => {
+                log::warn!("remapping unit reports {feature} without {requires}");
+            }
+            Err(error) => return Err(UnitError::Capability(error)),
+        }
+        let features = Features::new(capability, extended, config.host_address_width);
+        let missing = [
+            (
+                features.extended.has_scalable_mode(),
+                Requirement::ScalableMode,
+            ),
+            (
+                features.extended.has_queued_invalidation(),
+                Requirement::QueuedInvalidation,
+            ),
+            (
+                features.extended.has_second_stage(),
+                Requirement::SecondStage,
+            ),
+            (
+                features.largest_address_width().is_some(),
+                Requirement::AddressWidth,
+            ),
+        ]
+        .into_iter()
+        .find_map(|(is_there, requirement)| (!is_there).then_some(requirement));
+        if let Some(requirement) = missing {
+            return Err(UnitError::Missing(requirement));
+        }
+        Ok(Self {
+            registers: Mutex::new(registers),
+            table_features: table_features(&features),
+            config,
+            phase: AtomicU8::new(Phase::Down as u8),
+            owns_root: AtomicBool::new(false),
+            commands: Mutex::new(CommandSlot::Idle),
+            queue: Mutex::new(Queue::new()),
+            tables: Mutex::new(Tables::new()),
+            faults: Mutex::new(FaultCursor::default()),
+            domain_ids: Mutex::new(DomainIds::new(features.capability.domain_id_bits())),
+            counters: Counters::default(),
+            features,
+        })
+    }
+
+    /// The unit's capabilities, without those that lack a prerequisite.
+    pub const fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// What the capabilities say about table entries.
+    pub const fn table_features(&self) -> &TableFeatures {
+        &self.table_features
+    }
+
+    /// The configuration that the unit was probed with.
+    pub const fn config(&self) -> &UnitConfig {
+        &self.config
+    }
+
+    /// Whether the unit is up: [`bring_up`](Self::bring_up) succeeded.
+    pub fn is_up(&self) -> bool {
+        self.phase.load(Ordering::Acquire) == Phase::Up as u8
+    }
+
+    pub(super) fn check_is_up(&self) -> Result<(), UnitError> {
+        if self.is_up() {
+            Ok(())
+        } else {
+            Err(UnitError::NotUp)
+        }
+    }
+
+    /// Whether the unit may cache entries that are not present (`CAP.CM`, §6.1), so that entries
+    /// must be invalidated after they are set up, too.
+    pub const fn needs_invalidation_after_set_up(&self) -> bool {
+        self.features.capability.has_caching_mode()
+    }
+
+    /// Takes a domain-id, or `None` if all are in use. Never 0.
+    pub fn allocate_domain_id(&self) -> Option<DomainId> {
+        self.domain_ids.lock().allocate()
+    }
+
+    /// Gives a domain-id back. Nothing may be cached under it any more: the caller has seen the
+    /// invalidation of its last use complete. An id that is not out is ignored.
+    pub fn free_domain_id(&self, id: DomainId) {
+        self.domain_ids.lock().release(id);
+    }
+
+    /// Number of domain-ids that are not in use.
+    pub fn free_domain_ids(&self) -> u32 {
+        self.domain_ids.lock().free()
+    }
+
+    /// The counters.
+    pub fn statistics(&self) -> UnitStatistics {
+        self.counters.snapshot()
+    }
+}
+
+/// The part of the capabilities that decides about table entries.
+fn table_features(features: &Features) -> TableFeatures {
+    let Features {
+        capability,
+        extended,
+        host_address_width,
+    } = *features;
+    TableFeatures {
+        // No pointer in a table reaches beyond bit 51.
+        host_address_width: host_address_width.min(52),
+        domain_id_bits: capability.domain_id_bits(),
+        maximum_guest_address_width: capability.maximum_guest_address_width(),
+        widths: AddressWidths::from_field(
+            capability.field(CapabilityField::ADJUSTED_GUEST_ADDRESS_WIDTHS),
+        ),
+        first_stage: extended.has_first_stage(),
+        second_stage: extended.has_second_stage(),
+        nested: extended.has_nested(),
+        pass_through: extended.has_pass_through(),
+        first_stage_five_level: capability.has_first_stage_5_level(),
+        first_stage_1gib: capability.has_first_stage_1gib_pages(),
+        second_stage_2mib: capability.second_stage_large_page(PageSize::Size2MiB),
+        second_stage_1gib: capability.second_stage_large_page(PageSize::Size1GiB),
+        snoop_control: extended.has_snoop_control(),
+        page_walk_coherency: extended.has_page_walk_coherency(),
+        memory_types: extended.has_memory_types(),
+        supervisor_requests: extended.has_supervisor_requests(),
+        extended_accessed: extended.has_extended_accessed(),
+        second_stage_accessed_dirty: extended.has_second_stage_accessed_dirty(),
+        device_tlb: extended.has_device_tlb(),
+        page_requests: extended.has_page_requests(),
+        rid_pasid: extended.has_rid_pasid(),
+        rid_privilege: extended.has_rid_priv(),
+        pasid: extended.has_pasid(),
+        translated_requests_with_pasid: extended.has_pasid_in_translated_requests(),
+        host_permission_tables: extended.has_host_permission_tables(),
+        zero_length_read: capability.has_zero_length_read(),
+        tolerate_address_width: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::super::testing::{CAPABILITY, EXTENDED, Options, bench, parts};
+    use super::*;
+
+    fn probe(change: impl FnOnce(&mut Options)) -> Result<(), UnitError> {
+        let (registers, h) = parts(change);
+        drop(h);
+        let config = UnitConfig {
+            queue_order: 0,
+            ..UnitConfig::new(0, 39)
+        };
+        Unit::probe(registers, config).map(drop)
+    }
+
+    #[test]
+    fn registers_that_no_working_unit_has_are_refused() {
+        let capability = |error| Err(UnitError::Capability(error));
+        let all_ones = capability(CapabilityError::AllOnes);
+        // §11.4.2: FRO in bits 33:24 and IRO in ECAP 17:8 count 16 bytes each.
+        let far_records = CAPABILITY & !(0x3ff << 24) | 0x3ff << 24;
+        let far_iotlb = EXTENDED & !(0x3ff << 8) | 0x3ff << 8;
+        assert_eq!(probe(|_| {}), Ok(()));
+        assert_eq!(probe(|o| o.capability = u64::MAX), all_ones);
+        assert_eq!(probe(|o| o.extended = u64::MAX), all_ones);
+        assert_eq!(probe(|o| o.version = u32::MAX), all_ones);
+        assert_eq!(
+            probe(|o| o.version = 0),
+            capability(CapabilityError::Version(0))
+        );
+        assert_eq!(
+            probe(|o| o.capability = far_records | 1 << 40),
+            capability(CapabilityError::FaultRecords {
+                offset: 0x3ff0,
+                count: 2
+            })
+        );
+        assert_eq!(
+            probe(|o| o.extended = far_iotlb),
+            capability(CapabilityError::IotlbRegisters { offset: 0x3ff0 })
+        );
+        assert_eq!(
+            probe(|o| o.capability |= 7),
+            capability(CapabilityError::DomainIdWidth { field: 7 })
+        );
+    }
+
+    #[test]
+    fn units_that_this_driver_cannot_drive_are_refused_by_name() {
+        let without = |bit: u32| EXTENDED & !(1 << bit);
+        // §11.4.3: QI 1, SMTS 43, SSTS 46; scalable mode needs QI.
+        for (extended, mnemonic) in [
+            (without(1), "SMTS"),
+            (without(43), "SMTS"),
+            (without(46), "SSTS"),
+        ] {
+            match probe(|o| o.extended = extended) {
+                Err(UnitError::Missing(requirement)) => {
+                    assert_eq!(requirement.mnemonic(), mnemonic)
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let no_width = CAPABILITY & !(0x1f << 8);
+        assert_eq!(
+            probe(|o| o.capability = no_width),
+            Err(UnitError::Missing(Requirement::AddressWidth))
+        );
+    }
+
+    #[test]
+    fn impossible_configurations_are_refused() {
+        let try_config = |width, queue_order| {
+            let (registers, _h) = parts(|_| {});
+            let config = UnitConfig {
+                queue_order,
+                ..UnitConfig::new(0, width)
+            };
+            Unit::probe(registers, config).map(drop)
+        };
+        assert_eq!(try_config(11, 0), Err(UnitError::HostAddressWidth(11)));
+        assert_eq!(try_config(65, 0), Err(UnitError::HostAddressWidth(65)));
+        assert_eq!(try_config(39, 8), Err(UnitError::QueueOrder(8)));
+        assert_eq!(try_config(52, 7), Ok(()));
+        let wide = bench(|options| options.config.host_address_width = 64);
+        assert_eq!(wide.unit.table_features().host_address_width, 52);
+    }
+
+    #[test]
+    fn probing_writes_no_register_and_table_features_follow_the_capabilities() {
+        let bench = bench(|_| {});
+        assert!(bench.take_log().is_empty());
+        let features = bench.unit.table_features();
+        assert_eq!(
+            (features.host_address_width, features.domain_id_bits),
+            (39, 16)
+        );
+        assert_eq!(features.maximum_guest_address_width, 48);
+        assert_eq!(features.widths.field(), 0b0110);
+        assert!(features.second_stage && features.second_stage_1gib && features.pasid);
+        assert!(!features.first_stage && !features.nested && !features.page_walk_coherency);
+    }
+
+    #[test]
+    fn domain_ids_are_those_of_the_capability() {
+        // §11.4.2: ND = 0 is 4 bits.
+        let bench = bench(|options| options.capability = CAPABILITY & !7);
+        assert_eq!(bench.unit.free_domain_ids(), 15);
+        let first = bench.unit.allocate_domain_id().unwrap();
+        for _ in 0..14 {
+            assert_ne!(bench.unit.allocate_domain_id(), Some(DomainId::ZERO));
+        }
+        assert_eq!(bench.unit.allocate_domain_id(), None);
+        bench.unit.free_domain_id(first);
+        assert_eq!(bench.unit.allocate_domain_id(), Some(first));
+    }
+}

@@ -1,0 +1,117 @@
+//! `cargo xtask run`: the image, booted once.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use console::style;
+
+use crate::MachineArguments;
+use crate::progress::{Mark, Progress};
+use crate::qemu::{self, Line, Qemu};
+use crate::report::{self, Report, Taken};
+use crate::{image, setup};
+
+/// The time that the image may take; it takes a second or two.
+const TIME_LIMIT: Duration = Duration::from_secs(120);
+
+/// In each of QEMU's warnings about features of the processor model that it does not emulate.
+const MODEL_WARNING: &str = "TCG doesn't support requested feature";
+
+/// Arguments of `run`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) machine: MachineArguments,
+    /// Where to write the JSON report.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+/// Sets up, builds, boots, reports; `true` if everything held.
+pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
+    let report = build_and_boot(&arguments.machine)
+        .unwrap_or_else(|error| Report::failed(format!("{error:#}")));
+    if let Some(path) = &arguments.report {
+        report::write(path, &report)?;
+    }
+    for why in &report.why {
+        println!("{} {why}", style("not held:").red());
+    }
+    println!();
+    if report.ok {
+        println!("Everything held.");
+    } else {
+        println!("Not everything held: {} reason(s) above.", report.why.len());
+    }
+    Ok(report.ok)
+}
+
+fn build_and_boot(machine: &MachineArguments) -> Result<Report> {
+    setup::target()?;
+    let qemu = setup::qemu(machine.qemu())?;
+    let progress = Progress::start("building the image");
+    let image = match image::build(&progress) {
+        Ok(image) => image,
+        Err(error) => {
+            progress.finish(Mark::Fail, "");
+            return Err(error);
+        }
+    };
+    progress.finish(Mark::Pass, &image.display().to_string());
+    let iommu = match machine.iommu() {
+        Some(options) => options.to_owned(),
+        None => qemu.scalable_options(""),
+    };
+    let progress = Progress::start(format!("booting on QEMU {} with {iommu}", qemu.version()));
+    let report = boot(&qemu, &image, &iommu, machine.devices(), &progress)?;
+    let mark = if report.ok { Mark::Pass } else { Mark::Fail };
+    progress.finish(mark, &summary(&report));
+    Ok(report)
+}
+
+/// Boots the image once, shows its console and returns the settled report.
+pub(crate) fn boot(
+    qemu: &Qemu,
+    image: &Path,
+    iommu: &str,
+    devices: &[String],
+    progress: &Progress,
+) -> Result<Report> {
+    let mut command = qemu.command(image, iommu, devices);
+    let mut report = Report::default();
+    let mut errors = Vec::new();
+    let ending = qemu::run(&mut command, TIME_LIMIT, |line| match line {
+        Line::Qemu(line) => errors.push(line),
+        Line::Console(line) => match report.take(&line) {
+            Taken::Merged => {}
+            Taken::Step(step) => {
+                let mark = if step.ok { Mark::Pass } else { Mark::Fail };
+                let figures = report::shown_figures(&step.figures);
+                progress.line(&format!("  {} {:<16} {figures}", mark.shown(), step.name));
+                progress.at(&step.name);
+            }
+            Taken::Text(text) => progress.line(&format!("  {} {text}", style("|").dim())),
+        },
+    })?;
+    report.finish(&ending);
+    if !report.ok {
+        for error in errors.iter().filter(|error| !error.contains(MODEL_WARNING)) {
+            progress.line(&format!("  {} {error}", style("qemu:").dim()));
+        }
+    }
+    Ok(report)
+}
+
+/// One line about a boot: the back end, the number of steps.
+pub(crate) fn summary(report: &Report) -> String {
+    let held = report.steps.iter().filter(|step| step.ok).count();
+    let backend = report.backend.as_deref().unwrap_or("no back end");
+    let mut text = format!("{backend}, {held} of {} steps held", report.steps.len());
+    let totals = report::shown_figures(&report.totals);
+    if !totals.is_empty() {
+        text.push_str(&format!("; {totals}"));
+    }
+    text
+}
