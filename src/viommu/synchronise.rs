@@ -290,11 +290,6 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         );
     }
 
-    fn pasid_bits_of(&self, index: usize) -> u8 {
-        let device = self.devices.get(index).map_or(0, |slot| slot.pasid_bits());
-        self.pasid_bits().min(device)
-    }
-
     fn enter_device(&mut self, memory: &impl GuestMemory, pass: &mut Pass, from: usize) {
         let Some(index) = self.next_selected(pass.devices, from) else {
             pass.position = match pass.entries {
@@ -314,7 +309,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         if let Some(GuestContext::Scalable(context)) = self.context_of(memory, index) {
             pass.device = index;
             pass.directory = context.pasid_directory;
-            pass.limit = pasid_limit(&context, self.pasid_bits_of(index));
+            pass.limit = pasid_limit(&context, self.pasid_bits());
             pass.position = Position::Directory(0);
         }
     }
@@ -524,7 +519,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         context: &ScalableContext<Gpa>,
         pasid: Pasid,
     ) -> Option<(PasidEntry, Desired)> {
-        if pasid.as_u32() >= pasid_limit(context, self.pasid_bits_of(device)) {
+        if pasid.as_u32() >= pasid_limit(context, self.pasid_bits()) {
             return None;
         }
         let tables = self.tables;
@@ -820,7 +815,6 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
                 request: crate::arch::register::RequestType::Read,
                 privileged: false,
                 execute: false,
-                fault_processing_disabled: false,
             });
         }
     }

@@ -16,6 +16,8 @@ use crate::paging::walk::{
 };
 
 use super::fault::GuestFault;
+use super::host::Host;
+use super::statistics::count;
 use super::tables::{GuestContext, TableFault, guest_binding, legacy_binding};
 use super::unit::VirtualUnit;
 
@@ -36,7 +38,7 @@ pub struct DmaRequest {
 
 impl DmaRequest {
     /// The fault of this request for a reason.
-    pub const fn fault(&self, reason: FaultReason, fault_processing_disabled: bool) -> GuestFault {
+    pub const fn fault(&self, reason: FaultReason) -> GuestFault {
         GuestFault {
             source_id: self.source_id,
             pasid: self.pasid,
@@ -49,12 +51,82 @@ impl DmaRequest {
             },
             privileged: self.access.privileged,
             execute: self.execute,
-            fault_processing_disabled,
         }
     }
 }
 
+/// Where the guest's tables lead a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestTranslation {
+    /// The guest-physical address, offset included. It may be outside the guest's memory.
+    pub address: Gpa,
+    /// The rights that the guest's tables grant.
+    pub rights: Rights,
+    /// Size of the guest's page.
+    pub size: PageSize,
+    /// Whether an entry on the way disables fault processing (`FPD`, §7.1.1).
+    pub fault_processing_disabled: bool,
+}
+
+/// Why the guest's tables lead a request nowhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TranslationFault {
+    /// The reason as hardware would record it, in the mode of the guest's root table (§7.1.3).
+    pub reason: FaultReason,
+    /// Whether an entry on the way, the faulty one included, disables fault processing (`FPD`):
+    /// then a qualified fault is not recorded (§7.1.1).
+    pub suppressed: bool,
+}
+
 impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
+    /// Where the guest's tables lead a request that asks for no execution; see
+    /// [`translate_request`](Self::translate_request).
+    ///
+    /// # Errors
+    ///
+    /// [`TranslationFault`].
+    pub fn translate<M: GuestMemory>(
+        &self,
+        memory: &M,
+        source_id: SourceId,
+        pasid: Option<Pasid>,
+        address: Iova,
+        access: Access,
+    ) -> Result<GuestTranslation, TranslationFault> {
+        self.translate_request(
+            memory,
+            &DmaRequest {
+                source_id,
+                pasid,
+                address,
+                access,
+                execute: false,
+            },
+        )
+    }
+
+    /// As [`translate_request`](Self::translate_request), for an emulated device: the fault is
+    /// recorded for the guest, unless its tables say that it is not.
+    ///
+    /// # Errors
+    ///
+    /// [`TranslationFault`]; the request is to be aborted.
+    pub fn translate_and_record<Ho: Host<Binding = B>>(
+        &mut self,
+        host: &mut Ho,
+        request: &DmaRequest,
+    ) -> Result<GuestTranslation, TranslationFault> {
+        let result = self.translate_request(host.memory(), request);
+        if let Err(fault) = result {
+            if fault.suppressed && fault.reason.is_qualified() {
+                count(&mut self.statistics.faults_disabled);
+            } else {
+                self.record_fault(&request.fault(fault.reason), host);
+            }
+        }
+        result
+    }
+
     /// Where the guest's tables lead a request, as they read now.
     ///
     /// The address is not checked against the guest's memory. Requests without PASID to
@@ -63,17 +135,17 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     ///
     /// # Errors
     ///
-    /// The fault as hardware would record it, in the mode of the guest's root table (§7.1.3).
-    pub fn translate<M: GuestMemory>(
+    /// [`TranslationFault`].
+    pub fn translate_request<M: GuestMemory>(
         &self,
         memory: &M,
         request: &DmaRequest,
-    ) -> Result<Translation<Gpa>, GuestFault> {
+    ) -> Result<GuestTranslation, TranslationFault> {
         let status = self.registers.status();
         if !status.contains(GlobalStatus::TRANSLATION_ENABLED) {
-            return Ok(untranslated(request.address));
+            return Ok(untranslated(request.address, false));
         }
-        let fault = |reason, disabled| request.fault(reason, disabled);
+        let fault = |reason, suppressed| TranslationFault { reason, suppressed };
         let mode = self.root.mode();
         if request.pasid.is_some() && matches!(mode, TranslationTableMode::Legacy) {
             return Err(fault(TableFault::PasidInLegacyMode.reason(), false));
@@ -125,7 +197,16 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
                 (binding.translation, access, false)
             }
         };
-        let fault = |reason| request.fault(reason, disabled);
+        let fault = |reason| TranslationFault {
+            reason,
+            suppressed: disabled,
+        };
+        let found = |translation: Translation<Gpa>| GuestTranslation {
+            address: translation.address,
+            rights: translation.rights,
+            size: translation.size,
+            fault_processing_disabled: disabled,
+        };
         let tables = GuestTables(memory);
         match translation {
             PasidTranslation::FirstStage {
@@ -140,6 +221,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
                     write_protect,
                 };
                 walk_first_stage(&tables, table, &self.tables, request.address, access)
+                    .map(found)
                     .map_err(|walk| fault(walk.reason_for(access, is_legacy)))
             }
             PasidTranslation::SecondStage { root, width } => walk_second_stage(
@@ -149,6 +231,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
                 request.address.as_u64(),
                 access,
             )
+            .map(found)
             .map_err(|walk| fault(walk.reason_for(access, is_legacy))),
             PasidTranslation::PassThrough => {
                 if !request.address.fits(self.features.host_address_width) {
@@ -161,7 +244,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
                 if is_interrupt_address(request.address.as_u64()) {
                     return Err(fault(FaultReason::InterruptAddress));
                 }
-                Ok(untranslated(request.address))
+                Ok(untranslated(request.address, disabled))
             }
             // Nesting is never shown, so no entry decodes to it.
             PasidTranslation::Nested { .. } => Err(fault(FaultReason::PasidEntryInvalid)),
@@ -170,10 +253,11 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
 }
 
 /// The address itself, with all rights.
-const fn untranslated(address: Iova) -> Translation<Gpa> {
-    Translation {
+const fn untranslated(address: Iova, fault_processing_disabled: bool) -> GuestTranslation {
+    GuestTranslation {
         address: Gpa::new(address.as_u64()),
         rights: Rights::READ_WRITE,
         size: PageSize::Size4KiB,
+        fault_processing_disabled,
     }
 }

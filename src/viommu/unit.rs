@@ -1,5 +1,7 @@
 //! The virtual unit: what the guest programs, and the loop that carries it out.
 
+use core::fmt;
+
 use crate::arch::capability::{CapabilityError, ExtendedCapabilityField, Features, validate};
 use crate::arch::capability::{CapabilityField, ExtendedCapability};
 use crate::arch::descriptor::{IotlbGranularity, WaitStatus};
@@ -28,8 +30,6 @@ use super::tables::{GuestContext, GuestTableReader, table_features};
 pub struct VirtualUnitConfig {
     /// The capability registers that the guest sees, and the width of guest-physical addresses.
     pub features: Features,
-    /// The number of fault records, as `CAP.NFR` shows it: 1 to [`MAX_FAULT_RECORDS`].
-    pub fault_records: u8,
     /// A number that the guest does not know: hides where the store keeps what.
     pub hash_seed: u64,
 }
@@ -46,27 +46,38 @@ pub enum ConfigError {
     },
     /// The width of guest-physical addresses is not in 12 to 52 bits.
     AddressWidth(u8),
-    /// The number of fault records is 0, too large, or not what `CAP.NFR` shows.
-    FaultRecords(u8),
+    /// `CAP.NFR` shows more than [`MAX_FAULT_RECORDS`] fault records.
+    FaultRecords(u16),
     /// There are more devices or bindings than their numbers have room for.
     Capacity(usize),
 }
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Capability(_) => f.write_str("the capability registers contradict themselves"),
+            Self::NotEmulated { field } => write!(f, "{field} is not emulated"),
+            Self::AddressWidth(bits) => write!(f, "guest-physical addresses of {bits} bits"),
+            Self::FaultRecords(count) => write!(f, "{count} fault records"),
+            Self::Capacity(capacity) => write!(f, "a capacity of {capacity}"),
+        }
+    }
+}
+
+impl core::error::Error for ConfigError {}
 
 /// What a device is to the virtual unit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DeviceKind {
     /// A physical device assigned to the machine: its bindings are made by the host, as soon as
     /// the guest announces them.
-    Assigned {
-        /// The width of the PASIDs that it can send, in bits; 0 if it sends none.
-        pasid_bits: u8,
-    },
+    Assigned,
     /// A device that the hypervisor emulates: it asks [`VirtualUnit::translate`], and the host has
     /// nothing to do for it.
     Emulated,
 }
 
-/// Why a device cannot be added, changed or removed.
+/// Why a device cannot be added or changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DeviceError {
     /// The handle is beyond the device table.
@@ -82,8 +93,6 @@ pub enum DeviceError {
     Unknown(DeviceHandle),
     /// Another device has the source-id.
     SourceIdInUse(SourceId),
-    /// A binding could not be taken away; it is kept, and a later call tries again.
-    Bind(BindError),
 }
 
 /// What [`VirtualUnit::poll`] leaves.
@@ -161,15 +170,8 @@ impl<B> DeviceSlot<B> {
     pub(super) const fn is_assigned(&self) -> bool {
         matches!(
             (self.state, self.kind),
-            (SlotState::Active, DeviceKind::Assigned { .. })
+            (SlotState::Active, DeviceKind::Assigned)
         )
-    }
-
-    pub(super) const fn pasid_bits(&self) -> u8 {
-        match self.kind {
-            DeviceKind::Assigned { pasid_bits } => pasid_bits,
-            DeviceKind::Emulated => 0,
-        }
     }
 }
 
@@ -268,7 +270,6 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     pub fn new(config: VirtualUnitConfig) -> Result<Self, ConfigError> {
         let VirtualUnitConfig {
             features,
-            fault_records,
             hash_seed,
         } = config;
         validate(
@@ -284,11 +285,11 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         if !(12..=52).contains(&features.host_address_width) {
             return Err(ConfigError::AddressWidth(features.host_address_width));
         }
-        if !(1..=MAX_FAULT_RECORDS).contains(&fault_records)
-            || features.capability.fault_record_count() != u16::from(fault_records)
-        {
-            return Err(ConfigError::FaultRecords(fault_records));
-        }
+        let shown = features.capability.fault_record_count();
+        let fault_records = match u8::try_from(shown) {
+            Ok(records) if records <= MAX_FAULT_RECORDS => records,
+            _ => return Err(ConfigError::FaultRecords(shown)),
+        };
         if DEVICES > usize::from(u16::MAX) {
             return Err(ConfigError::Capacity(DEVICES));
         }
@@ -334,13 +335,13 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         self.devices.get(handle.index())?.default.actual
     }
 
-    /// The mode of the root table in force.
-    pub const fn table_mode(&self) -> TranslationTableMode {
-        self.root.mode()
+    /// Whether the root table in force is a legacy one (`TTM`).
+    pub const fn is_legacy_mode(&self) -> bool {
+        matches!(self.root.mode(), TranslationTableMode::Legacy)
     }
 
     /// Whether the guest sees translation as on (`TES`).
-    pub fn is_translating(&self) -> bool {
+    pub fn is_translation_enabled(&self) -> bool {
         self.registers
             .status()
             .contains(GlobalStatus::TRANSLATION_ENABLED)
@@ -474,19 +475,19 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     ///
     /// # Errors
     ///
-    /// [`DeviceError::Unknown`], or [`DeviceError::Bind`] for the first binding that the host could
-    /// not take away: a later call tries again.
+    /// [`BindError::UnknownDevice`], or why the host could not take a binding away: that is kept,
+    /// and a later call tries again.
     pub fn remove_device<Ho: Host<Binding = B>>(
         &mut self,
         handle: DeviceHandle,
         host: &mut Ho,
-    ) -> Result<Progress, DeviceError> {
+    ) -> Result<Progress, BindError> {
         let index = handle.index();
         let slot = self
             .devices
             .get_mut(index)
             .filter(|slot| slot.state != SlotState::Free)
-            .ok_or(DeviceError::Unknown(handle))?;
+            .ok_or(BindError::UnknownDevice(handle))?;
         slot.state = SlotState::Removing;
         if let DeviceKind::Emulated = slot.kind {
             *slot = DeviceSlot::free();
@@ -531,9 +532,9 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         Ok(Progress::Done)
     }
 
-    fn removal_failed(&mut self, index: usize, pasid: Pasid, error: BindError) -> DeviceError {
+    fn removal_failed(&mut self, index: usize, pasid: Pasid, error: BindError) -> BindError {
         self.failed(index, pasid, &Desired::Blocked, &error);
-        DeviceError::Bind(error)
+        error
     }
 
     // Registers.
