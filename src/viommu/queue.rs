@@ -47,7 +47,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             self.queue_error(QueueErrorInfo::InvalidTail);
             return None;
         }
-        if tail % width.len_bytes() != 0 {
+        if !tail.is_multiple_of(width.len_bytes()) {
             self.queue_error(QueueErrorInfo::MisalignedTail);
             return None;
         }

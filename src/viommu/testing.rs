@@ -560,7 +560,7 @@ impl Bench {
         for _ in 0..200_000 {
             if self.unit.poll(&mut self.host, self.budget) == Poll::Idle {
                 let pasids = self.host.actual.keys().filter(|key| key.1 != 0).count();
-                if self.host.stuck.is_empty() {
+                if self.host.stuck.is_empty() && self.host.fail.is_empty() {
                     assert_eq!(
                         self.unit.bindings() as usize,
                         pasids,

@@ -598,18 +598,12 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         let Some(write) = self.registers.write_dword(offset, value, covered) else {
             return;
         };
+        let refused = write.value >> 63 == 1 && !self.has_register_invalidation();
         match write.register {
             Register::GlobalCommand => self.command(write),
-            Register::ContextCommand if write.value >> 63 == 1 => {
-                if !self.has_register_invalidation() {
-                    self.complete_context_command(0);
-                }
-            }
-            Register::IotlbCommand if write.value >> 63 == 1 => {
-                if !self.has_register_invalidation() {
-                    self.complete_iotlb_command(0);
-                }
-            }
+            // Refused at once: the granularity done is 0 (§6.5.1).
+            Register::ContextCommand if refused => self.complete_context_command(0),
+            Register::IotlbCommand if refused => self.complete_iotlb_command(0),
             Register::FaultStatus => {
                 if !self
                     .registers
