@@ -3,7 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`host`] | the one seam to the host side: desired bindings, guest invalidations |
-//! | [`unit`] | the unit: registers, commands, devices, and the loop that gets work done |
+//! | [`mod@unit`] | the unit: registers, commands, devices, and the loop that gets work done |
 //! | [`registers`] | the table of all registers |
 //! | [`tables`] | the guest's root, context and PASID tables, read from hostile memory |
 //! | [`translate`] | translation by the guest's tables in software |

@@ -253,7 +253,7 @@ mod tests {
             for (key, at) in &model {
                 assert_eq!(cache.find(key.0, key.1), Some(*at));
                 let entry = cache.get(*at).unwrap();
-                assert_eq!((entry.device as u16, entry.pasid()), *key);
+                assert_eq!((entry.device, entry.pasid()), *key);
             }
         }
     }

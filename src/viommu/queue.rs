@@ -658,7 +658,7 @@ mod tests {
         t.store(guard, &[0x5a5a]);
         for _ in 0..3000 {
             let mut words = [next(), next(), 0, 0];
-            words[0] = words[0] & !0xf | next() % 11;
+            words[0] = words[0] & !0xf | (next() % 11);
             if next() % 2 == 0 {
                 words[0] &= 0x000f_ffff_ffff_003f;
                 words[1] = if words[0] & 0xf == 5 { STATUS } else { 0 };
