@@ -73,6 +73,20 @@ pub(super) fn access_of(record: &FaultRecord) -> Access {
     }
 }
 
+/// The PASID that the request carried.
+///
+/// `PP` is reserved without `ECAP.PASID`, yet emulated units set it, with `RID_PASID` as the PASID,
+/// for requests without one. Entries of this library have `RID_PASID` 0, and a request that does
+/// carry that value gets no further than SCT.9.
+pub(super) fn pasid_of(record: &FaultRecord, has_pasid: bool) -> Option<Pasid> {
+    let is_carried = |pasid: &Pasid| {
+        *pasid != Pasid::ZERO || record.reason_code() == FaultReason::PasidEqualsRidPasid.code()
+    };
+    record
+        .pasid()
+        .filter(|pasid| has_pasid && is_carried(pasid))
+}
+
 /// The reason for an address that the guest's tables allow but its machine does not have: the
 /// guest's doing, shown as the missing right in its unit's mode.
 pub(super) const fn outside_machine(access: Access, legacy: bool) -> FaultReason {

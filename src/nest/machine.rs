@@ -5,7 +5,7 @@ use core::fmt;
 use crate::arch::address::{AddressWidth, Gpa, Hpa};
 use crate::arch::fault::FaultReason;
 use crate::arch::features::TableFeatures;
-use crate::arch::register::FaultRecord;
+use crate::arch::register::{FaultRecord, TranslationTableMode};
 use crate::mem::{FrameError, Hypervisor, Owner, Registers};
 use crate::nest::backend::shadow::Shadow;
 use crate::nest::bind::{HostBinding, HostPort, HostSide};
@@ -13,7 +13,9 @@ use crate::nest::device::{
     AssignError, AssignedDevice, DeviceConfig, DeviceList, InterruptIsolation,
 };
 use crate::nest::domain::DomainTable;
-use crate::nest::fault::{FaultOutcome, HostFault, HostFaultCause, access_of, outside_machine};
+use crate::nest::fault::{
+    FaultOutcome, HostFault, HostFaultCause, access_of, outside_machine, pasid_of,
+};
 use crate::nest::invalidate::{Forwarding, MAXIMUM_UNITS};
 use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
 use crate::nest::offer::{Offer, OfferError, Policy, offer};
@@ -22,8 +24,8 @@ use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig};
 use crate::unit::Unit;
 use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Host, Progress};
 use crate::viommu::{
-    ConfigError, DeviceKind, GuestFault, Poll, VirtualUnit, VirtualUnitConfig,
-    VirtualUnitStatistics,
+    ConfigError, DeviceError, DeviceKind, DmaRequest, GuestFault, Poll, VirtualUnit,
+    VirtualUnitConfig, VirtualUnitStatistics,
 };
 
 /// Looks at hardware before a strict call gives up although the clock stands still.
@@ -159,6 +161,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             offer(units.iter().map(Unit::features), &config.policy).map_err(MachineError::Offer)?;
         let virtual_unit = VirtualUnit::new(VirtualUnitConfig {
             features: shown.features,
+            fault_records: config.policy.fault_records,
             hash_seed: config.hash_seed,
         })
         .map_err(MachineError::VirtualUnit)?;
@@ -333,7 +336,11 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         );
         if self
             .virtual_unit
-            .add_device(handle, config.guest_source_id, DeviceKind::Assigned)
+            .add_device(
+                handle,
+                config.guest_source_id,
+                DeviceKind::Assigned { pasid_bits },
+            )
             .is_err()
         {
             self.withdraw_tables(h, units, handle);
@@ -361,12 +368,14 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         handle: DeviceHandle,
     ) -> Result<Progress, BindError> {
         let source_id = self.host.devices.get(handle)?.config.source_id;
-        if self
+        match self
             .virtual_unit
-            .remove_device(handle, &mut port!(self, h, units))?
-            == Progress::Wait
+            .remove_device(handle, &mut port!(self, h, units))
         {
-            return Ok(Progress::Wait);
+            Ok(Progress::Done) => {}
+            Ok(Progress::Wait) => return Ok(Progress::Wait),
+            Err(DeviceError::Bind(error)) => return Err(error),
+            Err(_) => return Err(BindError::UnknownDevice(handle)),
         }
         if !self.withdraw_tables(h, units, handle) {
             return Err(BindError::Quarantined { source_id });
@@ -454,33 +463,33 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         };
         let guest_source_id = device.config.guest_source_id;
         let access = access_of(record);
+        let has_pasid = units
+            .get(usize::from(unit))
+            .is_some_and(|unit| unit.features().extended.has_pasid());
+        let pasid = pasid_of(record, has_pasid);
         let host = |cause| {
             FaultOutcome::Host(HostFault {
                 source_id: record.source_id(),
-                pasid: record.pasid(),
+                pasid,
                 address: record.address(),
                 reason_code: record.reason_code(),
                 cause,
             })
         };
-        let outcome = match self.explain(h, guest_source_id, record) {
-            Ok((reason, suppressed)) => {
-                let fault = GuestFault {
-                    source_id: guest_source_id,
-                    pasid: record.pasid(),
-                    reason,
-                    address: record.address(),
-                    request: record.request(),
-                    privileged: access.privileged,
-                    execute: record.is_execute(),
-                };
-                if !suppressed || !reason.is_qualified() {
-                    self.virtual_unit
-                        .record_fault(&fault, &mut port!(self, h, units));
-                }
+        let request = DmaRequest {
+            source_id: guest_source_id,
+            pasid,
+            address: record.address(),
+            access,
+            execute: record.is_execute(),
+        };
+        let outcome = match self.explain(h, &request, record.reason_code()) {
+            Ok(fault) => {
+                self.virtual_unit
+                    .record_fault(&fault, &mut port!(self, h, units));
                 FaultOutcome::Guest {
                     source_id: guest_source_id,
-                    reason,
+                    reason: fault.reason,
                     address: record.address(),
                 }
             }
@@ -496,48 +505,40 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         outcome
     }
 
-    /// The reason a guest sees for a hardware fault, and whether its tables disable recording it.
+    /// The fault that a guest sees for a request that hardware blocked for a reason.
     fn explain<H: Hypervisor>(
         &mut self,
         h: &H,
-        source_id: crate::arch::id::SourceId,
-        record: &FaultRecord,
-    ) -> Result<(FaultReason, bool), HostFaultCause> {
-        if !self.virtual_unit.is_translation_enabled() {
+        request: &DmaRequest,
+        reason_code: u8,
+    ) -> Result<GuestFault, HostFaultCause> {
+        if !self.virtual_unit.is_translating() {
             return Err(HostFaultCause::TranslationOff);
         }
-        let hardware =
-            FaultReason::from_code(record.reason_code()).ok_or(HostFaultCause::UnknownReason)?;
+        let hardware = FaultReason::from_code(reason_code).ok_or(HostFaultCause::UnknownReason)?;
         let memory = MachineMemory::new(h, &self.memory);
-        let access = access_of(record);
-        let legacy = self.virtual_unit.is_legacy_mode();
-        let walked = self.virtual_unit.translate(
-            &memory,
-            source_id,
-            record.pasid(),
-            record.address(),
-            access,
-        );
+        let (walked, disabled) = self.virtual_unit.walk(&memory, request);
         let translation = match walked {
-            Err(fault) => return Ok((fault.reason, fault.suppressed)),
+            Err(fault) => return Ok(fault),
             Ok(translation) => translation,
         };
-        let suppressed = translation.fault_processing_disabled;
+        let fault = |reason| Ok(request.fault(reason, disabled));
         match hardware {
             // The guest cannot see the second stage that denied the update.
             FaultReason::FirstStageUpdateDenied => {
-                return Ok((FaultReason::FirstStageUpdateFailed, suppressed));
+                return fault(FaultReason::FirstStageUpdateFailed);
             }
-            FaultReason::FirstStageUpdateUnsnooped => return Ok((hardware, suppressed)),
+            FaultReason::FirstStageUpdateUnsnooped => return fault(hardware),
             _ => {}
         }
+        let legacy = self.virtual_unit.table_mode() == TranslationTableMode::Legacy;
         match self.memory.translate(h, translation.address) {
-            None => Ok((outside_machine(access, legacy), suppressed)),
-            Some(mapping) if mapping.rights.contains(access.rights) => {
+            None => fault(outside_machine(request.access, legacy)),
+            Some(mapping) if mapping.rights.contains(request.access.rights) => {
                 // Allowed by now: the fault raced with a change.
                 self.host.statistics.faults_raced =
                     self.host.statistics.faults_raced.wrapping_add(1);
-                Ok((outside_machine(access, legacy), suppressed))
+                fault(outside_machine(request.access, legacy))
             }
             Some(_) => Err(HostFaultCause::MachineMemory {
                 address: translation.address,

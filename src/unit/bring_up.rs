@@ -218,14 +218,31 @@ impl<R: Registers> Unit<R> {
             })
             .ok_or(UnitError::QueueOrder(self.config.queue_order))?;
         self.write64_checked(Register64::INVALIDATION_QUEUE_TAIL, 0)?;
-        self.write64_checked(Register64::INVALIDATION_QUEUE_ADDRESS, address.bits())?;
-        let errors = FaultStatus::INVALIDATION_QUEUE_ERROR
-            | FaultStatus::INVALIDATION_COMPLETION_ERROR
-            | FaultStatus::INVALIDATION_TIMEOUT_ERROR;
+        self.registers
+            .lock()
+            .write64(Register64::INVALIDATION_QUEUE_ADDRESS, address.bits());
+        let mut errors = FaultStatus::INVALIDATION_QUEUE_ERROR;
+        if self.features.extended.has_device_tlb() {
+            // Reserved without device-TLBs (§11.4.7.1).
+            errors |= FaultStatus::INVALIDATION_COMPLETION_ERROR
+                | FaultStatus::INVALIDATION_TIMEOUT_ERROR;
+        }
         self.registers
             .lock()
             .write32(Register32::FAULT_STATUS, errors.bits());
         self.enable(h, GlobalCommand::QUEUED_INVALIDATION_ENABLE)?;
+        // Emulated units show the address only once the queue runs. Nothing is fetched before the
+        // tail moves, so it is not too late to look.
+        let register = Register64::INVALIDATION_QUEUE_ADDRESS;
+        let value = self.read64(register)?;
+        if value != address.bits() {
+            self.disable(h, GlobalCommand::QUEUED_INVALIDATION_ENABLE)?;
+            return Err(UnitError::ReadBack {
+                register: register.offset(),
+                expected: address.bits(),
+                value,
+            });
+        }
         let register = Register64::INVALIDATION_QUEUE_HEAD;
         match self.read64(register)? {
             0 => {

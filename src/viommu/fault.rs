@@ -30,6 +30,9 @@ pub struct GuestFault {
     pub privileged: bool,
     /// Execution was asked for.
     pub execute: bool,
+    /// An entry that the guest's tables led to disables fault processing (`FPD`), which silences
+    /// qualified faults (§7.1.1).
+    pub fault_processing_disabled: bool,
 }
 
 impl GuestFault {
@@ -84,6 +87,10 @@ impl FaultRecorder {
         registers: &mut RegisterFile,
         statistics: &mut VirtualUnitStatistics,
     ) {
+        if fault.fault_processing_disabled && fault.reason.is_qualified() {
+            count(&mut statistics.faults_disabled);
+            return;
+        }
         let status = registers.fault_status();
         if status.contains(FaultStatus::FAULT_OVERFLOW) {
             count(&mut statistics.faults_overflowed);
@@ -180,6 +187,7 @@ mod tests {
             request: RequestType::Read,
             privileged: false,
             execute: false,
+            fault_processing_disabled: false,
         }
     }
 
@@ -265,5 +273,21 @@ mod tests {
         assert_eq!(t.unit.read(FECTL, 4), 0xc000_0000);
         t.unit.write(FRCD + 16 + 12, 4, 1 << 31);
         assert_eq!(t.unit.read(FECTL, 4), 0x8000_0000);
+    }
+
+    #[test]
+    fn only_qualified_faults_are_silenced() {
+        // S58, §7.1.1.
+        let mut t = Bench::new();
+        let mut silenced = fault(0x10, FaultReason::PasidEntryNotPresent);
+        silenced.fault_processing_disabled = true;
+        t.record(silenced);
+        assert_eq!(
+            (t.unit.read(FSTS, 4), t.unit.statistics().faults_disabled),
+            (0, 1)
+        );
+        silenced.reason = FaultReason::PasidTableUnreadable;
+        t.record(silenced);
+        assert_eq!(t.unit.read(FSTS, 4), 2);
     }
 }

@@ -34,5 +34,5 @@ pub use host::{
     BindError, Desired, DeviceHandle, GuestBinding, GuestInvalidation, Host, PageRange, Progress,
 };
 pub use statistics::VirtualUnitStatistics;
-pub use translate::{DmaRequest, GuestTranslation, TranslationFault};
+pub use translate::DmaRequest;
 pub use unit::{ConfigError, DeviceError, DeviceKind, Poll, VirtualUnit, VirtualUnitConfig};

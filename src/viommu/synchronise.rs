@@ -290,6 +290,11 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         );
     }
 
+    fn pasid_bits_of(&self, index: usize) -> u8 {
+        let device = self.devices.get(index).map_or(0, |slot| slot.pasid_bits());
+        self.pasid_bits().min(device)
+    }
+
     fn enter_device(&mut self, memory: &impl GuestMemory, pass: &mut Pass, from: usize) {
         let Some(index) = self.next_selected(pass.devices, from) else {
             pass.position = match pass.entries {
@@ -309,7 +314,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         if let Some(GuestContext::Scalable(context)) = self.context_of(memory, index) {
             pass.device = index;
             pass.directory = context.pasid_directory;
-            pass.limit = pasid_limit(&context, self.pasid_bits());
+            pass.limit = pasid_limit(&context, self.pasid_bits_of(index));
             pass.position = Position::Directory(0);
         }
     }
@@ -519,7 +524,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         context: &ScalableContext<Gpa>,
         pasid: Pasid,
     ) -> Option<(PasidEntry, Desired)> {
-        if pasid.as_u32() >= pasid_limit(context, self.pasid_bits()) {
+        if pasid.as_u32() >= pasid_limit(context, self.pasid_bits_of(device)) {
             return None;
         }
         let tables = self.tables;
@@ -815,6 +820,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
                 request: crate::arch::register::RequestType::Read,
                 privileged: false,
                 execute: false,
+                fault_processing_disabled: false,
             });
         }
     }
@@ -1427,7 +1433,7 @@ mod tests {
         t.budget = 1;
         t.unit.write(GCMD, 4, QIE);
         while t.unit.poll(&mut t.host, 1) != super::super::unit::Poll::Idle {
-            if t.unit.is_translation_enabled() {
+            if t.unit.is_translating() {
                 continue;
             }
             assert_eq!(t.bound(0, 5), Desired::Blocked);
@@ -1435,7 +1441,7 @@ mod tests {
         }
         t.unit.write(GCMD, 4, QIE | TE);
         while t.unit.poll(&mut t.host, 1) != super::super::unit::Poll::Idle {
-            if t.unit.is_translation_enabled() {
+            if t.unit.is_translating() {
                 assert_eq!(t.host.actual.len(), 3);
             }
         }

@@ -21,6 +21,7 @@ use crate::paging::walk::Access;
 
 use super::fault::GuestFault;
 use super::host::*;
+use super::translate::DmaRequest;
 use super::unit::*;
 
 pub(super) const GCMD: u64 = 0x18;
@@ -349,6 +350,7 @@ impl Bench {
     pub(super) fn with(setup: Setup) -> Self {
         let config = VirtualUnitConfig {
             features: setup.features(),
+            fault_records: setup.fault_records,
             hash_seed: 0x1357_9bdf_0246_8ace,
         };
         Self {
@@ -420,7 +422,7 @@ impl Bench {
     }
 
     pub(super) fn assign(&mut self, index: u16, source_id: u16) {
-        let kind = DeviceKind::Assigned;
+        let kind = DeviceKind::Assigned { pasid_bits: 20 };
         self.unit
             .add_device(handle(index), sid(source_id), kind)
             .unwrap();
@@ -496,14 +498,14 @@ impl Bench {
 
     pub(super) fn enable_translation(&mut self) {
         self.command(TE);
-        assert!(self.unit.is_translation_enabled());
+        assert!(self.unit.is_translating());
     }
 
     pub(super) fn disable_translation(&mut self) {
         let persistent = self.unit.read(GSTS, 4) & 0x96ff_ffff;
         self.unit.write(GCMD, 4, persistent & !TE);
         self.run();
-        assert!(!self.unit.is_translation_enabled());
+        assert!(!self.unit.is_translating());
     }
 
     pub(super) fn enable_queue(&mut self) {
@@ -629,11 +631,17 @@ impl Bench {
         address: u64,
         access: Access,
     ) -> Result<u64, u8> {
-        let (value, address) = (value.map(pasid), Iova::new(address));
-        self.unit
-            .translate(&self.host.memory, sid(source_id), value, address, access)
-            .map(|translation| translation.address.as_u64())
-            .map_err(|fault| fault.reason.code())
+        let request = DmaRequest {
+            source_id: sid(source_id),
+            pasid: value.map(pasid),
+            address: Iova::new(address),
+            access,
+            execute: false,
+        };
+        match self.unit.translate(&self.host.memory, &request) {
+            Ok(translation) => Ok(translation.address.as_u64()),
+            Err(fault) => Err(fault.reason.code()),
+        }
     }
 }
 

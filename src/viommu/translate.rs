@@ -16,8 +16,6 @@ use crate::paging::walk::{
 };
 
 use super::fault::GuestFault;
-use super::host::Host;
-use super::statistics::count;
 use super::tables::{GuestContext, TableFault, guest_binding, legacy_binding};
 use super::unit::VirtualUnit;
 
@@ -38,7 +36,7 @@ pub struct DmaRequest {
 
 impl DmaRequest {
     /// The fault of this request for a reason.
-    pub const fn fault(&self, reason: FaultReason) -> GuestFault {
+    pub const fn fault(&self, reason: FaultReason, fault_processing_disabled: bool) -> GuestFault {
         GuestFault {
             source_id: self.source_id,
             pasid: self.pasid,
@@ -51,82 +49,12 @@ impl DmaRequest {
             },
             privileged: self.access.privileged,
             execute: self.execute,
+            fault_processing_disabled,
         }
     }
-}
-
-/// Where the guest's tables lead a request.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct GuestTranslation {
-    /// The guest-physical address, offset included. It may be outside the guest's memory.
-    pub address: Gpa,
-    /// The rights that the guest's tables grant.
-    pub rights: Rights,
-    /// Size of the guest's page.
-    pub size: PageSize,
-    /// Whether an entry on the way disables fault processing (`FPD`, §7.1.1).
-    pub fault_processing_disabled: bool,
-}
-
-/// Why the guest's tables lead a request nowhere.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct TranslationFault {
-    /// The reason as hardware would record it, in the mode of the guest's root table (§7.1.3).
-    pub reason: FaultReason,
-    /// Whether an entry on the way, the faulty one included, disables fault processing (`FPD`):
-    /// then a qualified fault is not recorded (§7.1.1).
-    pub suppressed: bool,
 }
 
 impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
-    /// Where the guest's tables lead a request that asks for no execution; see
-    /// [`translate_request`](Self::translate_request).
-    ///
-    /// # Errors
-    ///
-    /// [`TranslationFault`].
-    pub fn translate<M: GuestMemory>(
-        &self,
-        memory: &M,
-        source_id: SourceId,
-        pasid: Option<Pasid>,
-        address: Iova,
-        access: Access,
-    ) -> Result<GuestTranslation, TranslationFault> {
-        self.translate_request(
-            memory,
-            &DmaRequest {
-                source_id,
-                pasid,
-                address,
-                access,
-                execute: false,
-            },
-        )
-    }
-
-    /// As [`translate_request`](Self::translate_request), for an emulated device: the fault is
-    /// recorded for the guest, unless its tables say that it is not.
-    ///
-    /// # Errors
-    ///
-    /// [`TranslationFault`]; the request is to be aborted.
-    pub fn translate_and_record<Ho: Host<Binding = B>>(
-        &mut self,
-        host: &mut Ho,
-        request: &DmaRequest,
-    ) -> Result<GuestTranslation, TranslationFault> {
-        let result = self.translate_request(host.memory(), request);
-        if let Err(fault) = result {
-            if fault.suppressed && fault.reason.is_qualified() {
-                count(&mut self.statistics.faults_disabled);
-            } else {
-                self.record_fault(&request.fault(fault.reason), host);
-            }
-        }
-        result
-    }
-
     /// Where the guest's tables lead a request, as they read now.
     ///
     /// The address is not checked against the guest's memory. Requests without PASID to
@@ -135,17 +63,38 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     ///
     /// # Errors
     ///
-    /// [`TranslationFault`].
-    pub fn translate_request<M: GuestMemory>(
+    /// The fault as hardware would record it, in the mode of the guest's root table (§7.1.3).
+    pub fn translate<M: GuestMemory>(
         &self,
         memory: &M,
         request: &DmaRequest,
-    ) -> Result<GuestTranslation, TranslationFault> {
+    ) -> Result<Translation<Gpa>, GuestFault> {
+        self.walk(memory, request).0
+    }
+
+    /// As [`translate`](Self::translate), and whether an entry on the way disables fault
+    /// processing (`FPD`): for faults that are found behind the guest's tables.
+    pub fn walk<M: GuestMemory>(
+        &self,
+        memory: &M,
+        request: &DmaRequest,
+    ) -> (Result<Translation<Gpa>, GuestFault>, bool) {
+        let mut disabled = false;
+        let result = self.walk_tables(memory, request, &mut disabled);
+        (result, disabled)
+    }
+
+    fn walk_tables<M: GuestMemory>(
+        &self,
+        memory: &M,
+        request: &DmaRequest,
+        disabled: &mut bool,
+    ) -> Result<Translation<Gpa>, GuestFault> {
         let status = self.registers.status();
         if !status.contains(GlobalStatus::TRANSLATION_ENABLED) {
-            return Ok(untranslated(request.address, false));
+            return Ok(untranslated(request.address));
         }
-        let fault = |reason, suppressed| TranslationFault { reason, suppressed };
+        let fault = |reason, disabled| request.fault(reason, disabled);
         let mode = self.root.mode();
         if request.pasid.is_some() && matches!(mode, TranslationTableMode::Legacy) {
             return Err(fault(TableFault::PasidInLegacyMode.reason(), false));
@@ -157,7 +106,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         let context = reader
             .context(request.source_id)
             .map_err(|(table, disabled)| fault(table.reason(), disabled))?;
-        let mut disabled = context.is_fault_processing_disabled();
+        *disabled = context.is_fault_processing_disabled();
         let (translation, access, is_legacy) = match context {
             GuestContext::Legacy(context) => {
                 (legacy_binding(&context).translation, request.access, true)
@@ -171,42 +120,34 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
                         context.rid_pasid
                     }
                     Some(_) if !context.pasid_enabled => {
-                        return refuse(TableFault::PasidDisabled, disabled);
+                        return refuse(TableFault::PasidDisabled, *disabled);
                     }
                     Some(pasid) if pasid.as_u32() >> self.pasid_bits().min(20) != 0 => {
                         let bits = self.pasid_bits();
-                        return refuse(TableFault::PasidTooLarge { bits }, disabled);
+                        return refuse(TableFault::PasidTooLarge { bits }, *disabled);
                     }
                     Some(pasid) if pasid == context.rid_pasid => {
-                        return refuse(TableFault::PasidEqualsRidPasid, disabled);
+                        return refuse(TableFault::PasidEqualsRidPasid, *disabled);
                     }
                     Some(pasid) => pasid,
                 };
                 let (entry, directory_disables) = reader
                     .pasid_entry(&context, pasid)
-                    .map_err(|(table, more)| fault(table.reason(), disabled || more))?;
-                disabled |= directory_disables || entry.is_fault_processing_disabled();
+                    .map_err(|(table, more)| fault(table.reason(), *disabled || more))?;
+                *disabled |= directory_disables || entry.is_fault_processing_disabled();
                 let binding = guest_binding(&entry, &self.tables)
-                    .map_err(|entry| fault(TableFault::Entry(entry).reason(), disabled))?;
+                    .map_err(|entry| fault(TableFault::Entry(entry).reason(), *disabled))?;
                 if request.execute {
-                    return refuse(TableFault::ExecuteRequest, disabled);
+                    return refuse(TableFault::ExecuteRequest, *disabled);
                 }
                 if access.privileged && !binding.supervisor_requests {
-                    return refuse(TableFault::SupervisorRequest, disabled);
+                    return refuse(TableFault::SupervisorRequest, *disabled);
                 }
                 (binding.translation, access, false)
             }
         };
-        let fault = |reason| TranslationFault {
-            reason,
-            suppressed: disabled,
-        };
-        let found = |translation: Translation<Gpa>| GuestTranslation {
-            address: translation.address,
-            rights: translation.rights,
-            size: translation.size,
-            fault_processing_disabled: disabled,
-        };
+        let disabled = *disabled;
+        let fault = |reason| request.fault(reason, disabled);
         let tables = GuestTables(memory);
         match translation {
             PasidTranslation::FirstStage {
@@ -221,7 +162,6 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
                     write_protect,
                 };
                 walk_first_stage(&tables, table, &self.tables, request.address, access)
-                    .map(found)
                     .map_err(|walk| fault(walk.reason_for(access, is_legacy)))
             }
             PasidTranslation::SecondStage { root, width } => walk_second_stage(
@@ -231,7 +171,6 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
                 request.address.as_u64(),
                 access,
             )
-            .map(found)
             .map_err(|walk| fault(walk.reason_for(access, is_legacy))),
             PasidTranslation::PassThrough => {
                 if !request.address.fits(self.features.host_address_width) {
@@ -244,7 +183,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
                 if is_interrupt_address(request.address.as_u64()) {
                     return Err(fault(FaultReason::InterruptAddress));
                 }
-                Ok(untranslated(request.address, disabled))
+                Ok(untranslated(request.address))
             }
             // Nesting is never shown, so no entry decodes to it.
             PasidTranslation::Nested { .. } => Err(fault(FaultReason::PasidEntryInvalid)),
@@ -253,12 +192,11 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
 }
 
 /// The address itself, with all rights.
-const fn untranslated(address: Iova, fault_processing_disabled: bool) -> GuestTranslation {
-    GuestTranslation {
+const fn untranslated(address: Iova) -> Translation<Gpa> {
+    Translation {
         address: Gpa::new(address.as_u64()),
         rights: Rights::READ_WRITE,
         size: PageSize::Size4KiB,
-        fault_processing_disabled,
     }
 }
 
@@ -281,17 +219,19 @@ mod tests {
 
     /// The fault reason, and whether it is to be suppressed.
     fn fault(t: &Bench, value: Option<u32>) -> (u8, bool) {
-        let fault = t
-            .unit
-            .translate(
-                &t.host.memory,
-                sid(D0),
-                value.map(pasid),
-                Iova::new(0),
-                Access::READ,
-            )
-            .unwrap_err();
-        (fault.reason.code(), fault.suppressed)
+        let request = DmaRequest {
+            source_id: sid(D0),
+            pasid: value.map(pasid),
+            address: Iova::new(0),
+            access: Access::READ,
+            execute: false,
+        };
+        let (result, disabled) = t.unit.walk(&t.host.memory, &request);
+        let fault = result.unwrap_err();
+        (
+            fault.reason.code(),
+            fault.fault_processing_disabled || disabled,
+        )
     }
 
     /// PASID 5 with a first-stage table: addresses of its tables, top level first.
@@ -458,7 +398,7 @@ mod tests {
             execute: true,
         };
         let reason = |request: &DmaRequest| {
-            let result = t.unit.translate_request(&t.host.memory, request);
+            let result = t.unit.translate(&t.host.memory, request);
             result.unwrap_err().reason.code()
         };
         assert_eq!(reason(&request), 0x5c);
@@ -624,8 +564,9 @@ mod tests {
             if level != "none" {
                 t.store(at, &[t.host.memory.load(at) | FPD]);
             }
-            let result = t.unit.translate_and_record(&mut t.host, &request);
-            assert_eq!(result.unwrap_err().reason.code(), 0x59);
+            let fault = t.unit.translate(&t.host.memory, &request).unwrap_err();
+            assert_eq!(fault.reason.code(), 0x59);
+            t.record(fault);
             let recorded = t.take_fault();
             assert_eq!(recorded.is_some(), level == "none", "{level}");
             t.store(context, &[clean[0]]);

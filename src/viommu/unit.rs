@@ -30,6 +30,8 @@ use super::tables::{GuestContext, GuestTableReader, table_features};
 pub struct VirtualUnitConfig {
     /// The capability registers that the guest sees, and the width of guest-physical addresses.
     pub features: Features,
+    /// The number of fault records, as `CAP.NFR` shows it: 1 to [`MAX_FAULT_RECORDS`].
+    pub fault_records: u8,
     /// A number that the guest does not know: hides where the store keeps what.
     pub hash_seed: u64,
 }
@@ -46,8 +48,8 @@ pub enum ConfigError {
     },
     /// The width of guest-physical addresses is not in 12 to 52 bits.
     AddressWidth(u8),
-    /// `CAP.NFR` shows more than [`MAX_FAULT_RECORDS`] fault records.
-    FaultRecords(u16),
+    /// The number of fault records is 0, too large, or not what `CAP.NFR` shows.
+    FaultRecords(u8),
     /// There are more devices or bindings than their numbers have room for.
     Capacity(usize),
 }
@@ -71,13 +73,16 @@ impl core::error::Error for ConfigError {}
 pub enum DeviceKind {
     /// A physical device assigned to the machine: its bindings are made by the host, as soon as
     /// the guest announces them.
-    Assigned,
+    Assigned {
+        /// The width of the PASIDs that it can send, in bits; 0 if it sends none.
+        pasid_bits: u8,
+    },
     /// A device that the hypervisor emulates: it asks [`VirtualUnit::translate`], and the host has
     /// nothing to do for it.
     Emulated,
 }
 
-/// Why a device cannot be added or changed.
+/// Why a device cannot be added, changed or removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DeviceError {
     /// The handle is beyond the device table.
@@ -93,7 +98,25 @@ pub enum DeviceError {
     Unknown(DeviceHandle),
     /// Another device has the source-id.
     SourceIdInUse(SourceId),
+    /// A binding could not be taken away; it is kept, and a later call tries again.
+    Bind(BindError),
 }
+
+impl fmt::Display for DeviceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BeyondTable { handle, capacity } => {
+                write!(f, "device {handle:?} is beyond a table of {capacity}")
+            }
+            Self::InUse(handle) => write!(f, "device {handle:?} is in use"),
+            Self::Unknown(handle) => write!(f, "no device {handle:?}"),
+            Self::SourceIdInUse(source_id) => write!(f, "{source_id} is in use"),
+            Self::Bind(error) => fmt::Display::fmt(error, f),
+        }
+    }
+}
+
+impl core::error::Error for DeviceError {}
 
 /// What [`VirtualUnit::poll`] leaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -170,8 +193,15 @@ impl<B> DeviceSlot<B> {
     pub(super) const fn is_assigned(&self) -> bool {
         matches!(
             (self.state, self.kind),
-            (SlotState::Active, DeviceKind::Assigned)
+            (SlotState::Active, DeviceKind::Assigned { .. })
         )
+    }
+
+    pub(super) const fn pasid_bits(&self) -> u8 {
+        match self.kind {
+            DeviceKind::Assigned { pasid_bits } => pasid_bits,
+            DeviceKind::Emulated => 0,
+        }
     }
 }
 
@@ -270,6 +300,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     pub fn new(config: VirtualUnitConfig) -> Result<Self, ConfigError> {
         let VirtualUnitConfig {
             features,
+            fault_records,
             hash_seed,
         } = config;
         validate(
@@ -285,11 +316,11 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         if !(12..=52).contains(&features.host_address_width) {
             return Err(ConfigError::AddressWidth(features.host_address_width));
         }
-        let shown = features.capability.fault_record_count();
-        let fault_records = match u8::try_from(shown) {
-            Ok(records) if records <= MAX_FAULT_RECORDS => records,
-            _ => return Err(ConfigError::FaultRecords(shown)),
-        };
+        if !(1..=MAX_FAULT_RECORDS).contains(&fault_records)
+            || features.capability.fault_record_count() != u16::from(fault_records)
+        {
+            return Err(ConfigError::FaultRecords(fault_records));
+        }
         if DEVICES > usize::from(u16::MAX) {
             return Err(ConfigError::Capacity(DEVICES));
         }
@@ -335,13 +366,13 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         self.devices.get(handle.index())?.default.actual
     }
 
-    /// Whether the root table in force is a legacy one (`TTM`).
-    pub const fn is_legacy_mode(&self) -> bool {
-        matches!(self.root.mode(), TranslationTableMode::Legacy)
+    /// The mode of the root table in force.
+    pub const fn table_mode(&self) -> TranslationTableMode {
+        self.root.mode()
     }
 
     /// Whether the guest sees translation as on (`TES`).
-    pub fn is_translation_enabled(&self) -> bool {
+    pub fn is_translating(&self) -> bool {
         self.registers
             .status()
             .contains(GlobalStatus::TRANSLATION_ENABLED)
@@ -475,19 +506,19 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     ///
     /// # Errors
     ///
-    /// [`BindError::UnknownDevice`], or why the host could not take a binding away: that is kept,
-    /// and a later call tries again.
+    /// [`DeviceError::Unknown`], or [`DeviceError::Bind`] for the first binding that the host could
+    /// not take away: a later call tries again.
     pub fn remove_device<Ho: Host<Binding = B>>(
         &mut self,
         handle: DeviceHandle,
         host: &mut Ho,
-    ) -> Result<Progress, BindError> {
+    ) -> Result<Progress, DeviceError> {
         let index = handle.index();
         let slot = self
             .devices
             .get_mut(index)
             .filter(|slot| slot.state != SlotState::Free)
-            .ok_or(BindError::UnknownDevice(handle))?;
+            .ok_or(DeviceError::Unknown(handle))?;
         slot.state = SlotState::Removing;
         if let DeviceKind::Emulated = slot.kind {
             *slot = DeviceSlot::free();
@@ -532,9 +563,9 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         Ok(Progress::Done)
     }
 
-    fn removal_failed(&mut self, index: usize, pasid: Pasid, error: BindError) -> BindError {
+    fn removal_failed(&mut self, index: usize, pasid: Pasid, error: BindError) -> DeviceError {
         self.failed(index, pasid, &Desired::Blocked, &error);
-        error
+        DeviceError::Bind(error)
     }
 
     // Registers.
@@ -1175,10 +1206,10 @@ mod tests {
         // A byte of GCMD leaves the others as commanded.
         t.unit.write(GCMD + 3, 1, TE >> 24);
         t.run();
-        assert!(t.unit.is_translation_enabled());
+        assert!(t.unit.is_translating());
         t.unit.write(GCMD, 1, 0xff);
         t.run();
-        assert!(t.unit.is_translation_enabled());
+        assert!(t.unit.is_translating());
     }
 
     #[test]
@@ -1223,6 +1254,7 @@ mod tests {
     }
 
     const CCMD: u64 = 0x28;
+    const ASSIGNED: DeviceKind = DeviceKind::Assigned { pasid_bits: 20 };
 
     #[test]
     fn register_based_invalidation_works_in_legacy_mode_without_a_queue() {
@@ -1328,7 +1360,7 @@ mod tests {
         t.run();
         assert_eq!(
             t.unit.remove_device(handle(0), &mut t.host),
-            Err(BindError::UnknownDevice(handle(0)))
+            Err(DeviceError::Unknown(handle(0)))
         );
         // The handle is free again.
         t.assign(0, D0);
@@ -1343,7 +1375,7 @@ mod tests {
         t.invalidate_all();
         t.host.stuck.insert((0, 5));
         assert!(t.unit.remove_device(handle(0), &mut t.host).is_err());
-        let again = t.unit.add_device(handle(0), sid(D0), DeviceKind::Assigned);
+        let again = t.unit.add_device(handle(0), sid(D0), ASSIGNED);
         assert_eq!(again, Err(DeviceError::InUse(handle(0))));
         t.invalidate_all();
         assert_eq!(t.unit.bindings(), 1);
@@ -1381,7 +1413,7 @@ mod tests {
     fn devices_are_told_apart() {
         let mut t = Bench::new();
         t.assign(0, D0);
-        let kind = DeviceKind::Assigned;
+        let kind = ASSIGNED;
         let add = |t: &mut Bench, index, source_id| {
             t.unit.add_device(handle(index), sid(source_id), kind)
         };
@@ -1398,6 +1430,23 @@ mod tests {
             t.unit.set_source_id(handle(3), sid(1)),
             Err(DeviceError::Unknown(handle(3)))
         );
+    }
+
+    #[test]
+    fn a_device_gets_no_pasid_that_it_cannot_send() {
+        // R14: the width of the device, below that of the unit.
+        for (pasid_bits, expected) in [(0, 1), (3, 8), (6, 64), (20, 70)] {
+            let mut t = Bench::scalable();
+            t.context(D1, DirectoryOrder::LARGEST);
+            for pasid in 0..70 {
+                t.entry(D1, pasid, first_stage(7, 0x20_0000));
+            }
+            let kind = DeviceKind::Assigned { pasid_bits };
+            t.unit.add_device(handle(1), sid(D1), kind).unwrap();
+            t.invalidate_pasid(7, 8);
+            t.invalidate_all();
+            assert_eq!(t.host.actual.len(), expected, "{pasid_bits}");
+        }
     }
 
     #[test]
@@ -1465,9 +1514,7 @@ mod tests {
     #[test]
     fn a_budget_of_nothing_does_nothing() {
         let mut t = Bench::new();
-        t.unit
-            .add_device(handle(0), sid(D0), DeviceKind::Assigned)
-            .unwrap();
+        t.unit.add_device(handle(0), sid(D0), ASSIGNED).unwrap();
         assert_eq!(t.unit.poll(&mut t.host, 0), Poll::Again);
         assert_eq!(t.host.operations(), 0);
     }
@@ -1480,6 +1527,7 @@ mod tests {
             change(&mut features);
             Unit::new(VirtualUnitConfig {
                 features,
+                fault_records: 4,
                 hash_seed: 1,
             })
             .err()
@@ -1492,7 +1540,7 @@ mod tests {
             (|f| f.host_address_width = 53, ConfigError::AddressWidth(53)),
             (
                 |f| f.capability = f.capability.with(C::FAULT_RECORD_COUNT, 40),
-                ConfigError::FaultRecords(41),
+                ConfigError::FaultRecords(4),
             ),
             (
                 |f| f.extended = f.extended.with(E::INTERRUPT_REMAPPING, 1),

@@ -13,7 +13,7 @@ use vtd_nest::arch::address::Hpa;
 use crate::exit;
 
 /// Size of the stack; the 2-MiB page below it is not mapped.
-const STACK_SIZE_BYTES: usize = 256 * 1024;
+const STACK_SIZE_BYTES: usize = 1024 * 1024;
 
 /// Level-3 tables of the identity map, 512 GiB each.
 const LEVEL3_TABLES: usize = 2;

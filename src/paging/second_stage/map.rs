@@ -129,6 +129,7 @@ impl<I: InputAddress> SecondStage<I> {
         }
         h.write64(at, entry.as_u64());
         self.flush_entry(h, at);
+        h.fence();
         Ok(if current.is_present() {
             PageChange::Replaced
         } else {

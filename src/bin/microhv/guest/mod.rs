@@ -9,6 +9,7 @@ mod job;
 mod tables;
 mod unit;
 
+#[allow(unused_imports, reason = "hosted tests use fewer")]
 pub(crate) use job::{Blocked, BlockedTarget, Job, JobError, Layout, STEPS};
 
 use vtd_nest::arch::address::Gpa;

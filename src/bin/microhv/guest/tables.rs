@@ -90,14 +90,16 @@ impl IoTable {
             } else {
                 table = pages.take(machine)?;
                 let entry = match self.kind {
-                    Kind::FirstStage => FirstStageEntry::table(table).as_u64(),
+                    // Preset, so that the table also works where walks are not snooped (§3.10).
+                    Kind::FirstStage => FirstStageEntry::table(table)
+                        .with(FirstStageEntry::ACCESSED)
+                        .as_u64(),
                     Kind::SecondStage => SecondStageEntry::table(table).as_u64(),
                 };
                 write_u64(machine, slot, entry);
             }
         }
         let entry = page.map_or(0, |page| match self.kind {
-            // Preset, so that the table also works where walks are not snooped (§3.10).
             Kind::FirstStage => FirstStageEntry::leaf(page, PageSize::Size4KiB, true, true)
                 .with(FirstStageEntry::ACCESSED | FirstStageEntry::DIRTY)
                 .as_u64(),

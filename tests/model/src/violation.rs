@@ -1,0 +1,161 @@
+//! What software did that the architecture forbids.
+
+use vtd_nest::arch::id::{DomainId, SourceId};
+
+/// A breach of the architecture by software. The model goes on as hardware plausibly would.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Violation {
+    /// Access to an offset where this unit has no register.
+    UnknownRegister {
+        /// Offset in the register window, in bytes.
+        offset: u16,
+    },
+    /// A register was accessed with another width than §11.2 allows.
+    AccessWidth {
+        /// Offset in the register window, in bytes.
+        offset: u16,
+        /// Width of the access, in bytes.
+        width_bytes: u8,
+    },
+    /// A read-only register was written.
+    ReadOnlyRegister {
+        /// Offset in the register window, in bytes.
+        offset: u16,
+        /// The value.
+        value: u32,
+    },
+    /// A write-only register was read.
+    WriteOnlyRegister {
+        /// Offset in the register window, in bytes.
+        offset: u16,
+    },
+    /// Reserved bits were written with ones (or not preserved).
+    ReservedRegisterBits {
+        /// Offset of the dword, in bytes.
+        offset: u16,
+        /// The reserved bits that were set.
+        bits: u32,
+    },
+    /// One GCMD write asked for more than one change (§11.4.4.1).
+    SeveralCommands {
+        /// `GSTS_REG` before the write.
+        status: u32,
+        /// The value written.
+        command: u32,
+    },
+    /// A command while the one before was not complete (§6.9).
+    CommandInProgress {
+        /// Offset of the register written, in bytes.
+        offset: u16,
+    },
+    /// A command bit of a feature that the unit lacks.
+    UnsupportedCommand {
+        /// The bit in `GCMD_REG`.
+        bit: u32,
+    },
+    /// TE without a root table pointer set before (§6.6).
+    TranslationWithoutRootTable,
+    /// IRE without a table pointer set before (§6.7).
+    InterruptRemappingWithoutTable,
+    /// TTM or SSIRWE changed while TES=1 and CAP.ESRTPS=0 (§6.6).
+    TableModeChangedWhileEnabled {
+        /// The root table address in force.
+        old: u64,
+        /// The new one.
+        new: u64,
+    },
+    /// EIME changed while IRES=1 (§11.4.10).
+    ExtendedInterruptModeChangedWhileEnabled,
+    /// QIE with a tail that is not 0 (§6.5.2).
+    QueueEnabledWithTail {
+        /// `IQT_REG`.
+        tail: u32,
+    },
+    /// QIE while a register-based invalidation was pending, or QIE cleared while the queue was not
+    /// drained by a final wait (§6.5.2).
+    QueueDisabledBusy {
+        /// `IQH_REG`.
+        head: u32,
+        /// `IQT_REG`.
+        tail: u32,
+    },
+    /// `IQA_REG` written while QIES=1 (§11.4.9.3).
+    QueueAddressWhileEnabled {
+        /// The value.
+        value: u64,
+    },
+    /// The tail moved so that submitted descriptors are withdrawn.
+    QueueTailMovedBack {
+        /// `IQH_REG`.
+        head: u32,
+        /// The tail before.
+        old: u32,
+        /// The tail written.
+        new: u32,
+    },
+    /// A wait descriptor's status address is not memory (§6.5.2.9).
+    WaitStatusAddress {
+        /// The address.
+        address: u64,
+    },
+    /// A device-TLB descriptor while TES=0 (§4.3).
+    DeviceTlbWhileDisabled {
+        /// The device.
+        source_id: SourceId,
+    },
+    /// Register-based invalidation where it does not work (§6.5.1).
+    RegisterInvalidation {
+        /// Offset of the register written, in bytes.
+        offset: u16,
+    },
+    /// Domain-id 0 in an entry while CAP.CM=1 (§6.2.2, §6.2.3).
+    DomainZeroInCachingMode {
+        /// Whose entry.
+        source_id: SourceId,
+    },
+    /// Two entries share a domain-id and disagree in the second-stage root or width (§6.2.3.1).
+    DomainSecondStageDiffers {
+        /// The domain-id.
+        domain_id: DomainId,
+        /// Whose entry came first.
+        first: SourceId,
+        /// Whose entry came second.
+        second: SourceId,
+    },
+    /// Two entries of different devices share domain-id and PASID and disagree in the first-stage
+    /// root, its paging mode or the translation type (§6.2.3.1).
+    DomainFirstStageDiffers {
+        /// The domain-id.
+        domain_id: DomainId,
+        /// The PASID.
+        pasid: u32,
+        /// Whose entry came first.
+        first: SourceId,
+        /// Whose entry came second.
+        second: SourceId,
+    },
+    /// A domain-id is used by first-stage or pass-through entries and by second-stage or nested
+    /// ones (§6.2.3.1).
+    DomainTypesMixed {
+        /// The domain-id.
+        domain_id: DomainId,
+    },
+    /// Entries share a first-stage root (and second-stage root) and disagree in FSPM or EAFE
+    /// (§6.2.3.1).
+    FirstStageRootDiffers {
+        /// The root as the entries hold it.
+        root: u64,
+    },
+    /// Entries share a second-stage root and disagree in SSADE (§6.2.3.1).
+    SecondStageRootDiffers {
+        /// The root.
+        root: u64,
+    },
+    /// A request was translated to an address where there is no memory.
+    DmaOutsideMemory {
+        /// The host-physical address.
+        address: u64,
+    },
+    /// The model has no model of this yet.
+    NotModelled(&'static str),
+}

@@ -1,0 +1,9 @@
+//! The model against the specification, by hand-built tables.
+
+mod caches;
+mod coherency;
+mod faults;
+mod queue;
+mod registers;
+mod support;
+mod walks;
