@@ -108,7 +108,7 @@ impl Qemu {
             ])
             .args(["-serial", "stdio", "-monitor", "none"])
             // Virtual time jumps over the 100 ms that each DMA of `edu` takes.
-            .args(["-icount", "shift=0,sleep=off"])
+            .args(["-icount", "shift=7,sleep=off"])
             .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
             .arg("-device")
             .arg(format!("intel-iommu,{iommu}"))

@@ -130,8 +130,8 @@ impl From<FrameError> for MapError {
 
 /// What hardware may still use after an unmap, and owns the detached table pages.
 ///
-/// Owed: an IOTLB invalidation of the range for every domain-id that uses the table, then
-/// [`settle`](Self::settle). Dropped, its frames are lost to the pool, counted, and never reused.
+/// Owed: an IOTLB invalidation of the range for every domain-id that uses the table; after it
+/// the frames are free. Dropped, its frames are lost to the pool, counted, and never reused.
 #[must_use = "hardware may use the old mapping until it is invalidated"]
 #[derive(Debug)]
 pub struct Unmapped<I> {
