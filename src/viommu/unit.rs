@@ -1,5 +1,7 @@
 //! The virtual unit: what the guest programs, and the loop that carries it out.
 
+use core::fmt;
+
 use crate::arch::capability::{CapabilityError, ExtendedCapabilityField, Features, validate};
 use crate::arch::capability::{CapabilityField, ExtendedCapability};
 use crate::arch::descriptor::{IotlbGranularity, WaitStatus};
@@ -52,6 +54,20 @@ pub enum ConfigError {
     Capacity(usize),
 }
 
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Capability(_) => f.write_str("the capability registers contradict themselves"),
+            Self::NotEmulated { field } => write!(f, "{field} is not emulated"),
+            Self::AddressWidth(bits) => write!(f, "guest-physical addresses of {bits} bits"),
+            Self::FaultRecords(count) => write!(f, "{count} fault records"),
+            Self::Capacity(capacity) => write!(f, "a capacity of {capacity}"),
+        }
+    }
+}
+
+impl core::error::Error for ConfigError {}
+
 /// What a device is to the virtual unit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DeviceKind {
@@ -85,6 +101,22 @@ pub enum DeviceError {
     /// A binding could not be taken away; it is kept, and a later call tries again.
     Bind(BindError),
 }
+
+impl fmt::Display for DeviceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BeyondTable { handle, capacity } => {
+                write!(f, "device {handle:?} is beyond a table of {capacity}")
+            }
+            Self::InUse(handle) => write!(f, "device {handle:?} is in use"),
+            Self::Unknown(handle) => write!(f, "no device {handle:?}"),
+            Self::SourceIdInUse(source_id) => write!(f, "{source_id} is in use"),
+            Self::Bind(error) => fmt::Display::fmt(error, f),
+        }
+    }
+}
+
+impl core::error::Error for DeviceError {}
 
 /// What [`VirtualUnit::poll`] leaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -1398,6 +1430,23 @@ mod tests {
             t.unit.set_source_id(handle(3), sid(1)),
             Err(DeviceError::Unknown(handle(3)))
         );
+    }
+
+    #[test]
+    fn a_device_gets_no_pasid_that_it_cannot_send() {
+        // R14: the width of the device, below that of the unit.
+        for (pasid_bits, expected) in [(0, 1), (3, 8), (6, 64), (20, 70)] {
+            let mut t = Bench::scalable();
+            t.context(D1, DirectoryOrder::LARGEST);
+            for pasid in 0..70 {
+                t.entry(D1, pasid, first_stage(7, 0x20_0000));
+            }
+            let kind = DeviceKind::Assigned { pasid_bits };
+            t.unit.add_device(handle(1), sid(D1), kind).unwrap();
+            t.invalidate_pasid(7, 8);
+            t.invalidate_all();
+            assert_eq!(t.host.actual.len(), expected, "{pasid_bits}");
+        }
     }
 
     #[test]
