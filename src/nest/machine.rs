@@ -85,7 +85,7 @@ impl fmt::Display for MachineError {
                 write!(f, "{count} units, at most {capacity} can be used")
             }
             Self::Offer(error) => write!(f, "nothing can be offered: {error:?}"),
-            Self::VirtualUnit(error) => write!(f, "virtual unit: {error:?}"),
+            Self::VirtualUnit(error) => write!(f, "virtual unit: {error}"),
             Self::Frames(error) => write!(f, "no frames: {error:?}"),
             Self::Protected { range } => {
                 write!(f, "the range touches {}..{}", range.start, range.end)
