@@ -11,3 +11,4 @@ mod faults;
 // The image's guest driver: the same code on both benches.
 #[path = "../../src/bin/microhv/guest/mod.rs"]
 mod guest;
+mod stores;
