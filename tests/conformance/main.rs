@@ -6,6 +6,7 @@
 mod bench;
 mod bindings;
 mod containment;
+mod costs;
 mod end_to_end;
 mod faults;
 // The image's guest driver: the same code on both benches.
