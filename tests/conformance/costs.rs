@@ -15,7 +15,10 @@ fn cost(guest: &mut Guest, domain: u16, change: impl FnOnce(&mut Guest)) -> (u64
     let before = guest.bench.units[0].statistics().submissions;
     change(guest);
     guest.invalidate_pasid(domain, 5);
-    (guest.bench.units[0].statistics().submissions - before, guest.bench.take_descriptors())
+    (
+        guest.bench.units[0].statistics().submissions - before,
+        guest.bench.take_descriptors(),
+    )
 }
 
 // Cost targets: bind, replace, unbind, unchanged. 7 is a PASID-cache, 2 an IOTLB invalidation.
@@ -35,12 +38,21 @@ fn each_change_of_a_binding_costs_at_most_one_submission() {
         ("pass-through", 1, vec![7, 2]),
         ("unbind", 1, vec![7, 2]),
     ];
-    for (config, expected) in [(ModelConfig::nesting_server(), plain), (ModelConfig::caching_mode(), caching)] {
+    for (config, expected) in [
+        (ModelConfig::nesting_server(), plain),
+        (ModelConfig::caching_mode(), caching),
+    ] {
         let mut guest = Guest::new(Bench::new(config));
         let page = guest.page();
         let (root, other) = (guest.table(&[(IOVA, page)]), guest.table(&[(IOVA, page)]));
         let (entry, new_root) = (guest.entry(root, 7), guest.entry(other, 7));
-        let changes = [entry, entry, new_root, Guest::pass_through(7), PasidEntry::default()];
+        let changes = [
+            entry,
+            entry,
+            new_root,
+            Guest::pass_through(7),
+            PasidEntry::default(),
+        ];
         for (change, (name, submissions, descriptors)) in changes.into_iter().zip(expected) {
             let found = cost(&mut guest, 7, |guest| guest.set_entry(D0, 5, &change));
             assert_eq!(found, (submissions, descriptors), "{name}");

@@ -33,6 +33,10 @@ fn run(config: ModelConfig, policy: Policy, backend: Backend) -> Bench {
                     .unwrap_or_else(|error| panic!("{target:x?}: {error:x?}"));
                 assert_eq!(bench.model.memory.read64(OUTSIDE), 0x5ec3_e75e);
             }
+            assert!(
+                job.figures().faults >= 6,
+                "a write and a read for each target"
+            );
         } else {
             let figures = job
                 .run(&mut bench, step)

@@ -13,7 +13,10 @@ use crate::bench::{Bench, D0, Guest};
 const IOVA: u64 = 0x5000;
 
 fn shadow() -> Guest {
-    let policy = Policy { forbid_nesting: true, ..Policy::default() };
+    let policy = Policy {
+        forbid_nesting: true,
+        ..Policy::default()
+    };
     Guest::new(Bench::with_policy(ModelConfig::nesting_server(), policy))
 }
 
@@ -38,9 +41,21 @@ fn expect_room(guest: &mut Guest, room: u32, page: u64, entry: impl Fn(&Guest, u
         guest.expect_reaches(D0, Some(pasid), IOVA, page);
     }
     assert_eq!(guest.bench.hardware_entry(D0, room + 1), None);
-    assert!(guest.bench.vm.statistics().bind_errors + guest.bench.vm.virtual_unit_statistics().bind_failures > 0);
+    assert!(
+        guest.bench.vm.statistics().bind_errors
+            + guest.bench.vm.virtual_unit_statistics().bind_failures
+            > 0
+    );
     // Reason 58, source-id and PASID, in the guest's unit.
-    let at = u64::from(guest.bench.vm.offer().features.capability.fault_record_offset());
+    let at = u64::from(
+        guest
+            .bench
+            .vm
+            .offer()
+            .features
+            .capability
+            .fault_record_offset(),
+    );
     let high = guest.bench.vm.read_register(at + 8, 8);
     assert_eq!(high >> 63, 1, "a fault is recorded");
     assert_eq!(high >> 32 & 0xff, 0x58);
@@ -71,7 +86,9 @@ fn used_up_host_domain_ids_block_the_next_domain_only() {
     let mut guest = nested();
     let page = guest.page();
     let root = guest.table(&[(IOVA, page)]);
-    expect_room(&mut guest, 16, page, |guest, pasid| guest.entry(root, 100 + pasid as u16));
+    expect_room(&mut guest, 16, page, |guest, pasid| {
+        guest.entry(root, 100 + pasid as u16)
+    });
 }
 
 // S79
@@ -80,7 +97,9 @@ fn used_up_shadows_block_the_next_table_only() {
     let mut guest = shadow();
     let page = guest.page();
     let root = guest.table(&[(IOVA, page)]);
-    expect_room(&mut guest, 4, page, |guest, pasid| guest.entry(root, 100 + pasid as u16));
+    expect_room(&mut guest, 4, page, |guest, pasid| {
+        guest.entry(root, 100 + pasid as u16)
+    });
 }
 
 // S79: a machine's quota of frames bounds its shadows, and nobody else's.
@@ -102,9 +121,24 @@ fn used_up_quota_of_frames_blocks_the_next_shadow_only() {
     guest.set_entry(D0, 2, &entry);
     guest.invalidate_pasid(8, 2);
     assert_eq!(guest.bench.hardware_entry(D0, 2), None);
-    assert_eq!(guest.bench.model.hypervisor.pool().charged_frames(Owner::new(1)), charged, "nothing is kept");
+    assert_eq!(
+        guest
+            .bench
+            .model
+            .hypervisor
+            .pool()
+            .charged_frames(Owner::new(1)),
+        charged,
+        "nothing is kept"
+    );
     guest.expect_reaches(D0, Some(1), IOVA, page);
-    guest.bench.model.hypervisor.pool().set_quota(Owner::new(1), charged + 60).unwrap();
+    guest
+        .bench
+        .model
+        .hypervisor
+        .pool()
+        .set_quota(Owner::new(1), charged + 60)
+        .unwrap();
     guest.invalidate_pasid(8, 2);
     guest.expect_reaches(D0, Some(2), IOVA, page);
 }
@@ -120,20 +154,54 @@ fn full_device_table_and_missing_interrupt_remapping_refuse_assignment() {
     };
     let (h, units) = (&bench.model.hypervisor, &bench.units);
     // G1
-    assert_eq!(bench.vm.assign(h, units, config), Err(AssignError::InterruptRemappingMissing(config.source_id)));
-    config.interrupts = InterruptIsolation::WaivedByEmbedder;
-    assert_eq!(bench.vm.assign(h, units, DeviceConfig { unit: 9, ..config }), Err(AssignError::UnknownUnit(9)));
     assert_eq!(
-        bench.vm.assign(h, units, DeviceConfig { source_id: D0, ..config }),
+        bench.vm.assign(h, units, config),
+        Err(AssignError::InterruptRemappingMissing(config.source_id))
+    );
+    config.interrupts = InterruptIsolation::WaivedByEmbedder;
+    assert_eq!(
+        bench
+            .vm
+            .assign(h, units, DeviceConfig { unit: 9, ..config }),
+        Err(AssignError::UnknownUnit(9))
+    );
+    assert_eq!(
+        bench.vm.assign(
+            h,
+            units,
+            DeviceConfig {
+                source_id: D0,
+                ..config
+            }
+        ),
         Err(AssignError::InUse(D0))
     );
     for number in 0..6 {
         let id = SourceId::from_u16(0x500 + number);
-        bench.vm.assign(h, units, DeviceConfig { source_id: id, guest_source_id: id, ..config }).unwrap();
+        bench
+            .vm
+            .assign(
+                h,
+                units,
+                DeviceConfig {
+                    source_id: id,
+                    guest_source_id: id,
+                    ..config
+                },
+            )
+            .unwrap();
     }
     let id = SourceId::from_u16(0x600);
     let free = h.pool().free_frames();
-    let ninth = bench.vm.assign(h, units, DeviceConfig { source_id: id, guest_source_id: id, ..config });
+    let ninth = bench.vm.assign(
+        h,
+        units,
+        DeviceConfig {
+            source_id: id,
+            guest_source_id: id,
+            ..config
+        },
+    );
     assert_eq!(ninth, Err(AssignError::Full { capacity: 8 }));
     assert_eq!(h.pool().free_frames(), free);
 }
@@ -145,8 +213,13 @@ fn used_up_quota_refuses_a_mapping_and_changes_nothing() {
     let (h, units) = (&bench.model.hypervisor, &bench.units);
     let charged = h.pool().charged_frames(owner);
     h.pool().set_quota(owner, charged + 1).unwrap();
-    let (guest, host) = (Gpa::new(1 << 40), vtd_nest::arch::address::Hpa::new(0x8000_1000));
-    let refused = bench.vm.map_memory(h, units, guest, host, 0x1000, Rights::READ_WRITE);
+    let (guest, host) = (
+        Gpa::new(1 << 40),
+        vtd_nest::arch::address::Hpa::new(0x8000_1000),
+    );
+    let refused = bench
+        .vm
+        .map_memory(h, units, guest, host, 0x1000, Rights::READ_WRITE);
     let quota = charged + 1;
     let expected = MachineError::Map(MapError::Frames(FrameError::QuotaExceeded { owner, quota }));
     assert_eq!(refused, Err(expected));

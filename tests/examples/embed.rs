@@ -10,7 +10,8 @@ use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::register::Register64;
 use vtd_nest::mem::Owner;
 use vtd_nest::nest::{
-    DeviceConfig, InterruptIsolation, MachineConfig, PhysicalRange, Policy, ProtectedRanges, VirtualMachine,
+    DeviceConfig, InterruptIsolation, MachineConfig, PhysicalRange, Policy, ProtectedRanges,
+    VirtualMachine,
 };
 use vtd_nest::paging::Rights;
 use vtd_nest::unit::{Unit, UnitConfig};
@@ -21,7 +22,11 @@ type Vm = VirtualMachine<4, 256, 16, 4>;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The machine: what `Hypervisor` and `Registers` are implemented for.
-    let Machine { hypervisor, unit: registers, .. } = Machine::new(ModelConfig::nesting_server());
+    let Machine {
+        hypervisor,
+        unit: registers,
+        ..
+    } = Machine::new(ModelConfig::nesting_server());
 
     // The physical unit: from here on all DMA behind it is blocked.
     let unit = Unit::probe(registers.clone(), UnitConfig::new(0, 46))?;
@@ -32,7 +37,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // A virtual machine with 64 MiB, and what its devices may never reach.
     let mut protected = ProtectedRanges::new();
     let unit_registers = PhysicalRange::new(Hpa::new(0xfed9_0000), 0x1000);
-    protected.add(unit_registers).map_err(|full| format!("{full:?}"))?;
+    protected
+        .add(unit_registers)
+        .map_err(|full| format!("{full:?}"))?;
     let config = MachineConfig {
         number: 0,
         owner: Owner::new(1),
@@ -59,15 +66,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         unit: 0,
         interrupts: InterruptIsolation::WaivedByEmbedder,
     };
-    machine.assign(&hypervisor, &units, device).map_err(|error| format!("{error:?}"))?;
+    machine
+        .assign(&hypervisor, &units, device)
+        .map_err(|error| format!("{error:?}"))?;
     while machine.poll(&hypervisor, &units, 64) != Poll::Idle {}
     registers
-        .dma_write(source_id, None, vtd_nest::arch::address::Iova::new(0x1000), b"by guest-physical address")
+        .dma_write(
+            source_id,
+            None,
+            vtd_nest::arch::address::Iova::new(0x1000),
+            b"by guest-physical address",
+        )
         .map_err(|fault| format!("{fault:?}"))?;
 
     // VM exits on the virtual unit's page become these calls.
     let extended = machine.read_register(Register64::EXTENDED_CAPABILITY.offset().into(), 8);
-    println!("the guest sees ECAP {extended:#x}; its tables run {}", machine.offer().backend.name());
+    println!(
+        "the guest sees ECAP {extended:#x}; its tables run {}",
+        machine.offer().backend.name()
+    );
     registers.assert_no_violations();
     Ok(())
 }

@@ -163,7 +163,7 @@ fn blocked(hypervisor: &mut Hypervisor, job: &mut Job) -> Result<[Figure<'static
     Ok([
         ("targets", targets.len() as u64),
         ("hardware-faults", records),
-        ("bytes-leaked", 0),
+        ("guest-records", job.figures().faults),
     ])
 }
 

@@ -1,6 +1,6 @@
 //! What the guest does with its unit, step by step, and what has to come of it.
 
-use vtd_nest::arch::address::Gpa;
+use vtd_nest::arch::address::{AddressWidth, Gpa};
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::register::{FaultRecord, RequestType};
 
@@ -22,7 +22,8 @@ pub(crate) const STEPS: [&str; 6] = [
 
 /// Pairs of pages that the `translate` step copies between.
 const PAIRS: u64 = 64;
-/// I/O virtual address of the first source page; the others follow with gaps.
+/// I/O virtual address of the first source page; the others follow with gaps. All addresses of the
+/// job fit in 39 bits.
 const SOURCES: u64 = 0x12_3400_0000;
 /// I/O virtual address of the first destination page.
 const DESTINATIONS: u64 = 0x7f_0000_0000;
@@ -133,9 +134,14 @@ impl Job {
         let mut pages = Pages::new(layout.tables.0, layout.tables.1);
         let mut unit = Unit::bring_up(machine, &mut pages)?;
         let kind = unit.kind()?;
+        let width = if kind == Kind::FirstStage {
+            AddressWidth::Bits48
+        } else {
+            unit.width()?
+        };
         unit.install_tables(machine, &mut pages, layout.device)?;
         unit.set_translation(machine, true)?;
-        let table = IoTable::new(machine, &mut pages, kind)?;
+        let table = IoTable::new(machine, &mut pages, kind, width)?;
         unit.use_table(machine, &table)?;
         Ok(Self {
             layout,
@@ -144,6 +150,11 @@ impl Job {
             table,
             figures: Figures::default(),
         })
+    }
+
+    /// What was moved and taken since the last step began.
+    pub(crate) fn figures(&self) -> Figures {
+        self.figures
     }
 
     /// Runs a later step by name; `blocked` and `bring-up` have functions of their own.

@@ -1,13 +1,10 @@
 //! The guest's I/O page tables: first-stage or second-stage, as its unit offers (§9.7, §9.8).
 
-use vtd_nest::arch::address::{Gpa, PageSize};
+use vtd_nest::arch::address::{AddressWidth, Gpa, PageSize};
 use vtd_nest::arch::first_stage::FirstStageEntry;
 use vtd_nest::arch::second_stage::{Rights, SecondStageEntry};
 
 use super::{Machine, offset, read_u64, write_u64};
-
-/// Levels of the tables: 48-bit addresses.
-const LEVELS: u32 = 4;
 
 /// Hands out zeroed pages from a range of guest memory.
 #[derive(Debug)]
@@ -52,6 +49,8 @@ pub(crate) enum Kind {
 pub(crate) struct IoTable {
     /// Which kind.
     pub(crate) kind: Kind,
+    /// Width of its input, and so its levels; a first-stage table has 48 bits.
+    pub(crate) width: AddressWidth,
     /// Address of the top-level page.
     pub(crate) root: Gpa,
 }
@@ -62,9 +61,11 @@ impl IoTable {
         machine: &mut impl Machine,
         pages: &mut Pages,
         kind: Kind,
+        width: AddressWidth,
     ) -> Result<Self, OutOfPages> {
         Ok(Self {
             kind,
+            width,
             root: pages.take(machine)?,
         })
     }
@@ -78,7 +79,7 @@ impl IoTable {
         page: Option<Gpa>,
     ) -> Result<(), OutOfPages> {
         let mut table = self.root;
-        for level in (1..LEVELS).rev() {
+        for level in (1..u32::from(self.width.levels())).rev() {
             let slot = slot(table, iova, level);
             let entry = read_u64(machine, slot);
             let present = match self.kind {

@@ -104,6 +104,14 @@ impl Unit {
         }
     }
 
+    /// The width of tables that the unit walks: 48 bits, or 39 where it has no more.
+    pub(crate) fn width(&self) -> Result<AddressWidth, UnitError> {
+        [AddressWidth::Bits48, AddressWidth::Bits39]
+            .into_iter()
+            .find(|width| self.capability.supports_width(*width))
+            .ok_or(UnitError::NothingOffered(self.capability.bits()))
+    }
+
     /// Builds root, context, PASID directory and PASID table for one device, with no entry
     /// present, and makes the unit use them.
     pub(crate) fn install_tables(
@@ -178,7 +186,7 @@ impl Unit {
                 options,
             ),
             Kind::SecondStage => {
-                PasidEntry::guest_second_stage(table.root, AddressWidth::Bits48, DOMAIN_ID, options)
+                PasidEntry::guest_second_stage(table.root, table.width, DOMAIN_ID, options)
             }
         };
         self.set_entry(machine, &entry)
