@@ -116,7 +116,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         let (Some(pasid), Some(granularity)) = (pasid, granularity) else {
             return;
         };
-        for (unit, domain_id) in covered {
+        for &(unit, domain_id) in &covered {
             if self.is_bound(unit, domain_id, pasid) {
                 self.collect(
                     unit,
@@ -227,7 +227,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 domain.owes_flush = true;
             }
         }
-        for (unit, domain_id, descriptor) in pages {
+        for &(unit, domain_id, descriptor) in &pages {
             self.collect(unit, domain_id, descriptor);
         }
         result.map(|_| ())

@@ -84,7 +84,7 @@ impl fmt::Display for MachineError {
             Self::TooManyUnits { count, capacity } => {
                 write!(f, "{count} units, at most {capacity} can be used")
             }
-            Self::Offer(error) => write!(f, "nothing can be offered: {error:?}"),
+            Self::Offer(error) => write!(f, "nothing can be offered: {error}"),
             Self::VirtualUnit(error) => write!(f, "virtual unit: {error}"),
             Self::Frames(error) => write!(f, "no frames: {error:?}"),
             Self::Protected { range } => {

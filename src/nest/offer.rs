@@ -3,6 +3,8 @@
 //! Never more than is emulated, and never more than the hardware below can carry: a guest entry
 //! that the virtual unit accepts must not make the physical one fault for a reserved bit.
 
+use core::fmt;
+
 use crate::arch::address::AddressWidth;
 use crate::arch::capability::{
     Capability, CapabilityField, ExtendedCapability, ExtendedCapabilityField, Features,
@@ -74,6 +76,18 @@ pub enum OfferError {
         value: u8,
     },
 }
+
+impl fmt::Display for OfferError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoUnit => f.write_str("there is no unit"),
+            Self::NoCommonWidth => f.write_str("the units have no second-stage width in common"),
+            Self::Policy { field, value } => write!(f, "policy: {field} cannot be {value}"),
+        }
+    }
+}
+
+impl core::error::Error for OfferError {}
 
 /// What the guest is shown, and how it is carried out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

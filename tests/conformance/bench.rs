@@ -28,38 +28,38 @@ use vtd_nest::viommu::Poll;
 
 use crate::guest;
 
-pub type Vm = VirtualMachine<8, 64, 16, 4>;
+pub(crate) type Vm = VirtualMachine<8, 64, 16, 4>;
 
 /// Guest memory starts at guest-physical 0 and has this length.
-pub const GUEST_LEN_BYTES: u64 = 16 << 20;
+pub(crate) const GUEST_LEN_BYTES: u64 = 16 << 20;
 /// Host memory behind it, in another order.
 const GUEST_HOST: u64 = 0x4000_0000;
 const PIECE: u64 = 64 << 10;
 
 /// The device that most scenarios use.
-pub const D0: SourceId = SourceId::from_u16(0x0010);
+pub(crate) const D0: SourceId = SourceId::from_u16(0x0010);
 /// A second one.
-pub const D1: SourceId = SourceId::from_u16(0x0288);
+pub(crate) const D1: SourceId = SourceId::from_u16(0x0288);
 
 /// A machine on the model, up to assigned devices.
-pub struct Bench {
-    pub model: vtd_model::Machine,
-    pub units: Vec<Unit<ModelUnit>>,
-    pub vm: Vm,
-    pub edu: Edu,
+pub(crate) struct Bench {
+    pub(crate) model: vtd_model::Machine,
+    pub(crate) units: Vec<Unit<ModelUnit>>,
+    pub(crate) vm: Vm,
+    pub(crate) edu: Edu,
     /// What became of hardware faults.
-    pub faults: Vec<(FaultRecord, FaultOutcome)>,
+    pub(crate) faults: Vec<(FaultRecord, FaultOutcome)>,
     /// Budget of one poll.
-    pub budget: u32,
+    pub(crate) budget: u32,
 }
 
 impl Bench {
     /// A machine with devices [`D0`] and [`D1`].
-    pub fn new(config: ModelConfig) -> Self {
+    pub(crate) fn new(config: ModelConfig) -> Self {
         Self::with_policy(config, Policy::default())
     }
 
-    pub fn with_policy(config: ModelConfig, policy: Policy) -> Self {
+    pub(crate) fn with_policy(config: ModelConfig, policy: Policy) -> Self {
         let model = vtd_model::Machine::new(config.clone());
         let unit = Unit::probe(
             model.unit.clone(),
@@ -121,12 +121,12 @@ impl Bench {
     }
 
     /// Where a guest-physical address is on the host.
-    pub fn host_of(at: Gpa) -> Hpa {
+    pub(crate) fn host_of(at: Gpa) -> Hpa {
         Hpa::new(Self::host_piece(at.as_u64() / PIECE) + at.as_u64() % PIECE)
     }
 
     /// Runs the hypervisor until it is idle, and routes what hardware has recorded.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for round in 0.. {
             assert!(round < 100_000, "the machine never comes to rest");
             match self
@@ -150,7 +150,7 @@ impl Bench {
     }
 
     /// Descriptors executed by hardware since the last call, without waits.
-    pub fn take_descriptors(&mut self) -> Vec<u8> {
+    pub(crate) fn take_descriptors(&mut self) -> Vec<u8> {
         let kinds = self
             .model
             .unit
@@ -161,7 +161,7 @@ impl Bench {
     }
 
     /// The hardware entry for a device and PASID, in the physical unit's tables.
-    pub fn hardware_entry(&self, source_id: SourceId, pasid: u32) -> Option<PasidEntry> {
+    pub(crate) fn hardware_entry(&self, source_id: SourceId, pasid: u32) -> Option<PasidEntry> {
         let memory = &self.model.memory;
         let root = self.model.unit.root_table()?;
         let at = |base: u64, offset: u64| memory.read64(Hpa::new(base + offset));
@@ -186,7 +186,7 @@ impl Bench {
     }
 
     /// Where a device's read would go.
-    pub fn translate(
+    pub(crate) fn translate(
         &self,
         source_id: SourceId,
         pasid: Option<u32>,
@@ -202,7 +202,7 @@ impl Bench {
     }
 
     /// A request that must be blocked: settles, and gives the reason that the guest's unit records.
-    pub fn guest_reason(
+    pub(crate) fn guest_reason(
         &mut self,
         source_id: SourceId,
         pasid: Option<u32>,
@@ -270,14 +270,15 @@ impl guest::Machine for Bench {
 }
 
 /// Every way the model can cache.
-pub const CACHE_MODES: [CacheMode; 3] = [CacheMode::Hoarder, CacheMode::Tiny, CacheMode::None];
+pub(crate) const CACHE_MODES: [CacheMode; 3] =
+    [CacheMode::Hoarder, CacheMode::Tiny, CacheMode::None];
 
 /// A guest that writes its tables and descriptors by hand.
 ///
 /// Fixed places in guest memory: one root, context table and PASID directory with two tables for
 /// each device, and a bump allocator for page tables.
-pub struct Guest {
-    pub bench: Bench,
+pub(crate) struct Guest {
+    pub(crate) bench: Bench,
     tail: u64,
     waits: u32,
     next_page: u64,
@@ -295,7 +296,7 @@ const fn directory(source_id: SourceId) -> u64 {
 
 impl Guest {
     /// Queue and root table set, translation on, contexts of [`D0`] and [`D1`] present, no entry.
-    pub fn new(bench: Bench) -> Self {
+    pub(crate) fn new(bench: Bench) -> Self {
         use guest::Machine;
         let mut guest = Self {
             bench,
@@ -323,7 +324,12 @@ impl Guest {
     }
 
     /// Root, context and directory of a device in guest memory; no PASID entry.
-    pub fn install_context(&mut self, source_id: SourceId, directory: u64, order: DirectoryOrder) {
+    pub(crate) fn install_context(
+        &mut self,
+        source_id: SourceId,
+        directory: u64,
+        order: DirectoryOrder,
+    ) {
         let contexts = 0x8000 + 0x1000 * u64::from(source_id.bus());
         let mut root = [0; 16];
         let half = usize::from(RootHalf::of(source_id).quadword()) * 8;
@@ -345,27 +351,27 @@ impl Guest {
         }
     }
 
-    pub fn offers_pasid(&self) -> bool {
+    pub(crate) fn offers_pasid(&self) -> bool {
         self.bench.vm.offer().features.extended.has_pasid()
     }
 
-    pub fn context_at(&self, source_id: SourceId) -> u64 {
+    pub(crate) fn context_at(&self, source_id: SourceId) -> u64 {
         0x8000
             + 0x1000 * u64::from(source_id.bus())
             + 32 * u64::from(ScalableContextEntry::index(source_id))
     }
 
-    pub fn write(&mut self, at: u64, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, at: u64, bytes: &[u8]) {
         guest::Machine::write_memory(&mut self.bench, Gpa::new(at), bytes);
     }
 
-    pub fn read_u64(&mut self, at: u64) -> u64 {
+    pub(crate) fn read_u64(&mut self, at: u64) -> u64 {
         let mut bytes = [0; 8];
         guest::Machine::read_memory(&mut self.bench, Gpa::new(at), &mut bytes);
         u64::from_le_bytes(bytes)
     }
 
-    pub fn command(&mut self, command: GlobalCommand, on: bool) {
+    pub(crate) fn command(&mut self, command: GlobalCommand, on: bool) {
         use guest::Machine;
         let status = u64::from(Register32::GLOBAL_STATUS.offset());
         let now = self.bench.read_unit(status, 4) as u32 & GlobalCommand::PERSISTENT.bits();
@@ -383,11 +389,11 @@ impl Guest {
         );
     }
 
-    pub fn set_translation(&mut self, on: bool) {
+    pub(crate) fn set_translation(&mut self, on: bool) {
         self.command(GlobalCommand::TRANSLATION_ENABLE, on);
     }
 
-    pub fn set_root(&mut self, root: u64, mode: TranslationTableMode) {
+    pub(crate) fn set_root(&mut self, root: u64, mode: TranslationTableMode) {
         use guest::Machine;
         let address = RootTableAddress::new(Gpa::new(root), mode);
         self.bench.write_unit(
@@ -399,18 +405,18 @@ impl Guest {
     }
 
     /// Where the guest keeps an entry; PASIDs below 128.
-    pub fn entry_at(source_id: SourceId, pasid: u32) -> u64 {
+    pub(crate) fn entry_at(source_id: SourceId, pasid: u32) -> u64 {
         assert!(pasid < 128);
         directory(source_id) + 0x1000 + u64::from(pasid) * 64
     }
 
     /// Writes a PASID entry, and says nothing.
-    pub fn set_entry(&mut self, source_id: SourceId, pasid: u32, entry: &PasidEntry) {
+    pub(crate) fn set_entry(&mut self, source_id: SourceId, pasid: u32, entry: &PasidEntry) {
         self.write(Self::entry_at(source_id, pasid), &entry.to_bytes());
     }
 
     /// Puts descriptors and a wait into the queue; the wait must complete.
-    pub fn submit(&mut self, batch: &[Descriptor]) {
+    pub(crate) fn submit(&mut self, batch: &[Descriptor]) {
         use guest::Machine;
         self.waits += 1;
         let wait = Descriptor::Wait {
@@ -441,7 +447,7 @@ impl Guest {
     }
 
     /// PASID-cache invalidation, PASID-selective.
-    pub fn invalidate_pasid(&mut self, domain: u16, pasid: u32) {
+    pub(crate) fn invalidate_pasid(&mut self, domain: u16, pasid: u32) {
         let granularity = PasidCacheGranularity::Pasid {
             domain_id: DomainId::new(domain),
             pasid: Pasid::new(pasid).unwrap(),
@@ -449,19 +455,19 @@ impl Guest {
         self.submit(&[Descriptor::PasidCache { granularity }]);
     }
 
-    pub fn invalidate_pasid_domain(&mut self, domain: u16) {
+    pub(crate) fn invalidate_pasid_domain(&mut self, domain: u16) {
         self.submit(&[Descriptor::PasidCache {
             granularity: PasidCacheGranularity::Domain(DomainId::new(domain)),
         }]);
     }
 
-    pub fn invalidate_pasid_global(&mut self) {
+    pub(crate) fn invalidate_pasid_global(&mut self) {
         self.submit(&[Descriptor::PasidCache {
             granularity: PasidCacheGranularity::Global,
         }]);
     }
 
-    pub fn invalidate_context(&mut self, source_id: SourceId) {
+    pub(crate) fn invalidate_context(&mut self, source_id: SourceId) {
         let granularity = ContextGranularity::Device {
             source_id,
             function_mask: 0,
@@ -470,7 +476,7 @@ impl Guest {
         self.submit(&[Descriptor::ContextCache { granularity }]);
     }
 
-    pub fn invalidate_iotlb(&mut self, granularity: IotlbGranularity) {
+    pub(crate) fn invalidate_iotlb(&mut self, granularity: IotlbGranularity) {
         self.submit(&[Descriptor::Iotlb {
             granularity,
             drain_reads: true,
@@ -479,7 +485,7 @@ impl Guest {
     }
 
     /// A zeroed page of guest memory.
-    pub fn page(&mut self) -> u64 {
+    pub(crate) fn page(&mut self) -> u64 {
         let page = self.next_page;
         self.next_page += 0x1000;
         self.write(page, &[0; 4096]);
@@ -488,7 +494,7 @@ impl Guest {
 
     /// A page table of the kind that the unit offers, that maps each I/O virtual page to a
     /// guest-physical one.
-    pub fn table(&mut self, mappings: &[(u64, u64)]) -> u64 {
+    pub(crate) fn table(&mut self, mappings: &[(u64, u64)]) -> u64 {
         let root = self.page();
         for &(iova, page) in mappings {
             self.map(root, iova, Some(page));
@@ -496,12 +502,12 @@ impl Guest {
         root
     }
 
-    pub fn is_first_stage(&self) -> bool {
+    pub(crate) fn is_first_stage(&self) -> bool {
         self.bench.vm.offer().features.extended.has_first_stage()
     }
 
     /// Changes one page of a table, and says nothing.
-    pub fn map(&mut self, root: u64, iova: u64, page: Option<u64>) {
+    pub(crate) fn map(&mut self, root: u64, iova: u64, page: Option<u64>) {
         let first_stage = self.is_first_stage();
         let mut table = root;
         for level in (1..4).rev() {
@@ -538,7 +544,7 @@ impl Guest {
     }
 
     /// An entry of the kind that the unit offers.
-    pub fn entry(&self, root: u64, domain: u16) -> PasidEntry {
+    pub(crate) fn entry(&self, root: u64, domain: u16) -> PasidEntry {
         let (root, domain_id) = (Gpa::new(root), DomainId::new(domain));
         if self.is_first_stage() {
             PasidEntry::first_stage(
@@ -558,13 +564,13 @@ impl Guest {
         }
     }
 
-    pub fn pass_through(domain: u16) -> PasidEntry {
+    pub(crate) fn pass_through(domain: u16) -> PasidEntry {
         PasidEntry::pass_through(DomainId::new(domain), PasidEntryOptions::default())
     }
 
     /// Where a device's read goes, as a guest-physical address of a page made by [`page`](Self::page).
     #[track_caller]
-    pub fn expect_reaches(
+    pub(crate) fn expect_reaches(
         &mut self,
         source_id: SourceId,
         pasid: Option<u32>,
@@ -579,7 +585,7 @@ impl Guest {
     }
 
     #[track_caller]
-    pub fn expect_blocked(
+    pub(crate) fn expect_blocked(
         &mut self,
         source_id: SourceId,
         pasid: Option<u32>,

@@ -29,8 +29,11 @@ fn run(config: ModelConfig, policy: Policy, backend: Backend) -> Bench {
                 BlockedTarget::NotOfMachine(Gpa::new(OUTSIDE.as_u64())),
                 BlockedTarget::NotOfMachine(Gpa::new(0xfed9_0000)),
             ] {
-                job.check_blocked(&mut bench, target)
+                let blocked = job
+                    .check_blocked(&mut bench, target)
                     .unwrap_or_else(|error| panic!("{target:x?}: {error:x?}"));
+                let [write, read] = [blocked.write, blocked.read].map(|record| record.source_id());
+                assert_eq!((write, read), (D0, D0));
                 assert_eq!(bench.model.memory.read64(OUTSIDE), 0x5ec3_e75e);
             }
             assert!(

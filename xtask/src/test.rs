@@ -199,8 +199,11 @@ pub(crate) fn test(arguments: &Arguments) -> Result<bool> {
         panic_freedom::check(progress)
             .map(|figures| {
                 format!(
-                    "{} functions, {} instances, {} bytes of text",
-                    figures.functions, figures.instances, figures.text_bytes
+                    "{} functions, {} instances, {} bytes of text (target {})",
+                    figures.functions,
+                    figures.instances,
+                    figures.text_bytes,
+                    panic_freedom::TEXT_TARGET_BYTES
                 )
             })
             .into()

@@ -144,7 +144,7 @@ impl<A> EntrySource<A> for Environment {
 
 /// A guest, too: the host side of a virtual unit.
 impl Host for Environment {
-    type Binding = u64;
+    type Binding = vtd_nest::nest::HostBinding;
     type Memory = Self;
 
     fn memory(&self) -> &Self::Memory {
