@@ -1,16 +1,17 @@
 //! Changes that meet failing allocations, slow or dead hardware and hostile tables: a binding is
 //! the old one, the new one or blocked, and nothing is freed early or lost.
 
-use vtd_model::{Access, ModelConfig, Pace};
-use vtd_nest::arch::address::{Gpa, PageSize};
+use vtd_model::{Access, ModelConfig, ModelUnit, Pace, Request};
+use vtd_nest::arch::address::{Gpa, Iova, PageSize};
 use vtd_nest::arch::descriptor::IotlbGranularity;
 use vtd_nest::arch::fault::FaultReason;
-use vtd_nest::arch::id::DomainId;
+use vtd_nest::arch::id::{DomainId, Pasid};
 use vtd_nest::arch::pasid::PasidEntry;
 use vtd_nest::arch::second_stage::SecondStageEntry;
 use vtd_nest::mem::Owner;
-use vtd_nest::nest::{MachineError, Policy};
+use vtd_nest::nest::{DeviceConfig, InterruptIsolation, MachineError, Policy};
 use vtd_nest::paging::Rights;
+use vtd_nest::unit::{Unit, UnitConfig};
 use vtd_nest::viommu::host::{BindError, DeviceHandle, Progress};
 
 use crate::bench::{Bench, D0, D1, GUEST_LEN_BYTES, Guest};
@@ -335,4 +336,59 @@ fn shared_shadow_outlives_the_device_that_leaves() {
     invalidate_pages(&mut guest, 7, IOVA, 0);
     guest.expect_blocked(D1, Some(5), IOVA, FaultReason::SecondStageNotPresent);
     guest.bench.model.unit.assert_no_violations();
+}
+
+#[test]
+fn one_dead_unit_does_not_hide_what_another_has_not_confirmed() {
+    let policy = Policy {
+        forbid_nesting: true,
+        ..Policy::default()
+    };
+    let config = ModelConfig::nesting_server();
+    let mut bench = Bench::with_policy(config.clone(), policy);
+    // D1 moves behind a second, slow unit.
+    let h = &bench.model.hypervisor;
+    let timeout = bench.units[0].config().timeout_nanoseconds;
+    let slow = ModelUnit::new(config.clone(), &bench.model.memory, h.clock());
+    h.attach(&slow);
+    let mut unit_config = UnitConfig::new(1, config.host_address_width);
+    unit_config.timeout_nanoseconds = 1_000 * timeout;
+    let unit = Unit::probe(slow.clone(), unit_config).unwrap();
+    unit.bring_up(h).unwrap();
+    bench.units.push(unit);
+    let handle = DeviceHandle::new(1);
+    let left = bench.vm.unassign(h, &bench.units, handle);
+    assert_eq!(left, Ok(Progress::Done));
+    let device = DeviceConfig {
+        source_id: D1,
+        guest_source_id: D1,
+        unit: 1,
+        interrupts: InterruptIsolation::WaivedByEmbedder,
+    };
+    bench.vm.assign(h, &bench.units, device).unwrap();
+    let mut guest = Guest::new(bench);
+    let (old, new) = (guest.page(), guest.page());
+    let root = guest.table(&[(IOVA, old)]);
+    let entry = guest.entry(root, 7);
+    for source_id in [D0, D1] {
+        guest.set_entry(source_id, 5, &entry);
+    }
+    guest.invalidate_pasid(7, 5);
+    let request = Request::new(D1, Pasid::new(5), Iova::new(IOVA), Access::Read);
+    let reached = |slow: &ModelUnit| slow.translate(&request).map(|found| found.host).ok();
+    assert_eq!(reached(&slow), Some(Bench::host_of(Gpa::new(old))));
+
+    guest.bench.model.unit.set_queue_pace(Pace::Never);
+    slow.set_queue_pace(Pace::After(100 * timeout));
+    let h = &guest.bench.model.hypervisor;
+    h.set_steps(timeout / 8, timeout / 8);
+    guest.map(root, IOVA, Some(new));
+    invalidate_pages(&mut guest, 7, IOVA, 0);
+    // The guest's wait has completed.
+    assert_eq!(reached(&slow), Some(Bench::host_of(Gpa::new(new))));
+    let statistics = guest.bench.vm.statistics();
+    assert_eq!(statistics.quarantines, 1, "only the dead unit's device");
+    guest.map(root, IOVA, None);
+    invalidate_pages(&mut guest, 7, IOVA, 0);
+    assert_eq!(reached(&slow), None);
 }
