@@ -21,7 +21,7 @@ use crate::nest::backend::shadow::{Shadow, Synchronisation};
 use crate::nest::backend::{self, Target, nested};
 use crate::nest::device::DeviceList;
 use crate::nest::domain::{DomainKind, DomainSlot, DomainTable};
-use crate::nest::invalidate::Forwarding;
+use crate::nest::invalidate::{Forwarding, is_transient};
 use crate::nest::memory::MachineMemory;
 use crate::nest::offer::Offer;
 use crate::nest::statistics::MachineStatistics;
@@ -162,7 +162,7 @@ impl<
     }
 
     fn flush(&mut self) -> Result<Progress, BindError> {
-        self.complete_forwarded()
+        self.complete_forwarded(false)
     }
 
     fn deliver_interrupt(&mut self, address: u64, data: u32) {
@@ -300,7 +300,7 @@ impl<
             match submitted {
                 Ok(ticket) => bound.confirmation = Confirmation::Submitted(ticket),
                 // Others fill the queue; hardware empties it, or stops altogether.
-                Err(QueueError::Full { .. }) if !self.is_late(unit, since) => {
+                Err(error) if is_transient(&error) && !self.is_late(unit, since) => {
                     return Ok(Progress::Wait);
                 }
                 Err(error) => return Err(error),
@@ -592,6 +592,7 @@ impl<
             users: 0,
             detached: None,
             flushing: None,
+            is_dropped: false,
         };
         let synchronisation = Synchronisation {
             memory: self.memory,
@@ -636,7 +637,7 @@ impl<
             entry.translation_type_field(),
             entry.domain_id()
         );
-        if unit.needs_invalidation_after_set_up() {
+        if owes_after_set_up(unit) {
             bound.confirmation = Confirmation::Owed(self.h.now_nanoseconds());
         }
         *binding = HostBinding::Bound(bound);
@@ -759,6 +760,13 @@ impl<
         }
         BindError::Quarantined { source_id }
     }
+}
+
+/// Whether new entries and mappings owe an invalidation: where absent ones are cached, and where it
+/// stands for the write-buffer flush that hardware does before it (`CAP.RWBF`, §6.8).
+pub(super) fn owes_after_set_up<R: Registers>(unit: &Unit<R>) -> bool {
+    unit.needs_invalidation_after_set_up()
+        || unit.features().capability.requires_write_buffer_flush()
 }
 
 /// What the removal of a second-stage or nested entry owes (§6.5.3.3, Table 28): the domain-wide

@@ -12,7 +12,7 @@ use crate::arch::descriptor::{Descriptor, IotlbGranularity, PasidIotlbGranularit
 use crate::arch::id::{DomainId, Pasid};
 use crate::mem::{Hypervisor, Registers};
 use crate::nest::backend::shadow::Synchronisation;
-use crate::nest::bind::{EVERYTHING, HostPort};
+use crate::nest::bind::{EVERYTHING, HostPort, owes_after_set_up};
 use crate::nest::domain::DomainKind;
 use crate::unit::{QueueError, Ticket};
 use crate::viommu::host::{BindError, GuestInvalidation, PageRange, Progress};
@@ -184,7 +184,13 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         let Some(shadow) = self.side.shadows.get_mut(index).and_then(Option::as_mut) else {
             return Ok(());
         };
+        let range = if shadow.is_dropped {
+            &EVERYTHING
+        } else {
+            range
+        };
         let result = synchronisation.run(shadow, range, &mut self.side.statistics);
+        shadow.is_dropped = result.is_err();
         let (owes_whole, owes_range) = match &result {
             Ok(changes) => (shadow.detached.is_some(), changes.replaced > 0),
             Err(error) => {
@@ -206,7 +212,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 continue;
             };
             let capability = unit.features().capability;
-            let owes = owes_range || added && unit.needs_invalidation_after_set_up();
+            let owes = owes_range || added && owes_after_set_up(unit);
             let selective = !owes_whole
                 && capability.has(CapabilityField::PAGE_SELECTIVE_INVALIDATION)
                 && range.order <= capability.maximum_address_mask();
@@ -233,20 +239,21 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         result.map(|_| ())
     }
 
-    /// Submits what was collected and brings it to its end.
+    /// Submits what was collected and brings it to its end. A unit whose devices are all in
+    /// quarantine is only asked if `strict`: they reach nothing, and what it owes stays owed.
     ///
     /// # Errors
     ///
     /// [`BindError::Quarantined`] if hardware did not confirm: the machine's devices behind that
     /// unit are cut off.
-    pub(super) fn complete_forwarded(&mut self) -> Result<Progress, BindError> {
+    pub(super) fn complete_forwarded(&mut self, strict: bool) -> Result<Progress, BindError> {
         // Each round confirms what is in flight and submits what fits; all domains fit in this
         // many rounds.
         for _ in 0..DOMAINS.div_ceil(BATCH).saturating_add(2) {
             if self.confirm_in_flight()? == Progress::Wait {
                 return Ok(Progress::Wait);
             }
-            if !self.submit_collected()? {
+            if !self.submit_collected(strict)? {
                 return Ok(Progress::Done);
             }
         }
@@ -285,10 +292,13 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     }
 
     /// Submits one batch to each unit that is owed something; `false` if none is.
-    fn submit_collected(&mut self) -> Result<bool, BindError> {
+    fn submit_collected(&mut self, strict: bool) -> Result<bool, BindError> {
         let mut submitted = false;
         for index in 0..self.units.len().min(MAXIMUM_UNITS) {
             let unit = index as u8;
+            if !strict && self.is_cut_off(unit) {
+                continue;
+            }
             let batch = self.next_batch(unit);
             if batch.is_empty() {
                 continue;
@@ -323,9 +333,10 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                     }
                     let now = self.h.now_nanoseconds();
                     let since = *self.side.forwarding.owed_since.get_or_insert(now);
-                    if matches!(error, QueueError::Full { .. }) && !self.is_late(physical, since) {
+                    if is_transient(&error) && !self.is_late(physical, since) {
                         return Ok(true);
                     }
+                    self.side.forwarding.owed_since = None;
                     log::error!("machine {}: {error}", self.side.number);
                     return Err(self.isolate_unit(unit));
                 }
@@ -380,10 +391,29 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         batch
     }
 
+    /// Whether the machine has devices behind a unit, all of them in quarantine.
+    fn is_cut_off(&self, unit: u8) -> bool {
+        let mut quarantined = self
+            .side
+            .devices
+            .iter()
+            .filter(|(_, device)| device.config.unit == unit)
+            .map(|(_, device)| device.quarantined)
+            .peekable();
+        quarantined.peek().is_some() && quarantined.all(|is_quarantined| is_quarantined)
+    }
+
     /// Cuts off every device of the machine behind a unit that does not confirm. What was owed
-    /// stays owed, so nothing is freed before a later flush succeeds.
+    /// stays owed, so nothing is freed before a later flush succeeds. What other units have in
+    /// flight is still waited for.
     fn isolate_unit(&mut self, unit: u8) -> BindError {
-        self.side.forwarding.in_flight.clear();
+        self.side
+            .forwarding
+            .in_flight
+            .retain(|flight| flight.unit != unit);
+        for shadow in self.side.shadows.iter_mut().flatten() {
+            shadow.flush_failed(self.h);
+        }
         let mut error = BindError::Unit;
         for index in 0..DEVICES {
             let handle = crate::viommu::host::DeviceHandle::new(index as u16);
@@ -406,6 +436,14 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         }
         error
     }
+}
+
+/// Whether hardware lifts the refusal by going on with what it has been given before.
+pub(super) const fn is_transient(error: &QueueError) -> bool {
+    matches!(
+        error,
+        QueueError::Full { .. } | QueueError::StatusWordsExhausted { .. }
+    )
 }
 
 /// The range of a guest's second-stage table that an invalidation covers, for a shadow of the

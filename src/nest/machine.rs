@@ -8,7 +8,7 @@ use crate::arch::features::TableFeatures;
 use crate::arch::register::{FaultRecord, TranslationTableMode};
 use crate::mem::{FrameError, Hypervisor, Owner, Registers};
 use crate::nest::backend::shadow::Shadow;
-use crate::nest::bind::{HostBinding, HostPort, HostSide};
+use crate::nest::bind::{HostBinding, HostPort, HostSide, owes_after_set_up};
 use crate::nest::device::{
     AssignError, AssignedDevice, DeviceConfig, DeviceList, InterruptIsolation,
 };
@@ -241,7 +241,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             return Err(MachineError::Protected { range: *protected });
         }
         self.memory.map(h, guest, host, len_bytes, rights)?;
-        if units.iter().any(Unit::needs_invalidation_after_set_up) {
+        // A shadow leads nowhere yet where the guest's table already leads to the range.
+        let is_shadowed = self.host.shadows.iter().any(Option::is_some);
+        if is_shadowed || units.iter().any(owes_after_set_up) {
             self.flush_everything(h, units)?;
         }
         Ok(())
@@ -283,7 +285,10 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             log::warn!("machine {}: {error}", port.side.number);
         }
         for _ in 0..MAXIMUM_LOOKS {
-            match port.flush().map_err(MachineError::NotConfirmed)? {
+            match port
+                .complete_forwarded(true)
+                .map_err(MachineError::NotConfirmed)?
+            {
                 Progress::Done => return Ok(()),
                 Progress::Wait => h.pause(),
             }

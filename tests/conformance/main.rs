@@ -9,6 +9,7 @@ mod containment;
 mod costs;
 mod end_to_end;
 mod faults;
+mod transactions;
 // The image's guest driver: the same code on both benches.
 #[path = "../../src/bin/microhv/guest/mod.rs"]
 mod guest;

@@ -38,7 +38,9 @@ pub(in crate::nest) struct Shadow {
     pub(in crate::nest) width: AddressWidth,
     /// The shadow itself.
     pub(in crate::nest) table: SecondStage<Iova>,
-    /// Bindings that use it.
+    /// It could not be brought in step and was emptied: the next synchronisation is a whole one.
+    pub(in crate::nest) is_dropped: bool,
+    /// Host domains that use it.
     pub(in crate::nest) users: u32,
     /// Table pages taken out since the last flush was submitted.
     pub(in crate::nest) detached: Option<Unmapped<Iova>>,
@@ -249,6 +251,12 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
                         .is_ok()
                         .then_some(copy);
                 }
+                if lowest.is_none() {
+                    // No entry of the page can be read: one look is enough for all of them.
+                    let table_span = span * ENTRIES as u64;
+                    let rest = table_span - (address & (table_span - 1));
+                    return Some(GuestLeaf::Nothing { rest });
+                }
                 lowest.as_ref().map(|copy| copy.entry(index))
             } else {
                 let at = page.checked_add(8 * index as u64)?;
@@ -307,6 +315,16 @@ impl Shadow {
             match self.flushing.as_mut() {
                 Some(flushing) => flushing.merge(h, detached),
                 None => self.flushing = Some(detached),
+            }
+        }
+    }
+
+    /// That flush was not confirmed: what it covers waits for the next one.
+    pub(in crate::nest) fn flush_failed<H: Hypervisor>(&mut self, h: &H) {
+        if let Some(flushing) = self.flushing.take() {
+            match self.detached.as_mut() {
+                Some(detached) => detached.merge(h, flushing),
+                None => self.detached = Some(flushing),
             }
         }
     }
