@@ -1,6 +1,8 @@
 //! What a remapping unit can do: `CAP_REG`, `ECAP_REG` and the host address width (§11.4.2,
 //! §11.4.3).
 
+use core::fmt;
+
 use super::address::{AddressWidth, PAGE_SIZE_BYTES, PageSize};
 use super::id::DomainId;
 use super::register::{FAULT_RECORD_BYTES, REGISTER_WINDOW_MAX_BYTES};
@@ -702,6 +704,29 @@ pub enum CapabilityError {
         requires: &'static str,
     },
 }
+
+impl fmt::Display for CapabilityError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AllOnes => f.write_str("capability registers read all ones"),
+            Self::Version(version) => write!(f, "version register {version:#x}"),
+            Self::DomainIdWidth { field } => write!(f, "`ND` is {field}"),
+            Self::SecondStageLargePages { field } => write!(f, "`SSLPS` is {field:#x}"),
+            Self::PasidWidth { bits } => write!(f, "PASIDs of {bits} bits"),
+            Self::FaultRecords { offset, count } => {
+                write!(f, "{count} fault records at {offset:#x} have no room")
+            }
+            Self::IotlbRegisters { offset } => {
+                write!(f, "IOTLB registers at {offset:#x} have no room")
+            }
+            Self::MissingPrerequisite { feature, requires } => {
+                write!(f, "`{feature}` without `{requires}`")
+            }
+        }
+    }
+}
+
+impl core::error::Error for CapabilityError {}
 
 /// Checks the registers of a unit before anything relies on them.
 ///

@@ -364,8 +364,10 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
     ///
     /// # Errors
     ///
-    /// [`BindError::Quarantined`] if hardware did not confirm: the device stays, cut off, and
-    /// keeps what it holds. The machine's memory must not be reused then.
+    /// [`BindError::Quarantined`] if hardware did not confirm: the device is cut off, and the
+    /// machine's memory must not be reused. As long as the device is listed a later call tries
+    /// again; where only the last confirmation failed it is gone, and its tables' frames are lost
+    /// and counted ([`lost_table_frames`](crate::unit::lost_table_frames)).
     pub fn unassign<H: Hypervisor, R: Registers>(
         &mut self,
         h: &H,
@@ -380,7 +382,8 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             Ok(Progress::Done) => {}
             Ok(Progress::Wait) => return Ok(Progress::Wait),
             Err(DeviceError::Bind(error)) => return Err(error),
-            Err(_) => return Err(BindError::UnknownDevice(handle)),
+            // The virtual unit has let go of it in an earlier call; its tables are still there.
+            Err(_) => {}
         }
         if !self.withdraw_tables(h, units, handle) {
             return Err(BindError::Quarantined { source_id });

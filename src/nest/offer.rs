@@ -82,7 +82,7 @@ impl fmt::Display for OfferError {
         match self {
             Self::NoUnit => f.write_str("there is no unit"),
             Self::NoCommonWidth => f.write_str("the units have no second-stage width in common"),
-            Self::Policy { field, value } => write!(f, "policy: {field} cannot be {value}"),
+            Self::Policy { field, value } => write!(f, "policy `{field}` cannot be {value}"),
         }
     }
 }

@@ -139,7 +139,7 @@ impl From<QueueError> for UnitError {
 impl fmt::Display for UnitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Capability(_) => f.write_str("implausible capability registers"),
+            Self::Capability(error) => write!(f, "implausible capability registers: {error}"),
             Self::Missing(requirement) => write!(f, "the unit lacks {}", requirement.mnemonic()),
             Self::HostAddressWidth(bits) => write!(f, "host address width of {bits} bits"),
             Self::QueueOrder(order) => write!(f, "queue order {order} exceeds 7"),

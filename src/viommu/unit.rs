@@ -57,8 +57,8 @@ pub enum ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Capability(_) => f.write_str("the capability registers contradict themselves"),
-            Self::NotEmulated { field } => write!(f, "{field} is not emulated"),
+            Self::Capability(error) => fmt::Display::fmt(error, f),
+            Self::NotEmulated { field } => write!(f, "`{field}` is not emulated"),
             Self::AddressWidth(bits) => write!(f, "guest-physical addresses of {bits} bits"),
             Self::FaultRecords(count) => write!(f, "{count} fault records"),
             Self::Capacity(capacity) => write!(f, "a capacity of {capacity}"),

@@ -32,8 +32,7 @@ fn run(config: ModelConfig, policy: Policy, backend: Backend) -> Bench {
                 let blocked = job
                     .check_blocked(&mut bench, target)
                     .unwrap_or_else(|error| panic!("{target:x?}: {error:x?}"));
-                let [write, read] = [blocked.write, blocked.read].map(|record| record.source_id());
-                assert_eq!((write, read), (D0, D0));
+                assert_ne!(blocked.write, blocked.read);
                 assert_eq!(bench.model.memory.read64(OUTSIDE), 0x5ec3_e75e);
             }
             assert!(

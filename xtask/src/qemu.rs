@@ -22,6 +22,9 @@ pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
 /// QEMU's exit status after the image wrote 0x10 to the debug-exit port: twice that, plus one.
 const EXIT_SUCCESS: i32 = 0x10 * 2 + 1;
 
+/// The same after 0x11: the image's own report of a failure.
+const EXIT_FAILURE: i32 = 0x11 * 2 + 1;
+
 /// Options of the unit that every configuration has, after scalable mode.
 const COMMON_OPTIONS: &str = "intremap=off";
 
@@ -58,6 +61,18 @@ pub(crate) struct Qemu {
     path: PathBuf,
     version: Version,
     scalable_mode: &'static str,
+    first_stage: Option<&'static str>,
+}
+
+/// The devices of a machine that configurations differ in.
+#[derive(Clone, Debug)]
+pub(crate) struct Devices<'a> {
+    /// Options of the remapping unit; without it there is none.
+    pub(crate) iommu: Option<&'a str>,
+    /// Whether there is the `edu` device, which the image does DMA with.
+    pub(crate) edu: bool,
+    /// Additional devices, as after `-device`.
+    pub(crate) others: &'a [String],
 }
 
 impl Qemu {
@@ -72,12 +87,13 @@ impl Qemu {
             .with_context(|| format!("`{} --version` tells no version", path.display()))?;
         let help = ask(Command::new(path).args(["-device", "intel-iommu,help"]))
             .with_context(|| format!("{} has no intel-iommu device", path.display()))?;
-        let scalable_mode = scalable_mode_option(&help)
+        let scalable_mode = listed_option(&help, SCALABLE_MODE_NAMES)
             .with_context(|| format!("{} has no scalable mode", path.display()))?;
         Ok(Self {
             path: path.to_owned(),
             version,
             scalable_mode,
+            first_stage: listed_option(&help, FIRST_STAGE_NAMES),
         })
     }
 
@@ -92,8 +108,19 @@ impl Qemu {
         format!("{}=on,{COMMON_OPTIONS}{comma}{extra}", self.scalable_mode)
     }
 
-    /// The command that boots `kernel` on a machine with this unit and these additional devices.
-    pub(crate) fn command(&self, kernel: &Path, iommu: &str, devices: &[String]) -> Command {
+    /// The unit's options without scalable mode.
+    pub(crate) fn legacy_options(&self) -> String {
+        COMMON_OPTIONS.to_owned()
+    }
+
+    /// The unit's options for scalable mode with first-stage tables only, if it has that.
+    pub(crate) fn first_stage_options(&self) -> Option<String> {
+        let first_stage = self.first_stage?;
+        Some(self.scalable_options(&format!("{first_stage}=on")))
+    }
+
+    /// The command that boots `kernel` on a machine with these devices.
+    pub(crate) fn command(&self, kernel: &Path, devices: &Devices<'_>) -> Command {
         let mut command = Command::new(&self.path);
         command
             .args(["-accel", "tcg", "-machine", "q35", "-cpu", "EPYC"])
@@ -109,12 +136,15 @@ impl Qemu {
             .args(["-serial", "stdio", "-monitor", "none"])
             // Virtual time jumps over the 100 ms that each DMA of `edu` takes.
             .args(["-icount", "shift=7,sleep=off"])
-            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
-            .arg("-device")
-            .arg(format!("intel-iommu,{iommu}"))
+            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+        if let Some(options) = devices.iommu {
+            command.arg("-device").arg(format!("intel-iommu,{options}"));
+        }
+        if devices.edu {
             // Without the mask, `edu` cuts addresses to 28 bits.
-            .args(["-device", "edu,dma_mask=0xffffffffffffffff"]);
-        for device in devices {
+            command.args(["-device", "edu,dma_mask=0xffffffffffffffff"]);
+        }
+        for device in devices.others {
             command.args(["-device", device]);
         }
         command.arg("-kernel").arg(kernel);
@@ -122,15 +152,18 @@ impl Qemu {
     }
 }
 
-/// The name of the scalable-mode option in the output of `-device intel-iommu,help`: it lost its
-/// prefix in QEMU 11.
-fn scalable_mode_option(help: &str) -> Option<&'static str> {
-    ["scalable-mode", "x-scalable-mode"]
-        .into_iter()
-        .find(|name| {
-            help.lines()
-                .any(|line| line.trim_start().split('=').next() == Some(name))
-        })
+/// Names of the option for scalable mode: it lost its prefix in QEMU 11.
+const SCALABLE_MODE_NAMES: [&str; 2] = ["scalable-mode", "x-scalable-mode"];
+
+/// Names of the option for first-stage in place of second-stage tables, newest first.
+const FIRST_STAGE_NAMES: [&str; 2] = ["fsts", "x-flts"];
+
+/// The first of `names` that the output of `-device intel-iommu,help` lists.
+fn listed_option(help: &str, names: [&'static str; 2]) -> Option<&'static str> {
+    names.into_iter().find(|name| {
+        help.lines()
+            .any(|line| line.trim_start().split('=').next() == Some(name))
+    })
 }
 
 /// How a run of the machine ended.
@@ -138,6 +171,8 @@ fn scalable_mode_option(help: &str) -> Option<&'static str> {
 pub(crate) enum Ending {
     /// The image wrote the success code.
     Success,
+    /// The image wrote the failure code.
+    ImageFailed,
     /// QEMU ended in another way.
     Failure(String),
     /// The time limit passed and QEMU was ended.
@@ -148,6 +183,7 @@ impl Ending {
     fn of(status: ExitStatus) -> Self {
         match status.code() {
             Some(EXIT_SUCCESS) => Self::Success,
+            Some(EXIT_FAILURE) => Self::ImageFailed,
             Some(0) => Self::Failure("the machine reset or powered off (QEMU status 0)".into()),
             Some(code) if code & 1 == 1 && code > 1 => {
                 Self::Failure(format!("the image ended with code {:#x}", code >> 1))
@@ -160,6 +196,7 @@ impl Ending {
     pub(crate) fn why(&self) -> Option<String> {
         match self {
             Self::Success => None,
+            Self::ImageFailed => Some("the image reported a failure".into()),
             Self::Failure(why) => Some(why.clone()),
             Self::TimedOut(limit) => Some(format!("time limit of {} s exceeded", limit.as_secs())),
         }
@@ -259,13 +296,18 @@ mod tests {
     }
 
     #[test]
-    fn the_listed_name_of_scalable_mode_is_chosen() {
+    fn the_listed_name_of_an_option_is_chosen() {
         let older =
             "intel-iommu options:\n  x-flts=<bool>\n  x-scalable-mode=<bool>  - (default: false)\n";
         let newer = "intel-iommu options:\n  fsts=<bool>\n  scalable-mode=<bool>\n";
-        assert_eq!(scalable_mode_option(older), Some("x-scalable-mode"));
-        assert_eq!(scalable_mode_option(newer), Some("scalable-mode"));
-        assert_eq!(scalable_mode_option("  intremap=<OnOffAuto>\n"), None);
+        for (help, scalable_mode, first_stage) in [
+            (older, Some("x-scalable-mode"), Some("x-flts")),
+            (newer, Some("scalable-mode"), Some("fsts")),
+            ("  intremap=<OnOffAuto>\n", None, None),
+        ] {
+            assert_eq!(listed_option(help, SCALABLE_MODE_NAMES), scalable_mode);
+            assert_eq!(listed_option(help, FIRST_STAGE_NAMES), first_stage);
+        }
     }
 
     #[test]
@@ -273,6 +315,7 @@ mod tests {
         use std::os::unix::process::ExitStatusExt;
         let ended = |code: i32| Ending::of(ExitStatus::from_raw(code << 8));
         assert_eq!(ended(33), Ending::Success);
+        assert_eq!(ended(35), Ending::ImageFailed);
         for code in [0, 1, 3, 35] {
             assert!(ended(code).why().is_some(), "{code}");
         }

@@ -3,15 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use console::style;
 
 use crate::MachineArguments;
 use crate::progress::{Mark, Progress};
-use crate::qemu::{self, Line, Qemu};
+use crate::qemu::{self, Devices, Ending, Line, Qemu};
 use crate::report::{self, Report, Taken};
 use crate::{image, setup};
+
+/// The time that the image may take to refuse a machine; it takes a tenth of a second.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The time that the image may take; it takes a second or two.
 const TIME_LIMIT: Duration = Duration::from_secs(120);
@@ -65,7 +68,12 @@ fn build_and_boot(machine: &MachineArguments) -> Result<Report> {
         None => qemu.scalable_options(""),
     };
     let progress = Progress::start(format!("booting on QEMU {} with {iommu}", qemu.version()));
-    let report = boot(&qemu, &image, &iommu, machine.devices(), &progress)?;
+    let devices = Devices {
+        iommu: Some(&iommu),
+        edu: true,
+        others: machine.devices(),
+    };
+    let report = boot(&qemu, &image, &devices, &progress)?;
     let mark = if report.ok { Mark::Pass } else { Mark::Fail };
     progress.finish(mark, &summary(&report));
     Ok(report)
@@ -75,11 +83,10 @@ fn build_and_boot(machine: &MachineArguments) -> Result<Report> {
 pub(crate) fn boot(
     qemu: &Qemu,
     image: &Path,
-    iommu: &str,
-    devices: &[String],
+    devices: &Devices<'_>,
     progress: &Progress,
 ) -> Result<Report> {
-    let mut command = qemu.command(image, iommu, devices);
+    let mut command = qemu.command(image, devices);
     let mut report = Report::default();
     let mut errors = Vec::new();
     let ending = qemu::run(&mut command, TIME_LIMIT, |line| match line {
@@ -102,6 +109,40 @@ pub(crate) fn boot(
         }
     }
     Ok(report)
+}
+
+/// Boots the image on a machine that it has to refuse: it must report a failure, and a line of its
+/// console must contain `text`. Returns that line.
+pub(crate) fn boot_refused(
+    qemu: &Qemu,
+    image: &Path,
+    devices: &Devices<'_>,
+    text: &str,
+) -> Result<String> {
+    let mut said = None;
+    let mut lines = Vec::new();
+    let ending = qemu::run(&mut qemu.command(image, devices), REFUSAL_LIMIT, |line| {
+        let line = match line {
+            Line::Qemu(line) => line,
+            Line::Console(line) => {
+                if line.contains(text) {
+                    said.get_or_insert_with(|| line.clone());
+                }
+                line
+            }
+        };
+        lines.push(line);
+    })?;
+    match (ending, said) {
+        (Ending::ImageFailed, Some(line)) => Ok(line),
+        (Ending::ImageFailed, None) => bail!("no `{text}` in:\n{}", lines.join("\n")),
+        (Ending::Success, _) => bail!("the image took the machine"),
+        (ending, _) => bail!(
+            "{}:\n{}",
+            ending.why().unwrap_or_default(),
+            lines.join("\n")
+        ),
+    }
 }
 
 /// One line about a boot: the back end, the number of steps.

@@ -10,10 +10,10 @@ use console::style;
 use serde::Serialize;
 
 use crate::MachineArguments;
-use crate::command::{cargo, check};
+use crate::command::{ask, cargo, check};
 use crate::image::{self, TARGET};
 use crate::progress::{Mark, Progress};
-use crate::qemu::Qemu;
+use crate::qemu::{Devices, Qemu};
 use crate::report::{self, Report};
 use crate::{panic_freedom, run, setup};
 
@@ -27,6 +27,34 @@ const CONFIGURATIONS: [(&str, &str, bool); 4] = [
     ("caching mode", "caching-mode=on", false),
     ("39-bit tables", "aw-bits=39", true),
     ("snoop control", "snoop-control=on", true),
+];
+
+/// Parts of the names of the tests that Miri runs: what is quick there.
+const MIRI_TESTS: [&str; 3] = ["mem::", "nest::memory::", "second_stage::tests::set_page"];
+
+/// A machine that the image cannot work on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Refused {
+    /// There is no remapping unit.
+    NoUnit,
+    /// The unit has no scalable mode.
+    LegacyUnit,
+    /// The unit has no second stage.
+    FirstStageOnly,
+    /// There is no device to do DMA with.
+    NoEdu,
+}
+
+/// Machines that the image has to refuse: a name, the machine, and what its console says.
+const REFUSALS: [(&str, Refused, &str); 4] = [
+    ("no unit", Refused::NoUnit, "Dmar(NotFound)"),
+    ("legacy unit", Refused::LegacyUnit, "Missing(ScalableMode)"),
+    (
+        "first stage only",
+        Refused::FirstStageOnly,
+        "Missing(SecondStage)",
+    ),
+    ("no device", Refused::NoEdu, "NoDevice"),
 ];
 
 /// Arguments of `test`.
@@ -195,16 +223,17 @@ pub(crate) fn test(arguments: &Arguments) -> Result<bool> {
                 .into()
         });
     }
+    steps.step("undefined behaviour (Miri)", miri);
     steps.step("panic freedom", |progress| {
         panic_freedom::check(progress)
-            .map(|figures| {
-                format!(
-                    "{} functions, {} instances, {} bytes of text (target {})",
-                    figures.functions,
-                    figures.instances,
-                    figures.text_bytes,
-                    panic_freedom::TEXT_TARGET_BYTES
-                )
+            .map(|elves| {
+                let each = elves.iter().map(|elf| {
+                    format!(
+                        "capacity {:?}: {} functions, {} instances, {} bytes of text",
+                        elf.capacities, elf.functions, elf.instances, elf.text_bytes
+                    )
+                });
+                each.collect::<Vec<_>>().join("; ")
             })
             .into()
     });
@@ -273,6 +302,41 @@ fn cargo_steps() -> Vec<(&'static str, Command)> {
     ]
 }
 
+/// Runs under Miri what has `unsafe` code below it, where a nightly toolchain with Miri is there.
+fn miri(progress: &Progress) -> Ended {
+    // Cargo of a toolchain sets this for what it runs; the proxy of another one must choose anew.
+    let nightly = || {
+        let mut command = Command::new("cargo");
+        command
+            .arg("+nightly")
+            .current_dir(crate::workspace_root())
+            .env_remove("CARGO")
+            .env_remove("RUSTC")
+            .env_remove("RUSTUP_TOOLCHAIN");
+        command
+    };
+    if ask(nightly().arg("--version")).is_none() {
+        return Ended::Skip("no nightly toolchain".into());
+    }
+    if ask(nightly().args(["miri", "--version"])).is_none() {
+        let mut add = Command::new("rustup");
+        add.args(["+nightly", "component", "add", "miri", "rust-src"]);
+        if check(&mut add, progress).is_err() {
+            return Ended::Skip("the nightly toolchain has no `miri`".into());
+        }
+    }
+    let mut command = nightly();
+    command
+        // Miri itself fails where one place is accessed with and without atomics, which memory
+        // shared with hardware is; with one thread there is nothing weak to emulate.
+        .env("MIRIFLAGS", "-Zmiri-disable-weak-memory-emulation")
+        .args(["miri", "test", "--package", "vtd-nest", "--lib", "--"])
+        .args(MIRI_TESTS);
+    check(&mut command, progress)
+        .map(|output| tests_run(&output))
+        .into()
+}
+
 /// Builds the image and boots it in each configuration.
 fn image_steps(steps: &mut Steps, arguments: &Arguments, qemu: Option<&Qemu>) {
     let mut built = None;
@@ -304,7 +368,12 @@ fn image_steps(steps: &mut Steps, arguments: &Arguments, qemu: Option<&Qemu>) {
                 Some(_) => options.to_owned(),
                 None => qemu.scalable_options(options),
             };
-            match run::boot(qemu, image, &iommu, arguments.machine.devices(), progress) {
+            let devices = Devices {
+                iommu: Some(&iommu),
+                edu: true,
+                others: arguments.machine.devices(),
+            };
+            match run::boot(qemu, image, &devices, progress) {
                 Err(error) => (Ended::Fail(error), None),
                 Ok(report) if report.ok => (Ended::Pass(run::summary(&report)), Some(report)),
                 Ok(report) => (
@@ -312,6 +381,29 @@ fn image_steps(steps: &mut Steps, arguments: &Arguments, qemu: Option<&Qemu>) {
                     Some(report),
                 ),
             }
+        });
+    }
+    for (name, machine, text) in REFUSALS {
+        steps.step(&format!("image refuses: {name}"), |_| {
+            let (Some(qemu), Some(image)) = (qemu, &built) else {
+                let missing = if qemu.is_none() { "QEMU" } else { "image" };
+                return Ended::Skip(format!("no {missing}"));
+            };
+            let iommu = match machine {
+                Refused::NoUnit => None,
+                Refused::LegacyUnit => Some(qemu.legacy_options()),
+                Refused::FirstStageOnly => match qemu.first_stage_options() {
+                    None => return Ended::Skip("this QEMU has no first stage".into()),
+                    options => options,
+                },
+                Refused::NoEdu => Some(qemu.scalable_options("")),
+            };
+            let devices = Devices {
+                iommu: iommu.as_deref(),
+                edu: machine != Refused::NoEdu,
+                others: &[],
+            };
+            run::boot_refused(qemu, image, &devices, text).into()
         });
     }
 }

@@ -13,6 +13,7 @@ use vtd_nest::mem::{
     FrameError, FrameRun, Frames, GuestMemory, GuestMemoryError, HostMemory, Owner, Platform,
     Registers,
 };
+use vtd_nest::nest::bind::HostBinding;
 use vtd_nest::paging::walk::EntrySource;
 use vtd_nest::viommu::host::{BindError, Desired, DeviceHandle, GuestInvalidation, Host, Progress};
 
@@ -144,7 +145,7 @@ impl<A> EntrySource<A> for Environment {
 
 /// A guest, too: the host side of a virtual unit.
 impl Host for Environment {
-    type Binding = vtd_nest::nest::HostBinding;
+    type Binding = HostBinding;
     type Memory = Self;
 
     fn memory(&self) -> &Self::Memory {
