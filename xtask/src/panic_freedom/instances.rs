@@ -23,7 +23,7 @@ impl OneOrMore {
 }
 
 /// The table as read.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Instances {
     /// Modules whose public functions are kept.
@@ -43,14 +43,6 @@ impl Instances {
     /// Reads the table.
     pub(super) fn parse(text: &str) -> Result<Self> {
         toml::from_str(text).context("instances.toml")
-    }
-
-    /// The same table, once for each capacity.
-    pub(super) fn for_each_capacity(&self) -> impl Iterator<Item = Self> {
-        self.capacities.iter().map(|&capacity| Self {
-            capacities: vec![capacity],
-            ..self.clone()
-        })
     }
 
     /// The values of a parameter: by the most specific name, else by one of its traits.
