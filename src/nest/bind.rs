@@ -17,15 +17,14 @@ use crate::arch::features::TableFeatures;
 use crate::arch::id::{DomainId, Pasid};
 use crate::arch::pasid::PasidEntry;
 use crate::mem::{Hypervisor, Owner, Registers};
-use crate::nest::backend::shadow::{Shadow, Synchronisation};
-use crate::nest::backend::{self, Target, nested};
+use crate::nest::backend::shadow::Shadow;
+use crate::nest::backend::{Target, nested};
 use crate::nest::device::DeviceList;
-use crate::nest::domain::{DomainKind, DomainSlot, DomainTable};
+use crate::nest::domain::{DomainSlot, DomainTable};
 use crate::nest::invalidate::{Forwarding, is_transient};
 use crate::nest::memory::MachineMemory;
 use crate::nest::offer::Offer;
 use crate::nest::statistics::MachineStatistics;
-use crate::paging::{SecondStage, SecondStageConfig};
 use crate::unit::{QueueError, Ticket, Unit, UnitError};
 use crate::viommu::host::{
     BindError, Desired, DeviceHandle, GuestInvalidation, Host, PageRange, Progress,
@@ -47,6 +46,17 @@ pub struct Bound {
     domain: DomainSlot,
     /// The invalidation that the last change owes.
     confirmation: Confirmation,
+}
+
+impl Bound {
+    /// An entry that nothing older is known of.
+    pub(super) const fn new(target: Target, domain: DomainSlot) -> Self {
+        Self {
+            target,
+            domain,
+            confirmation: Confirmation::Settled,
+        }
+    }
 }
 
 /// How far the invalidation that a change owes has come.
@@ -320,300 +330,6 @@ impl<
         self.h.now_nanoseconds().saturating_sub(since) > unit.config().timeout_nanoseconds
     }
 
-    /// Reserves the table page, the domain-id and, for a shadow, the shadow; gives the entry.
-    fn reserve(
-        &mut self,
-        device: DeviceHandle,
-        pasid: Pasid,
-        wanted: Result<Option<Target>, BindError>,
-    ) -> Result<Option<(Bound, PasidEntry)>, BindError> {
-        let Some(target) = wanted? else {
-            return Ok(None);
-        };
-        self.prepare_table(device, pasid)?;
-        let domain = self.acquire(device, pasid, &target)?;
-        match self.entry_for(device, &target, domain) {
-            Ok(entry) => Ok(Some((
-                Bound {
-                    target,
-                    domain,
-                    confirmation: Confirmation::Settled,
-                },
-                entry,
-            ))),
-            Err(error) => {
-                self.release(device, domain);
-                Err(error)
-            }
-        }
-    }
-
-    fn prepare_table(&mut self, device: DeviceHandle, pasid: Pasid) -> Result<(), BindError> {
-        let index = self.side.devices.get(device)?.config.unit;
-        let unit = self
-            .units
-            .get(usize::from(index))
-            .ok_or(BindError::UnknownDevice(device))?;
-        let tables = &mut self.side.devices.get_mut(device)?.tables;
-        unit.prepare_entry(self.h, tables, pasid)
-            .map_err(refused_by_unit)
-    }
-
-    /// The hardware entry for a target under a host domain.
-    fn entry_for(
-        &self,
-        device: DeviceHandle,
-        target: &Target,
-        domain: DomainSlot,
-    ) -> Result<PasidEntry, BindError> {
-        let (_, unit) = self.unit_of(device)?;
-        let features = unit.table_features();
-        let options = backend::entry_options(features.page_walk_coherency, features.snoop_control);
-        let domain = self
-            .side
-            .domains
-            .get(domain)
-            .ok_or(BindError::DomainIdsExhausted)?;
-        Ok(match target {
-            Target::MachineMemory => {
-                backend::second_stage::entry(self.memory.second_stage, domain.id, options)
-            }
-            Target::Nested(target) => {
-                nested::entry(target, self.memory.second_stage, domain.id, options)
-            }
-            Target::Shadow { .. } => {
-                let DomainKind::Shadow { shadow, .. } = domain.kind else {
-                    return Err(BindError::DomainIdsExhausted);
-                };
-                let shadow = self
-                    .side
-                    .shadows
-                    .get(usize::from(shadow))
-                    .and_then(Option::as_ref);
-                let shadow = shadow.ok_or(BindError::StoreFull {
-                    store: "shadows",
-                    capacity: SHADOWS,
-                })?;
-                backend::second_stage::entry(&shadow.table, domain.id, options)
-            }
-        })
-    }
-
-    /// Finds or makes the host domain for a target and counts one more user.
-    fn acquire(
-        &mut self,
-        device: DeviceHandle,
-        pasid: Pasid,
-        target: &Target,
-    ) -> Result<DomainSlot, BindError> {
-        let (unit, _) = self.unit_of(device)?;
-        let kind = match target {
-            Target::MachineMemory => DomainKind::Machine,
-            Target::Nested(target) => DomainKind::Nested {
-                guest: target.domain_id,
-            },
-            Target::Shadow {
-                domain_id,
-                root,
-                width,
-            } => {
-                let shadow = self.find_or_build_shadow(*domain_id, *root, *width)?;
-                DomainKind::Shadow {
-                    guest: *domain_id,
-                    shadow,
-                }
-            }
-        };
-        let found = self.side.domains.iter().find(|(_, domain)| {
-            domain.unit == unit
-                && domain.kind == kind
-                && !self.conflicts(device, pasid, domain.id, target)
-        });
-        let slot = match found.map(|(slot, _)| slot) {
-            Some(slot) => slot,
-            None => match self.new_domain(unit, kind) {
-                Ok(slot) => slot,
-                Err(error) => {
-                    self.drop_unused_shadow(kind);
-                    return Err(error);
-                }
-            },
-        };
-        if let Some(domain) = self.side.domains.get_mut(slot) {
-            domain.users = domain.users.saturating_add(1);
-        }
-        Ok(slot)
-    }
-
-    fn new_domain(&mut self, unit: u8, kind: DomainKind) -> Result<DomainSlot, BindError> {
-        let physical = self
-            .units
-            .get(usize::from(unit))
-            .ok_or(BindError::DomainIdsExhausted)?;
-        let id = physical
-            .allocate_domain_id()
-            .ok_or(BindError::DomainIdsExhausted)?;
-        let slot = self.side.domains.insert(unit, id, kind);
-        match slot {
-            Ok(_) => {
-                if let DomainKind::Shadow { shadow, .. } = kind
-                    && let Some(shadow) = self
-                        .side
-                        .shadows
-                        .get_mut(usize::from(shadow))
-                        .and_then(Option::as_mut)
-                {
-                    shadow.users = shadow.users.saturating_add(1);
-                }
-            }
-            Err(_) => physical.free_domain_id(id),
-        }
-        slot
-    }
-
-    /// Whether another device's entry for this PASID carries the domain-id with another first-stage
-    /// root or paging mode: entries that share both must agree (§6.2.3.1). The hardware tables are
-    /// the truth; an entry that is withdrawn but not yet confirmed still counts.
-    fn conflicts(&self, device: DeviceHandle, pasid: Pasid, id: DomainId, target: &Target) -> bool {
-        let Target::Nested(target) = target else {
-            return false;
-        };
-        self.entries_of_others(device, pasid, id).any(|entry| {
-            entry.first_stage_root::<crate::arch::address::Gpa>() != target.root
-                || u64::from(entry.paging_mode_field()) != target.paging.field()
-                || entry.is_extended_accessed_enabled() != target.extended_accessed
-        })
-    }
-
-    /// The entries for a PASID, of other devices behind the same unit, that carry a domain-id.
-    fn entries_of_others(
-        &self,
-        device: DeviceHandle,
-        pasid: Pasid,
-        id: DomainId,
-    ) -> impl Iterator<Item = PasidEntry> {
-        let unit = self.unit_of(device).ok();
-        self.side
-            .devices
-            .iter()
-            .filter(move |(handle, _)| *handle != device)
-            .filter_map(move |(_, other)| {
-                let (index, unit) = unit?;
-                if other.config.unit != index {
-                    return None;
-                }
-                unit.read_entry(self.h, &other.tables, pasid)
-                    .filter(|entry| entry.domain_id() == id)
-            })
-    }
-
-    /// Counts one user less; the last one frees the domain-id, and the shadow with it. Only called
-    /// when no entry with the id is cached any more.
-    fn release(&mut self, device: DeviceHandle, slot: DomainSlot) {
-        let Some(domain) = self.side.domains.get_mut(slot) else {
-            return;
-        };
-        domain.users = domain.users.saturating_sub(1);
-        if domain.users > 0 {
-            return;
-        }
-        let Some(domain) = self.side.domains.remove(slot) else {
-            return;
-        };
-        if let Ok((_, unit)) = self.unit_of(device) {
-            unit.free_domain_id(domain.id);
-        }
-        if let DomainKind::Shadow { shadow, .. } = domain.kind
-            && let Some(shadow) = self
-                .side
-                .shadows
-                .get_mut(usize::from(shadow))
-                .and_then(Option::as_mut)
-        {
-            shadow.users = shadow.users.saturating_sub(1);
-        }
-        self.drop_unused_shadow(domain.kind);
-    }
-
-    fn drop_unused_shadow(&mut self, kind: DomainKind) {
-        let DomainKind::Shadow { shadow, .. } = kind else {
-            return;
-        };
-        if let Some(slot) = self.side.shadows.get_mut(usize::from(shadow))
-            && slot.as_ref().is_some_and(|shadow| shadow.users == 0)
-            && let Some(shadow) = slot.take()
-        {
-            shadow.destroy(self.h);
-        }
-    }
-
-    fn find_or_build_shadow(
-        &mut self,
-        domain_id: DomainId,
-        guest_root: crate::arch::address::Gpa,
-        width: crate::arch::address::AddressWidth,
-    ) -> Result<u16, BindError> {
-        let same = |shadow: &Shadow| {
-            shadow.domain_id == domain_id
-                && shadow.guest_root == guest_root
-                && shadow.width == width
-        };
-        if let Some(index) = self
-            .side
-            .shadows
-            .iter()
-            .position(|slot| slot.as_ref().is_some_and(same))
-        {
-            return Ok(index as u16);
-        }
-        let full = BindError::StoreFull {
-            store: "shadows",
-            capacity: SHADOWS,
-        };
-        let index = self
-            .side
-            .shadows
-            .iter()
-            .position(Option::is_none)
-            .ok_or(full)?;
-        let config = SecondStageConfig {
-            width,
-            input_bits: self.side.offer.input_bits.min(width.bits()),
-            leaves_2mib: false,
-            leaves_1gib: false,
-            ..*self.memory.second_stage.config()
-        };
-        let table = SecondStage::new(self.h, self.side.owner, config).map_err(BindError::Frames)?;
-        let mut shadow = Shadow {
-            domain_id,
-            guest_root,
-            width,
-            table,
-            users: 0,
-            detached: None,
-            flushing: None,
-            is_dropped: false,
-        };
-        let synchronisation = Synchronisation {
-            memory: self.memory,
-            features: &self.side.guest_features,
-            table_limit: self.side.shadow_table_limit,
-        };
-        match synchronisation.run(&mut shadow, &EVERYTHING, &mut self.side.statistics) {
-            Ok(_) => {
-                if let Some(slot) = self.side.shadows.get_mut(index) {
-                    *slot = Some(shadow);
-                }
-                Ok(index as u16)
-            }
-            Err(error) => {
-                // Hardware has never seen it.
-                shadow.destroy(self.h);
-                Err(error)
-            }
-        }
-    }
-
     /// Publishes a reserved entry.
     fn publish(
         &mut self,
@@ -788,7 +504,7 @@ fn removal(id: DomainId, pasid: Pasid) -> [Descriptor; 2] {
 }
 
 /// What the guest side learns of a physical unit's refusal; the details go to the log.
-fn refused_by_unit(error: UnitError) -> BindError {
+pub(super) fn refused_by_unit(error: UnitError) -> BindError {
     match error {
         UnitError::Frames(error) => BindError::Frames(error),
         error => {

@@ -12,6 +12,7 @@
 //! | [`device`] | one assigned device and its tables on the physical unit |
 //! | [`domain`] | host domain-ids and who uses them |
 //! | [`bind`] | one binding's way from state to state |
+//! | `reserve` | what a binding needs before it is published: table page, domain-id, shadow |
 //! | [`backend`] | what an entry becomes on hardware: nested, second-stage, shadow |
 //! | [`invalidate`] | guest invalidations carried to hardware, completion |
 //! | [`fault`] | hardware faults explained by the guest's tables, and routed |
@@ -25,6 +26,7 @@ pub mod invalidate;
 pub mod machine;
 pub mod memory;
 pub mod offer;
+mod reserve;
 pub mod statistics;
 
 pub use bind::HostBinding;
