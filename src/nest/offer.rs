@@ -260,3 +260,230 @@ fn check(policy: &Policy) -> Result<(), OfferError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A unit with every ability that the offer looks at.
+    fn able() -> Features {
+        let capability = Capability::from_bits(0x00d2_008c_222f_0606)
+            .with(CapabilityField::FIRST_STAGE_1GIB_PAGES, 1)
+            .with(CapabilityField::FIRST_STAGE_5_LEVEL, 1);
+        let extended = [
+            ExtendedCapabilityField::FIRST_STAGE,
+            ExtendedCapabilityField::NESTED,
+            ExtendedCapabilityField::REQUESTS_WITH_PASID,
+            ExtendedCapabilityField::EXTENDED_ACCESSED,
+            ExtendedCapabilityField::COHERENCY,
+            ExtendedCapabilityField::PAGE_WALK_COHERENCY,
+            ExtendedCapabilityField::SNOOP_CONTROL,
+            ExtendedCapabilityField::DEVICE_TLB,
+            ExtendedCapabilityField::PAGE_REQUESTS,
+            ExtendedCapabilityField::SECOND_STAGE_ACCESSED_DIRTY,
+        ]
+        .into_iter()
+        .fold(
+            ExtendedCapability::from_bits(0x0000_4800_80f0_0f4a),
+            |extended, field| extended.with(field, 1),
+        )
+        .with(ExtendedCapabilityField::PASID_SIZE, 19);
+        Features {
+            capability,
+            extended,
+            host_address_width: 46,
+        }
+    }
+
+    fn without(field: ExtendedCapabilityField) -> Features {
+        let able = able();
+        Features {
+            extended: able.extended.with(field, 0),
+            ..able
+        }
+    }
+
+    fn offered(units: &[Features], policy: &Policy) -> Offer {
+        offer(units.iter(), policy).unwrap()
+    }
+
+    // R34
+    #[test]
+    fn hardware_that_nests_shows_the_first_stage_only() {
+        let offer = offered(&[able()], &Policy::default());
+        let (capability, extended) = (offer.features.capability, offer.features.extended);
+        assert_eq!(offer.backend, Backend::Nested);
+        assert!(extended.has_first_stage() && !extended.has_second_stage());
+        assert!(capability.has_first_stage_1gib_pages() && capability.has_first_stage_5_level());
+        assert!(extended.has_supervisor_requests() && extended.has_extended_accessed());
+        assert!(extended.is_coherent() && extended.has_page_walk_coherency());
+        assert_eq!((extended.has_pasid(), extended.pasid_bits()), (true, 20));
+        assert_ne!(
+            capability.field(CapabilityField::ADJUSTED_GUEST_ADDRESS_WIDTHS),
+            0
+        );
+        assert_eq!(offer.features.host_address_width, 46);
+    }
+
+    // R34
+    #[test]
+    fn hardware_that_does_not_nest_shows_the_second_stage_only() {
+        for missing in [
+            ExtendedCapabilityField::NESTED,
+            ExtendedCapabilityField::FIRST_STAGE,
+        ] {
+            let offer = offered(&[able(), without(missing)], &Policy::default());
+            let (capability, extended) = (offer.features.capability, offer.features.extended);
+            assert_eq!(offer.backend, Backend::Shadow);
+            assert!(!extended.has_first_stage() && extended.has_second_stage());
+            assert!(
+                !capability.has_first_stage_1gib_pages() && !extended.has_supervisor_requests()
+            );
+        }
+    }
+
+    // R34: what is not emulated is not shown, whatever hardware has.
+    #[test]
+    fn nothing_is_shown_that_is_not_emulated() {
+        for forbid_nesting in [false, true] {
+            let offer = offered(
+                &[able()],
+                &Policy {
+                    forbid_nesting,
+                    ..Policy::default()
+                },
+            );
+            let (capability, extended) = (offer.features.capability, offer.features.extended);
+            assert!(capability.has_caching_mode());
+            for field in [
+                ExtendedCapabilityField::NESTED,
+                ExtendedCapabilityField::MEMORY_TYPES,
+                ExtendedCapabilityField::EXECUTE_REQUESTS,
+                ExtendedCapabilityField::VIRTUAL_COMMANDS,
+                ExtendedCapabilityField::PAGE_REQUEST_DRAIN,
+                ExtendedCapabilityField::RID_PASID,
+                ExtendedCapabilityField::ABORT_DMA_MODE,
+                ExtendedCapabilityField::SECOND_STAGE_ACCESSED_DIRTY,
+                ExtendedCapabilityField::DEVICE_TLB,
+                ExtendedCapabilityField::PAGE_REQUESTS,
+                ExtendedCapabilityField::SNOOP_CONTROL,
+                ExtendedCapabilityField::INTERRUPT_REMAPPING,
+            ] {
+                assert!(!extended.has(field), "{}", field.mnemonic());
+            }
+            for field in [
+                CapabilityField::WRITE_BUFFER_FLUSH,
+                CapabilityField::PROTECTED_LOW_MEMORY,
+                CapabilityField::PROTECTED_HIGH_MEMORY,
+                CapabilityField::POSTED_INTERRUPTS,
+                CapabilityField::ENHANCED_COMMANDS,
+            ] {
+                assert!(!capability.has(field), "{}", field.mnemonic());
+            }
+        }
+    }
+
+    #[test]
+    fn units_and_policy_only_take_away() {
+        let narrow = Features {
+            host_address_width: 39,
+            ..able()
+        };
+        let few = Features {
+            extended: able().extended.with(ExtendedCapabilityField::PASID_SIZE, 7),
+            ..able()
+        };
+        let offer = offered(
+            &[able(), narrow, few],
+            &Policy {
+                pasid_bits: 12,
+                domain_id_bits: 8,
+                ..Policy::default()
+            },
+        );
+        assert_eq!(offer.features.host_address_width, 39);
+        assert_eq!(offer.features.extended.pasid_bits(), 8);
+        assert_eq!(offer.features.capability.domain_id_bits(), 8);
+        let none = without(ExtendedCapabilityField::REQUESTS_WITH_PASID);
+        assert!(
+            !offered(&[able(), none], &Policy::default())
+                .features
+                .extended
+                .has_pasid()
+        );
+    }
+
+    #[test]
+    fn impossible_policies_and_units_are_typed_errors() {
+        let policy = Policy::default();
+        for (policy, field, value) in [
+            (
+                Policy {
+                    pasid_bits: 21,
+                    ..policy
+                },
+                "pasid_bits",
+                21,
+            ),
+            (
+                Policy {
+                    domain_id_bits: 3,
+                    ..policy
+                },
+                "domain_id_bits",
+                3,
+            ),
+            (
+                Policy {
+                    domain_id_bits: 7,
+                    ..policy
+                },
+                "domain_id_bits",
+                7,
+            ),
+            (
+                Policy {
+                    domain_id_bits: 18,
+                    ..policy
+                },
+                "domain_id_bits",
+                18,
+            ),
+            (
+                Policy {
+                    fault_records: 0,
+                    ..policy
+                },
+                "fault_records",
+                0,
+            ),
+            (
+                Policy {
+                    fault_records: 9,
+                    ..policy
+                },
+                "fault_records",
+                9,
+            ),
+        ] {
+            assert_eq!(
+                offer([able()].iter(), &policy),
+                Err(OfferError::Policy { field, value })
+            );
+        }
+        assert_eq!(offer([].iter(), &policy), Err(OfferError::NoUnit));
+        let width = |widths| {
+            let capability = able()
+                .capability
+                .with(CapabilityField::ADJUSTED_GUEST_ADDRESS_WIDTHS, widths);
+            Features {
+                capability,
+                ..able()
+            }
+        };
+        assert_eq!(
+            offer([width(2), width(4)].iter(), &policy),
+            Err(OfferError::NoCommonWidth)
+        );
+    }
+}

@@ -27,7 +27,9 @@ fn run(config: ModelConfig, policy: Policy, backend: Backend) -> Bench {
             for target in [
                 BlockedTarget::Unmapped,
                 BlockedTarget::NotOfMachine(Gpa::new(OUTSIDE.as_u64())),
-                BlockedTarget::NotOfMachine(Gpa::new(0xfed9_0000)),
+                BlockedTarget::NotOfMachine(Gpa::new(0xfed9_0000)), // the unit's registers
+                BlockedTarget::NotOfMachine(Gpa::new(0xfec0_0000)), // the IOAPIC
+                BlockedTarget::NotOfMachine(Gpa::new(0xb000_0000)), // ECAM
             ] {
                 let blocked = job
                     .check_blocked(&mut bench, target)
@@ -36,7 +38,7 @@ fn run(config: ModelConfig, policy: Policy, backend: Backend) -> Bench {
                 assert_eq!(bench.model.memory.read64(OUTSIDE), 0x5ec3_e75e);
             }
             assert!(
-                job.figures().faults >= 6,
+                job.figures().faults >= 10,
                 "a write and a read for each target"
             );
         } else {

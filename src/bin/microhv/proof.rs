@@ -7,6 +7,7 @@ use vtd_nest::unit::Unit;
 use crate::console::println;
 use crate::guest::{Blocked, BlockedTarget, Job, JobError, Layout, STEPS};
 use crate::hypervisor::{Explained, GUEST_LEN_BYTES, Hypervisor};
+use crate::memory::Window;
 use crate::report::{self, Figure};
 
 /// Memory for the guest's tables and queue.
@@ -113,6 +114,13 @@ fn blocked(hypervisor: &mut Hypervisor, job: &mut Job) -> Result<[Figure<'static
             .environment
             .write64(Hpa::new(canary.as_u64() + offset), CANARY);
     }
+    // Without a window the configuration space has no address; q35's place is as good as any.
+    let ecam = hypervisor
+        .environment
+        .pci()
+        .lock()
+        .window()
+        .map_or(Hpa::new(0xb000_0000), Window::start);
     let targets = [
         ("unmapped address", BlockedTarget::Unmapped),
         (
@@ -126,6 +134,14 @@ fn blocked(hypervisor: &mut Hypervisor, job: &mut Job) -> Result<[Figure<'static
         (
             "the unit's registers",
             BlockedTarget::NotOfMachine(Gpa::new(hypervisor.unit_registers.as_u64())),
+        ),
+        (
+            "the IOAPIC",
+            BlockedTarget::NotOfMachine(Gpa::new(0xfec0_0000)),
+        ),
+        (
+            "PCI configuration space",
+            BlockedTarget::NotOfMachine(Gpa::new(ecam.as_u64())),
         ),
     ];
     let mut records = 0;
