@@ -543,6 +543,16 @@ impl Guest {
         self.write(slot, &entry.to_le_bytes());
     }
 
+    /// Where the leaf entry of an address is, in a table that has all upper levels.
+    pub(crate) fn slot(&mut self, root: u64, iova: u64) -> u64 {
+        let mut table = root;
+        for level in (1..4).rev() {
+            table = self.read_u64(table + ((iova >> (12 + 9 * level)) & 0x1ff) * 8)
+                & 0x000f_ffff_ffff_f000;
+        }
+        table + ((iova >> 12) & 0x1ff) * 8
+    }
+
     /// An entry of the kind that the unit offers.
     pub(crate) fn entry(&self, root: u64, domain: u16) -> PasidEntry {
         let (root, domain_id) = (Gpa::new(root), DomainId::new(domain));

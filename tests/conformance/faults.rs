@@ -203,3 +203,86 @@ fn fault_processing_disabled_in_the_guests_entry_silences_its_records() {
         "nothing is recorded"
     );
 }
+
+// S63, S64, S65: what a guest's first stage denies, by its own reason, on hardware that nests.
+#[test]
+fn first_stage_denials_are_told_by_their_own_reason() {
+    use FaultReason as R;
+    use vtd_nest::arch::address::{Gpa, PageSize};
+    use vtd_nest::arch::first_stage::FirstStageEntry;
+    let leaf = |page, writable, user| {
+        FirstStageEntry::leaf(Gpa::new(page), PageSize::Size4KiB, writable, user)
+    };
+    for (name, make, address, access, reason) in [
+        (
+            "not present",
+            None,
+            IOVA,
+            Access::Read,
+            R::FirstStageNotPresent,
+        ),
+        (
+            "supervisor page",
+            Some((true, false, 0)),
+            IOVA,
+            Access::Read,
+            R::UserRequestDenied,
+        ),
+        (
+            "read-only page",
+            Some((false, true, 0)),
+            IOVA,
+            Access::Write,
+            R::WriteDenied,
+        ),
+        (
+            "reserved address bit",
+            Some((true, true, 1u64 << 50)),
+            IOVA,
+            Access::Read,
+            R::FirstStageReserved,
+        ),
+        (
+            "non-canonical address",
+            Some((true, true, 0)),
+            IOVA | 1 << 47,
+            Access::Read,
+            R::AddressNotCanonical,
+        ),
+    ] {
+        let mut guest = Guest::new(Bench::new(ModelConfig::nesting_server()));
+        let page = guest.page();
+        let root = guest.table(&[(IOVA, page)]);
+        let slot = guest.slot(root, IOVA);
+        let bits = make.map_or(0, |(writable, user, more)| {
+            leaf(page, writable, user).as_u64() | more
+        });
+        guest.write(slot, &bits.to_le_bytes());
+        let entry = guest.entry(root, 7);
+        guest.set_entry(D0, 5, &entry);
+        guest.invalidate_pasid(7, 5);
+        assert_eq!(
+            guest.bench.guest_reason(D0, Some(5), address, access),
+            reason,
+            "{name}"
+        );
+        guest.bench.model.unit.assert_no_violations();
+    }
+}
+
+// S63, S14: a PASID beyond the directory that the context declares.
+#[test]
+fn pasid_beyond_the_directory_is_not_bound_and_told_as_46() {
+    use vtd_nest::arch::context::DirectoryOrder;
+    let mut guest = Guest::new(Bench::new(ModelConfig::nesting_server()));
+    guest.install_context(
+        D0,
+        Guest::entry_at(D0, 0) - 0x1000,
+        DirectoryOrder::SMALLEST,
+    );
+    guest.invalidate_context(D0);
+    guest.invalidate_pasid(7, 8192);
+    assert_eq!(guest.bench.hardware_entry(D0, 8192), None);
+    guest.expect_blocked(D0, Some(8192), IOVA, FaultReason::PasidBeyondDirectory);
+    guest.bench.model.unit.assert_no_violations();
+}
