@@ -224,7 +224,9 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                     domain_id: domain.id,
                     address: range.address.as_u64(),
                     address_mask: range.order,
-                    leaf_hint: true,
+                    // A page that was added may be in a new table, whose absence caching mode lets
+                    // hardware keep: then upper levels have to go too (§6.5.2.3).
+                    leaf_hint: !added,
                 },
                 drain_reads: true,
                 drain_writes: true,

@@ -392,3 +392,29 @@ fn one_dead_unit_does_not_hide_what_another_has_not_confirmed() {
     invalidate_pages(&mut guest, 7, IOVA, 0);
     assert_eq!(reached(&slow), None);
 }
+
+// G31: with caching mode hardware may hold that an upper table is absent, so the invalidation for a
+// page in a new table must not spare paging-structure entries.
+#[test]
+fn page_in_a_new_table_is_reached_on_a_unit_that_caches_what_is_absent() {
+    let policy = Policy {
+        forbid_nesting: true,
+        ..Policy::default()
+    };
+    let mut guest = Guest::new(Bench::with_policy(ModelConfig::caching_mode(), policy));
+    let page = guest.page();
+    let root = guest.table(&[(0x5000, page)]);
+    let entry = guest.entry(root, 7);
+    guest.set_entry(D0, 5, &entry);
+    guest.invalidate_pasid(7, 5);
+    for iova in [0x6000, 0x40_0000, 0x1_4000_0000, 0x7000_0000_0000] {
+        guest
+            .bench
+            .translate(D0, Some(5), iova, Access::Read)
+            .unwrap_err();
+        guest.map(root, iova, Some(page));
+        invalidate_pages(&mut guest, 7, iova, 0);
+        guest.expect_reaches(D0, Some(5), iova, page);
+    }
+    guest.bench.model.unit.assert_no_violations();
+}
