@@ -84,18 +84,6 @@ pub enum HostBinding {
     Quarantined(Bound),
 }
 
-impl HostBinding {
-    /// Whether a hardware entry is present.
-    pub const fn is_bound(&self) -> bool {
-        matches!(self, Self::Bound(_))
-    }
-
-    /// Whether nothing on the host side is held for it.
-    pub const fn is_blocked(&self) -> bool {
-        matches!(self, Self::Blocked)
-    }
-}
-
 /// The host side of one machine: everything but its memory and its virtual unit.
 #[derive(Debug)]
 pub(super) struct HostSide<const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize> {
