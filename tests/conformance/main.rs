@@ -1,16 +1,104 @@
-//! Scenarios of the whole component on a bench: a guest's registers and memory on one side, a
-//! device's DMA on the other. Each test names the requirement numbers it covers.
+//! Scenarios of the whole component, written once and run on every bench: a guest's registers and
+//! memory on one side, a device's DMA on the other.
 //!
-//! The bench here is the model in process; the image runs the end-to-end job on emulated hardware.
+//! This is a test target with its own harness: `cargo test --test conformance` runs the model,
+//! `-- --help` tells the rest. `cargo xtask conform` sets up the other benches first.
 
 mod bench;
-mod bindings;
-mod containment;
-mod costs;
-mod end_to_end;
-mod faults;
-mod transactions;
-// The image's guest driver: the same code on both benches.
+mod harness;
+mod lab;
+mod scenarios;
+// The image's guest driver: the same code on every bench.
 #[path = "../../src/bin/microhv/guest/mod.rs"]
-mod guest;
-mod stores;
+mod driver;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use bench::{ModelProfile, Profile};
+use harness::{Outcome, Scenario};
+
+/// Runs scenarios on benches; exit status 0 only if nothing failed.
+#[derive(Parser)]
+struct Arguments {
+    /// Benches to run on: `model`, `qtest`, or part of a profile's name; may be repeated.
+    #[arg(long, value_name = "BENCH")]
+    bench: Vec<String>,
+    /// Numbers (`S12`, `G5`) or parts of names of scenarios to run; may be repeated.
+    #[arg(long, value_name = "PATTERN")]
+    scenario: Vec<String>,
+    /// Where to write the JSON report.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Threads to run on.
+    #[arg(long, value_name = "COUNT")]
+    threads: Option<usize>,
+    /// Prints only what failed, and the sums.
+    #[arg(long)]
+    quiet: bool,
+    /// Prints the scenarios and what they need, and runs nothing.
+    #[arg(long)]
+    list: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let matches = |scenario: &Scenario| {
+        let mut patterns = arguments.scenario.iter();
+        arguments.scenario.is_empty() || patterns.any(|pattern| scenario.matches(pattern))
+    };
+    let scenarios: Vec<_> = scenarios::all().into_iter().filter(matches).collect();
+    if arguments.list {
+        for scenario in &scenarios {
+            println!(
+                "{:12} {} {:?}",
+                scenario.numbers, scenario.name, scenario.needs
+            );
+        }
+        return ExitCode::SUCCESS;
+    }
+    let asked = |profile: &dyn Profile| {
+        let full = format!("{}/{}", profile.bench(), profile.name());
+        let mut patterns = arguments.bench.iter();
+        arguments.bench.is_empty() || patterns.any(|pattern| full.contains(pattern.as_str()))
+    };
+    let mut profiles: Vec<Box<dyn Profile>> = Vec::new();
+    for profile in ModelProfile::all() {
+        profiles.push(Box::new(profile));
+    }
+    profiles.retain(|profile| asked(&**profile));
+    if scenarios.is_empty() || profiles.is_empty() {
+        eprintln!("error: no scenario or no bench is called that");
+        return ExitCode::FAILURE;
+    }
+    let threads = arguments
+        .threads
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    let quiet = arguments.quiet;
+    let rows = harness::run(&scenarios, &profiles, threads, |row| {
+        if !quiet || matches!(row.outcome, Outcome::Fail(_)) {
+            harness::print_line(row);
+        }
+    });
+    harness::print_matrix(&rows);
+    let mut ok = !rows
+        .iter()
+        .any(|row| matches!(row.outcome, Outcome::Fail(_)));
+    for early in harness::pending_for_nothing(&rows) {
+        println!("FAIL    {early} passes wherever it runs: it is not pending");
+        ok = false;
+    }
+    if let Some(path) = &arguments.report
+        && let Err(error) = harness::write_json(&rows, path)
+    {
+        eprintln!("error: {}: {error}", path.display());
+        ok = false;
+    }
+    if ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
