@@ -191,7 +191,7 @@ impl Guest {
         self.lab.hardware_entry(self.physical(source_id), pasid)
     }
 
-    pub(super) fn requester(&self, source_id: SourceId, tag: Option<u32>) -> Requester {
+    pub(crate) fn requester(&self, source_id: SourceId, tag: Option<u32>) -> Requester {
         Requester {
             source_id: self.physical(source_id),
             pasid: tag.map(|pasid| Pasid::new(pasid).expect("20 bits")),

@@ -4,6 +4,7 @@ mod expect;
 mod fault;
 mod guest;
 mod job;
+pub(crate) mod later;
 mod tables;
 
 use std::cell::RefCell;
@@ -23,6 +24,7 @@ use crate::bench::{Interposer, Observed, Profile, host_offset};
 
 pub(crate) use fault::{GuestFault, TakenFaults};
 pub(crate) use guest::{D0, D1, GUEST_LEN_BYTES, Guest, GuestOptions, Vm};
+pub(crate) use tables::ROOT;
 
 /// An address that scenarios map; its index differs at each level.
 pub(crate) const IOVA: u64 = 0x12_3456_7000;
