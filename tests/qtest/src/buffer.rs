@@ -14,9 +14,6 @@ use crate::edu::BUFFER_BYTES;
 /// Mappings that are longer hold no small object of the emulator.
 const LONGEST_MAPPING: u64 = 64 << 20;
 
-/// Bytes that are compared first.
-const KEY_BYTES: usize = 16;
-
 /// The buffer of one device.
 pub(crate) struct Buffer {
     memory: File,
@@ -86,10 +83,12 @@ fn private_mapping(line: &str) -> Option<Mapping> {
 /// Where in `bytes` the content is.
 fn position(bytes: &[u8], content: &[u8]) -> Option<usize> {
     // Objects of the heap are aligned, and their members at least to 4 bytes.
-    let key = content.get(..KEY_BYTES)?;
-    (0..bytes.len())
-        .step_by(4)
-        .find(|&offset| bytes[offset..].starts_with(key) && bytes[offset..].starts_with(content))
+    let first = content.first_chunk::<4>()?;
+    let candidates = bytes.as_chunks().0.iter().enumerate();
+    candidates
+        .filter(|(_, chunk)| *chunk == first)
+        .map(|(index, _)| index * first.len())
+        .find(|&offset| bytes[offset..].starts_with(content))
 }
 
 #[cfg(test)]

@@ -126,6 +126,8 @@ impl Edu {
     /// Reads bytes by DMA, as one request for each 4 KiB from `at` on. What cannot be read is 0.
     pub fn dma_read(&self, at: Iova, into: &mut [u8]) {
         for (chunk, at) in into.chunks_mut(BUFFER_BYTES).zip(request_addresses(at)) {
+            // Not what was there before, if the device may not even ask.
+            self.clear();
             run(&self.emulator, self.base, at, BUFFER, chunk.len(), 0);
             self.buffer
                 .read(chunk)

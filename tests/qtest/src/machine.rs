@@ -75,6 +75,11 @@ impl Machine {
         self.edu[index].clone()
     }
 
+    /// The emulator's process.
+    pub fn process_id(&self) -> u32 {
+        self.emulator.process_id()
+    }
+
     /// What memory there is, and for what.
     pub fn ram(&self) -> RamLayout {
         self.ram.layout()
