@@ -17,8 +17,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use bench::{ModelProfile, Profile};
+use bench::{ModelProfile, Profile, QtestProfile};
 use harness::{Outcome, Scenario};
+use vtd_qtest::Qemu;
 
 /// Runs scenarios on benches; exit status 0 only if nothing failed.
 #[derive(Parser)]
@@ -32,6 +33,13 @@ struct Arguments {
     /// Where to write the JSON report.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// The QEMU of the bench `qtest`; without it, that bench is left out.
+    #[arg(long, value_name = "PATH")]
+    qemu: Option<PathBuf>,
+    /// Everything after `intel-iommu,` on QEMU's command line: one profile of the bench `qtest`
+    /// in place of its own.
+    #[arg(long, value_name = "OPTIONS")]
+    iommu: Option<String>,
     /// Threads to run on.
     #[arg(long, value_name = "COUNT")]
     threads: Option<usize>,
@@ -67,6 +75,22 @@ fn main() -> ExitCode {
     let mut profiles: Vec<Box<dyn Profile>> = Vec::new();
     for profile in ModelProfile::all() {
         profiles.push(Box::new(profile));
+    }
+    if let Some(path) = &arguments.qemu {
+        let qemu = match Qemu::open(path) {
+            Ok(qemu) => qemu,
+            Err(error) => {
+                eprintln!("error: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
+        let found = match &arguments.iommu {
+            Some(options) => vec![QtestProfile::named_by(&qemu, options)],
+            None => QtestProfile::all(&qemu),
+        };
+        for profile in found {
+            profiles.push(Box::new(profile));
+        }
     }
     profiles.retain(|profile| asked(&**profile));
     if scenarios.is_empty() || profiles.is_empty() {

@@ -116,8 +116,16 @@ impl Guest {
 
     /// Levels of the guest's page tables.
     pub(crate) fn levels(&self) -> u32 {
+        if self.is_first_stage() {
+            4
+        } else {
+            self.second_stage_levels()
+        }
+    }
+
+    fn second_stage_levels(&self) -> u32 {
         match self.width() {
-            AddressWidth::Bits39 if !self.is_first_stage() => 3,
+            AddressWidth::Bits39 => 3,
             _ => 4,
         }
     }
@@ -196,7 +204,7 @@ impl Guest {
     pub(crate) fn second_stage_table(&mut self, iova: u64, page: u64) -> (u64, u64) {
         let root = self.page();
         let mut table = root;
-        for level in (2..=4u32).rev() {
+        for level in (2..=self.second_stage_levels()).rev() {
             let below = self.page();
             let slot = table + (iova >> (3 + 9 * level) & 0x1ff) * 8;
             self.write_u64(slot, SecondStageEntry::table(Gpa::new(below)).as_u64());
@@ -218,8 +226,7 @@ impl Guest {
         let (root, contexts) = (self.page(), self.page());
         let entry = LegacyRootEntry::new(Gpa::new(contexts));
         self.write(root + 16 * u64::from(source_id.bus()), &entry.to_bytes());
-        let width = AddressWidth::Bits48;
-        let domain_id = DomainId::new(domain);
+        let (width, domain_id) = (self.width(), DomainId::new(domain));
         let context = LegacyContextEntry::second_stage(Gpa::new(table), width, domain_id, false);
         let index = u64::from(LegacyContextEntry::index(source_id));
         self.write(contexts + 16 * index, &context.to_bytes());
