@@ -1,11 +1,17 @@
 //! The scenarios, in the order of the requirements. Each file holds one section of them.
 
 mod binding;
+mod forwarding;
 mod mode_changes;
 
 use crate::harness::Scenario;
 
 /// All scenarios.
 pub(crate) fn all() -> Vec<Scenario> {
-    [binding::SCENARIOS, mode_changes::SCENARIOS].concat()
+    [
+        binding::SCENARIOS,
+        mode_changes::SCENARIOS,
+        forwarding::SCENARIOS,
+    ]
+    .concat()
 }
