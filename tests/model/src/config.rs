@@ -148,6 +148,17 @@ impl ModelConfig {
         Self::nesting_server().with_capability(Cap::CACHING_MODE, 1)
     }
 
+    /// Adds interrupt remapping and posting: 32-bit destinations, invalidations of up to 2^15
+    /// indexes, caches that SIRTP empties.
+    #[must_use]
+    pub fn with_interrupt_remapping(self) -> Self {
+        self.with_capability(Cap::POSTED_INTERRUPTS, 1)
+            .with_capability(Cap::ENHANCED_SET_INTERRUPT_TABLE_POINTER, 1)
+            .with_extended(Ecap::INTERRUPT_REMAPPING, 1)
+            .with_extended(Ecap::EXTENDED_INTERRUPT_MODE, 1)
+            .with_extended(Ecap::MAXIMUM_HANDLE_MASK, 15)
+    }
+
     /// Changes a field of `CAP_REG`.
     #[must_use]
     pub fn with_capability(mut self, field: Cap, value: u64) -> Self {

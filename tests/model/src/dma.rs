@@ -4,13 +4,11 @@ use vtd_nest::arch::address::{Hpa, Iova};
 use vtd_nest::arch::fault::FaultReason;
 use vtd_nest::arch::id::{Pasid, SourceId};
 
-use crate::bits::{self, bit};
+use crate::bits;
 use crate::cache::Blocked;
 use crate::fault::Fault;
-use crate::registers::CFI;
 use crate::translate::Located;
 use crate::unit::{ModelUnit, Unit};
-use crate::violation::Violation;
 
 /// What a request does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,17 +64,6 @@ pub struct Translation {
     pub last: Hpa,
 }
 
-/// An interrupt that a device sent and the unit let pass.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DeviceInterrupt {
-    /// The device.
-    pub source_id: SourceId,
-    /// The address written.
-    pub address: u64,
-    /// The data written.
-    pub data: u32,
-}
-
 impl Unit {
     /// Translates a request, or blocks it.
     fn request(&mut self, request: &Request) -> Result<Located, Fault> {
@@ -107,31 +94,6 @@ impl Unit {
             Ok(located) => Ok(located),
             Err(blocked) => Err(self.block(request, blocked)),
         }
-    }
-
-    /// A write of 4 bytes without PASID into the interrupt range (§5.1).
-    fn interrupt(&mut self, request: &Request, data: u32) -> Result<(), Fault> {
-        let address = request.address.as_u64();
-        if self.registers.interrupt_remapping_enabled() {
-            let extended = bit(self.registers.interrupt_table, 11);
-            if bit(address, 4) {
-                self.violation(Violation::NotModelled("interrupt remapping"));
-            } else if extended || self.registers.status & CFI == 0 {
-                return Err(self.block(
-                    request,
-                    Blocked {
-                        reason: FaultReason::InterruptCompatibilityFormatBlocked,
-                        fault_disable: false,
-                    },
-                ));
-            }
-        }
-        self.interrupts.push(DeviceInterrupt {
-            source_id: request.source_id,
-            address,
-            data,
-        });
-        Ok(())
     }
 
     fn read(&mut self, mut request: Request, into: &mut [u8]) -> Result<(), Fault> {

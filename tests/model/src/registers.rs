@@ -74,7 +74,8 @@ pub(crate) struct RegisterFile {
     root_set: bool,
     interrupt_table_written: u64,
     pub(crate) interrupt_table: u64,
-    interrupt_table_set: bool,
+    /// SIRTP was done since reset and since IRE was last cleared.
+    pub(crate) interrupt_table_set: bool,
     context_command: u64,
     invalidate_address: u64,
     iotlb_command: u64,
@@ -248,6 +249,9 @@ impl Unit {
     }
 
     fn read_dword(&mut self, at: u16) -> u32 {
+        if self.lacks_queue_register(at) {
+            return 0;
+        }
         let (page_requests, protected) = (self.has_page_requests(), self.has_protected_memory());
         let registers = &self.registers;
         let index = at % 8 / 4;
@@ -309,6 +313,11 @@ impl Unit {
         }
     }
 
+    /// Registers of the invalidation queue are reserved where there is none (§11.4.9).
+    fn lacks_queue_register(&self, at: u16) -> bool {
+        (offset::IQH..offset::IRTA).contains(&at) && !self.config.has(Ecap::QUEUED_INVALIDATION)
+    }
+
     fn has_page_requests(&self) -> bool {
         self.config.has(Ecap::PAGE_REQUESTS)
     }
@@ -327,6 +336,10 @@ impl Unit {
     fn write_dword(&mut self, at: u16, value: u32) {
         if self.is_read_only(at) {
             self.violation(Violation::ReadOnlyRegister { offset: at, value });
+            return;
+        }
+        if self.lacks_queue_register(at) {
+            self.reserved(at, value);
             return;
         }
         let index = at % 8 / 4;
@@ -403,14 +416,7 @@ impl Unit {
                 self.messages.extend(message);
             }
             0xb8 | 0xbc => {
-                let extended = u32::from(self.config.has(Ecap::EXTENDED_INTERRUPT_MODE));
-                let reserved = if index == 0 {
-                    0xff0 & !(extended << 11)
-                } else {
-                    beyond_host
-                };
-                self.reserved(at, value & reserved);
-                set_half(&mut self.registers.interrupt_table_written, index, value);
+                self.write_interrupt_table(index, value, beyond_host);
             }
             offset::PQH..=0xd4 if self.has_page_requests() => {
                 let reserved = match at {
@@ -434,6 +440,35 @@ impl Unit {
             }
             _ => self.write_placed_register(at, value),
         }
+    }
+
+    /// `IRTA_REG` (§11.4.10): the dword at `index`.
+    fn write_interrupt_table(&mut self, index: u16, value: u32, beyond_host: u32) {
+        const EXTENDED_MODE: u32 = 1 << 11;
+        let mut reserved = match index {
+            0 if self.config.has(Ecap::EXTENDED_INTERRUPT_MODE) => 0x7f0,
+            0 => 0xff0,
+            _ => beyond_host,
+        };
+        if !self.config.has(Ecap::INTERRUPT_REMAPPING) {
+            reserved = u32::MAX;
+        }
+        self.reserved(offset::IRTA + 4 * index, value & reserved);
+        // What is reserved in the low dword reads 0 and does nothing. A pointer beyond HAW is kept:
+        // requests fault on it.
+        let value = if index == 0 || reserved == u32::MAX {
+            value & !reserved
+        } else {
+            value
+        };
+        let old = half(self.registers.interrupt_table_written, index);
+        if index == 0
+            && (old ^ value) & EXTENDED_MODE != 0
+            && self.registers.interrupt_remapping_enabled()
+        {
+            self.violation(Violation::ExtendedInterruptModeChangedWhileEnabled);
+        }
+        set_half(&mut self.registers.interrupt_table_written, index, value);
     }
 
     /// The registers whose place the capabilities tell.
@@ -568,13 +603,7 @@ impl Unit {
             self.switch_queue(command & QIE != 0);
         }
         if changed & IRE != 0 {
-            if command & IRE != 0 && !self.registers.interrupt_table_set {
-                self.violation(Violation::InterruptRemappingWithoutTable);
-            }
-            if command & IRE == 0 {
-                self.registers.interrupt_table_set = false;
-            }
-            self.registers.status ^= IRE;
+            self.switch_interrupt_remapping(command & IRE != 0);
         }
         self.registers.status ^= changed & CFI;
         if changed & TE != 0 {
@@ -610,16 +639,6 @@ impl Unit {
         if !keeps_caches {
             self.drop_all_caches();
         }
-    }
-
-    fn set_interrupt_table(&mut self, table: u64) {
-        let mode_changed = bit(self.registers.interrupt_table ^ table, 11);
-        if mode_changed && self.registers.interrupt_remapping_enabled() {
-            self.violation(Violation::ExtendedInterruptModeChangedWhileEnabled);
-        }
-        self.registers.interrupt_table = table;
-        self.registers.interrupt_table_set = true;
-        self.registers.status |= SIRTP;
     }
 
     fn switch_queue(&mut self, on: bool) {

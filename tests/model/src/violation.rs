@@ -64,7 +64,18 @@ pub enum Violation {
         /// The new one.
         new: u64,
     },
-    /// EIME changed while IRES=1 (§11.4.10).
+    /// IRE after a new table, with no global interrupt-entry-cache invalidation in between, where
+    /// CAP.ESIRTPS=0 (§6.7).
+    InterruptEntryCacheNotInvalidated,
+    /// SIRTP while IRES=1 with a table that lacks a present entry of the old one, or has another
+    /// (§6.7).
+    InterruptTableDiffers {
+        /// The first such index.
+        index: u16,
+    },
+    /// IRE with EIME=0 while ECAP.EIMER=1 (§11.4.10).
+    ExtendedInterruptModeRequired,
+    /// EIME changed while IRES=1 (§11.4.10): written so, or put into force.
     ExtendedInterruptModeChangedWhileEnabled,
     /// QIE with a tail that is not 0 (§6.5.2).
     QueueEnabledWithTail {
