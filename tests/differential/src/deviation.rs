@@ -4,7 +4,9 @@
 //! Each deviation says as narrowly as can be when it applies. One that a full run never meets is
 //! reported: it is not needed, or programs no longer get there.
 
-use crate::observe::Difference;
+use crate::layout::INTERRUPT_RANGE;
+use crate::observe::{Difference, Seen};
+use crate::program::{Kind, Mode, Place};
 
 /// A known difference.
 pub struct Deviation {
@@ -17,4 +19,249 @@ pub struct Deviation {
 }
 
 /// All of them; the first that explains a difference counts.
-pub const ALL: &[Deviation] = &[];
+pub const ALL: &[Deviation] = &[
+    Deviation {
+        name: "fault-reason-39-as-01",
+        what: "an absent root entry has the legacy number in scalable mode",
+        explains: |difference| is_reason(difference, 0x39, 0x01),
+    },
+    Deviation {
+        name: "fault-reason-38-as-08",
+        what: "an unreadable root table has the legacy number in scalable mode",
+        explains: |difference| is_reason(difference, 0x38, 0x08),
+    },
+    Deviation {
+        name: "fault-reason-3a-as-0a",
+        what: "a reserved bit in a root entry has the legacy number in scalable mode",
+        explains: |difference| is_reason(difference, 0x3a, 0x0a),
+    },
+    Deviation {
+        name: "fault-reason-41-as-02",
+        what: "an absent context entry has the legacy number in scalable mode",
+        explains: |difference| is_reason(difference, 0x41, 0x02),
+    },
+    Deviation {
+        name: "fault-reason-40-as-09",
+        what: "an unreadable context table has the legacy number in scalable mode",
+        explains: |difference| is_reason(difference, 0x40, 0x09),
+    },
+    Deviation {
+        name: "fault-reason-42-as-0b",
+        what: "a reserved bit in a context entry has the legacy number in scalable mode",
+        explains: |difference| is_reason(difference, 0x42, 0x0b),
+    },
+    Deviation {
+        name: "fault-reason-84-as-04",
+        what: "an address beyond second-stage tables has the legacy number in scalable mode",
+        explains: |difference| is_reason(difference, 0x84, 0x04),
+    },
+    Deviation {
+        name: "fault-reason-7b-as-03",
+        what: "an unreadable second-stage root has the legacy number in scalable mode",
+        explains: |difference| is_reason(difference, 0x7b, 0x03),
+    },
+    Deviation {
+        name: "fault-reason-78-as-07",
+        what: "an unreadable second-stage table has the legacy number in scalable mode",
+        explains: |difference| is_reason(difference, 0x78, 0x07),
+    },
+    Deviation {
+        name: "fault-reason-79-as-05",
+        what: "a write by an absent second-stage entry has the legacy number in scalable mode",
+        explains: |difference| is_reason(difference, 0x79, 0x05),
+    },
+    Deviation {
+        name: "fault-reason-79-as-06",
+        what: "a read by an absent second-stage entry has the legacy number in scalable mode",
+        explains: |difference| is_reason(difference, 0x79, 0x06),
+    },
+    Deviation {
+        name: "fault-reason-85-as-05",
+        what: "a write without the right has the legacy number for second-stage tables",
+        explains: |difference| is_reason(difference, 0x85, 0x05),
+    },
+    Deviation {
+        name: "fault-reason-86-as-06",
+        what: "a read without the right has the legacy number for second-stage tables",
+        explains: |difference| is_reason(difference, 0x86, 0x06),
+    },
+    Deviation {
+        name: "fault-reason-7a-as-0c",
+        what: "a reserved bit in a second-stage entry has the legacy number in scalable mode",
+        explains: |difference| is_reason(difference, 0x7a, 0x0c),
+    },
+    Deviation {
+        name: "rid-pasid-recorded",
+        what: "requests without PASID are recorded with RID_PASID as theirs; PP says what the \
+               request had",
+        explains: |difference| match difference {
+            Difference::RecordPasid {
+                context,
+                model,
+                qemu,
+            } => {
+                context.mode == Mode::Scalable
+                    && !model.has_pasid()
+                    && qemu.has_pasid()
+                    && qemu.pasid() == 0
+            }
+            _ => false,
+        },
+    },
+    Deviation {
+        name: "fault-address-in-full",
+        what: "a recorded address has bits above the largest table width, which are 0",
+        explains: |difference| match difference {
+            Difference::Record {
+                context,
+                model,
+                qemu,
+            } => {
+                let cut = (1 << context.width) - 1;
+                let ([model, model_rest], [qemu, qemu_rest]) = (model.rest(), qemu.rest());
+                model == qemu & cut && model_rest == qemu_rest && model != qemu
+            }
+            _ => false,
+        },
+    },
+    Deviation {
+        name: "interrupt-range-misused",
+        what: "requests to the interrupt range that are no interrupts are not faults (29)",
+        explains: |difference| match difference {
+            Difference::Outcome {
+                context,
+                model,
+                qemu,
+            }
+            | Difference::Reserved {
+                context,
+                model,
+                qemu,
+                ..
+            } => {
+                context.address >> 20 == INTERRUPT_RANGE >> 20
+                    && is_blocked(model, &[0x29])
+                    && qemu.is_silent()
+            }
+            _ => false,
+        },
+    },
+    Deviation {
+        name: "pass-through-beyond-width",
+        what: "pass-through has no limit: addresses beyond the host address width are no faults \
+               (04, 83)",
+        explains: |difference| match difference {
+            Difference::Outcome {
+                context,
+                model,
+                qemu,
+            } => {
+                context.kind == Some(Kind::PassThrough)
+                    && context.address >> context.width != 0
+                    && is_blocked(model, &[0x04, 0x83])
+                    && qemu.is_silent()
+            }
+            _ => false,
+        },
+    },
+    Deviation {
+        name: "cached-rights-deny-silently",
+        what: "an access that the rights of a cached page deny is dropped without a fault",
+        explains: |difference| match difference {
+            Difference::Outcome {
+                context,
+                model,
+                qemu,
+            } => {
+                context.pages.iter().any(|page| page.was_accessed)
+                    && is_blocked(model, &[0x05, 0x06, 0x85, 0x86])
+                    && qemu.is_silent()
+            }
+            _ => false,
+        },
+    },
+    Deviation {
+        name: "rights-before-reserved-bits",
+        what: "rights are looked at entry by entry, before reserved bits; the architecture looks \
+               at those of the whole walk",
+        explains: |difference| match difference {
+            Difference::Reserved {
+                place: Place::Table(_),
+                model,
+                qemu,
+                repaired,
+                ..
+            } => {
+                is_blocked(model, &[0x0c, 0x7a, 0x72])
+                    && matches!(qemu.reason(), Some(0x05 | 0x06 | 0x85 | 0x81))
+                    && qemu.has_same_effect(repaired)
+            }
+            _ => false,
+        },
+    },
+    Deviation {
+        name: "reserved-mode-ignored",
+        what: "TTM is ignored on a unit without scalable mode, and 10 is legacy mode (30)",
+        explains: |difference| match difference {
+            Difference::RootTable {
+                reserved_mode: true,
+                context,
+                model,
+                qemu,
+                right,
+            } => {
+                let as_legacy = match context.mode {
+                    Mode::Legacy => qemu.has_same_effect(right),
+                    Mode::Scalable => {
+                        qemu.is_without_data() && matches!(qemu.reason(), Some(0x01 | 0x02 | 0x09))
+                    }
+                };
+                is_blocked(model, &[0x30]) && as_legacy
+            }
+            _ => false,
+        },
+    },
+    Deviation {
+        name: "context-domain-is-global",
+        what: "CCMD says that a domain-selective invalidation was global, as hardware may",
+        explains: |difference| match difference {
+            Difference::InvalidationResult { name, model, qemu } => {
+                *name == "CCMD" && *model == 2 << 59 && *qemu == 1 << 59
+            }
+            _ => false,
+        },
+    },
+    Deviation {
+        name: "no-queue-error-information",
+        what: "IQERCD stays 0 after a queue error",
+        explains: |difference| match difference {
+            Difference::QueueError { model, qemu, .. } => {
+                model.error
+                    && qemu.error
+                    && qemu.information == 0
+                    && (model.head, model.status) == (qemu.head, qemu.status)
+            }
+            Difference::Register { name, model, qemu } => {
+                *name == "IQERCD" && (1..8).contains(model) && *qemu == 0
+            }
+            _ => false,
+        },
+    },
+];
+
+/// Scalable mode: this reason in the model's record, and that one in QEMU's.
+fn is_reason(difference: &Difference, from_model: u8, from_qemu: u8) -> bool {
+    match difference {
+        Difference::Reason {
+            context,
+            model,
+            qemu,
+        } => context.mode == Mode::Scalable && *model == from_model && *qemu == from_qemu,
+        _ => false,
+    }
+}
+
+/// Something was blocked for one of these reasons and for no other.
+fn is_blocked(seen: &Seen, reasons: &[u8]) -> bool {
+    !seen.blocked.is_empty() && seen.blocked.iter().all(|reason| reasons.contains(reason))
+}

@@ -175,8 +175,27 @@ impl Driver<'_> {
                 self.note(|| format!("       known: {name}"));
                 Ok(())
             }
-            None => Err(format!("{difference:#x?}")),
+            None => Err(format!("{difference:x?}")),
         }
+    }
+
+    /// Judges differences one by one if each is known, else all of them as `whole`.
+    fn judge_unless_known(
+        &mut self,
+        differences: Vec<Difference>,
+        whole: impl FnOnce() -> Difference,
+    ) -> Result<(), Failure> {
+        let is_known = |difference: &Difference| {
+            deviation::ALL
+                .iter()
+                .any(|deviation| (deviation.explains)(difference))
+        };
+        if !differences.iter().all(is_known) {
+            return self.judge(&whole());
+        }
+        differences
+            .iter()
+            .try_for_each(|difference| self.judge(difference))
     }
 
     /// A command in `GCMD_REG`; whether both sides say that it is done is seen after the step.
@@ -326,7 +345,9 @@ impl Driver<'_> {
             None => return Ok(()),
         };
         self.write64(register, value);
-        let [model, qemu] = self.sides().map(|side| side.read64(register));
+        // The request bit and the granularity: the others are not kept, or need not be.
+        let result = if name == "CCMD" { 0b1001_1 << 59 } else { 0b100_0011 << 57 };
+        let [model, qemu] = self.sides().map(|side| side.read64(register) & result);
         if model != qemu {
             self.judge(&Difference::InvalidationResult { name, model, qemu })?;
         }
@@ -524,7 +545,8 @@ impl Driver<'_> {
                 let offset = u64::from(offset & 0xfff);
                 let room = (0x1000 - offset) as usize;
                 // Not into the interrupt range, and not around the end of addresses.
-                let ends = slot + 0x1000 == INTERRUPT_RANGE || slot.checked_add(0x1000).is_none();
+                let next = slot.checked_add(0x1000);
+                let ends = next.is_none_or(|next| next == INTERRUPT_RANGE);
                 (slot + offset, if ends { len.min(room) } else { len })
             }
             Address::Slot(page, offset) | Address::Beyond(page, offset) => data(page, offset),
@@ -568,8 +590,13 @@ impl Driver<'_> {
 
     /// Does a DMA on both sides: what it was, and what was seen of it.
     fn access(&mut self, dma: &Dma) -> (Context, Seen, Seen) {
-        let (address, len) = self.resolve(dma);
         self.serial += 1;
+        self.access_again(dma)
+    }
+
+    /// Does a DMA with the same data as the last one.
+    fn access_again(&mut self, dma: &Dma) -> (Context, Seen, Seen) {
+        let (address, len) = self.resolve(dma);
         self.outcome.dma += 1;
         let is_interrupt = (INTERRUPT_RANGE..INTERRUPT_RANGE + (1 << 20)).contains(&address);
         let sent: Vec<u8> = if is_interrupt {
@@ -584,6 +611,7 @@ impl Driver<'_> {
         let (device, unit) = (usize::from(dma.device), self.unit);
         let [model, qemu] = self.sides().map(|side| {
             fill_data(side, address, len);
+            let status_before = side.read32(Register32::FAULT_STATUS);
             let (blocked, data) = if dma.write {
                 (side.dma_write(device, address, &sent), Vec::new())
             } else {
@@ -594,6 +622,7 @@ impl Driver<'_> {
             Seen {
                 data,
                 arrived: changed_data(side, address, len),
+                status_before,
                 status,
                 record: if status & PENDING != 0 {
                     record(side, unit)
@@ -898,21 +927,23 @@ impl Driver<'_> {
         self.set_root_pointer(root, reserved_mode);
         self.command ^= TRANSLATION_ENABLE;
         self.command(0);
+        self.clear_faults();
         let (context, model, qemu) = self.access(dma);
-        if !compare(&context, &model, &qemu).is_empty() {
-            self.judge(&Difference::RootTable {
-                reserved_mode,
-                context,
-                model,
-                qemu,
-            })?;
-        }
         self.clear_faults();
         self.translation(false);
         self.set_root_pointer(self.tables.root_table(), false);
         self.invalidate_everything()?;
+        self.translation(true);
+        let (right_context, right_model, right) = self.access_again(dma);
+        self.judge_access(&right_context, &right_model, &right, false)?;
         self.translation(was_on);
-        Ok(())
+        self.judge_unless_known(compare(&context, &model, &qemu), || Difference::RootTable {
+            reserved_mode,
+            context,
+            model,
+            qemu,
+            right,
+        })
     }
 
     fn invalidate_more(&mut self, which: u8) -> Result<(), Failure> {
@@ -1083,26 +1114,15 @@ impl Driver<'_> {
         self.note(|| format!("       bit {bit} of {place:?}, word {word}"));
         self.store(at, old | 1 << bit);
         self.invalidate_everything()?;
+        self.clear_faults();
         let (context, model, qemu) = self.access(dma);
         self.clear_faults();
         self.store(at, old);
         self.invalidate_everything()?;
-        let (repaired_context, repaired_model, repaired) = self.access(dma);
+        let (repaired_context, repaired_model, repaired) = self.access_again(dma);
         self.judge_access(&repaired_context, &repaired_model, &repaired, false)?;
         let differences = compare(&context, &model, &qemu);
-        let is_explained = |difference: &Difference| {
-            deviation::ALL
-                .iter()
-                .any(|deviation| (deviation.explains)(difference))
-        };
-        if differences.iter().all(is_explained) {
-            for difference in &differences {
-                self.judge(difference)?;
-            }
-            return Ok(());
-        }
-        // The two DMAs write different bytes.
-        self.judge(&Difference::Reserved {
+        self.judge_unless_known(differences, || Difference::Reserved {
             place,
             word,
             bit,
@@ -1127,6 +1147,7 @@ impl Driver<'_> {
         self.tables.devices[device].flaw = None;
         self.change_structures(Scope::Exact, true)?;
         let word = self.tables.word(at);
+        self.clear_faults();
         let (context, model, before) = self.access(dma);
         self.judge_access(&context, &model, &before, false)?;
         self.store(at, word & !PRESENT);
@@ -1135,15 +1156,14 @@ impl Driver<'_> {
             Kind::First | Kind::PassThrough => Invalidation::PasidIotlb(domain_id),
         };
         self.invalidate(&[Invalidation::PasidOne(domain_id), iotlb])?;
-        let (context, model, qemu) = self.access(dma);
-        if !compare(&context, &model, &qemu).is_empty() {
-            self.judge(&Difference::PresentCleared {
-                context,
-                model,
-                qemu,
-                before,
-            })?;
-        }
+        let (context, model, qemu) = self.access_again(dma);
+        let differences = compare(&context, &model, &qemu);
+        self.judge_unless_known(differences, || Difference::PresentCleared {
+            context,
+            model,
+            qemu,
+            before,
+        })?;
         self.clear_faults();
         self.store(at, word);
         self.invalidate_everything()?;
@@ -1164,6 +1184,7 @@ impl Driver<'_> {
         self.tables.devices[device].flaw = None;
         self.attach(dma.device, Some(passes as u8), 0);
         self.change_structures(Scope::Global, true)?;
+        self.clear_faults();
         self.dma(&Dma {
             address: Address::Data(domain, 0x40),
             keep_faults: false,
@@ -1172,13 +1193,12 @@ impl Driver<'_> {
         self.attach(dma.device, Some(domain), 0);
         self.change_structures(Scope::Exact, false)?;
         let (context, model, qemu) = self.access(dma);
-        if !compare(&context, &model, &qemu).is_empty() {
-            self.judge(&Difference::PassThroughLeft {
-                context,
-                model,
-                qemu,
-            })?;
-        }
+        let differences = compare(&context, &model, &qemu);
+        self.judge_unless_known(differences, || Difference::PassThroughLeft {
+            context,
+            model,
+            qemu,
+        })?;
         self.clear_faults();
         self.invalidate_everything()?;
         self.dma(dma)

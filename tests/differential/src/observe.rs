@@ -37,7 +37,7 @@ impl Record {
     }
 
     /// All but FR, PP and PV.
-    fn rest(self) -> [u64; 2] {
+    pub(crate) fn rest(self) -> [u64; 2] {
         [self.0[0], self.0[1] & !(0xff << 32 | 1 << 31 | 0xf_ffff << 40)]
     }
 }
@@ -78,7 +78,8 @@ pub(crate) struct Seen {
     pub(crate) data: Vec<u8>,
     /// What it wrote, where it came to be.
     pub(crate) arrived: Vec<Arrived>,
-    /// `FSTS_REG`.
+    /// `FSTS_REG` before it and after it.
+    pub(crate) status_before: u32,
     pub(crate) status: u32,
     /// The fault record, if it is valid.
     pub(crate) record: Option<Record>,
@@ -90,6 +91,17 @@ impl Seen {
     /// The same to software and devices.
     pub(crate) fn has_same_effect(&self, other: &Self) -> bool {
         self.data == other.data && self.arrived == other.arrived && self.record == other.record
+    }
+
+    /// No data moved, and no fault was noted.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.is_without_data() && self.status == self.status_before
+    }
+
+    /// The reason that was recorded for it.
+    pub(crate) fn reason(&self) -> Option<u8> {
+        let record = self.record.filter(|_| self.status_before & PENDING == 0)?;
+        Some(record.reason())
     }
 
     /// Nothing arrived and nothing was read.
@@ -254,12 +266,14 @@ pub(crate) enum Difference {
         model: Seen,
         qemu: Seen,
     },
-    /// A DMA while the root table is nowhere, or the mode reserved.
+    /// A DMA while the root table is nowhere, or the mode reserved; `right` is what QEMU did after
+    /// that.
     RootTable {
         reserved_mode: bool,
         context: Context,
         model: Seen,
         qemu: Seen,
+        right: Seen,
     },
     /// An entry of a page table.
     Entry {
@@ -339,7 +353,8 @@ pub(crate) fn compare(context: &Context, model: &Seen, qemu: &Seen) -> Vec<Diffe
             qemu: from_qemu.reason(),
         });
     }
-    let pasid = |record: Record| (record.has_pasid(), record.pasid());
+    // PV says nothing without PP.
+    let pasid = |record: Record| record.has_pasid().then(|| record.pasid());
     if pasid(from_model) != pasid(from_qemu) {
         differences.push(Difference::RecordPasid {
             context: context.clone(),
