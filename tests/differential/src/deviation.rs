@@ -5,7 +5,7 @@
 //! reported: it is not needed, or programs no longer get there.
 
 use crate::layout::INTERRUPT_RANGE;
-use crate::observe::{Difference, Seen};
+use crate::observe::{Difference, PageContext, Seen};
 use crate::program::{Kind, Mode, Place};
 
 /// A known difference.
@@ -14,8 +14,50 @@ pub struct Deviation {
     pub name: &'static str,
     /// What QEMU does, and what the architecture says.
     pub what: &'static str,
+    /// What it explains.
+    pub(crate) explains: Explains,
+}
+
+/// Which differences a deviation explains.
+pub(crate) enum Explains {
+    /// In scalable mode, the first reason in the model's record and the second in QEMU's.
+    Reason(u8, u8),
+    /// Those that this is true of.
+    If(fn(&Difference) -> bool),
+}
+
+impl Deviation {
     /// Whether it explains a difference.
-    pub(crate) explains: fn(&Difference) -> bool,
+    pub(crate) fn explains(&self, difference: &Difference) -> bool {
+        match (&self.explains, difference) {
+            (Explains::If(explains), _) => explains(difference),
+            (
+                Explains::Reason(from_model, from_qemu),
+                Difference::Reason {
+                    context,
+                    model,
+                    qemu,
+                },
+            ) => context.mode == Mode::Scalable && (model, qemu) == (from_model, from_qemu),
+            (Explains::Reason(..), _) => false,
+        }
+    }
+}
+
+/// The number in [`ALL`] of the deviation that explains a difference.
+pub(crate) fn of(difference: &Difference) -> Option<usize> {
+    ALL.iter()
+        .position(|deviation| deviation.explains(difference))
+}
+
+/// Whether the two reasons mean the same.
+fn is_same_reason(mode: Mode, from_model: u8, from_qemu: u8) -> bool {
+    from_model == from_qemu
+        || mode == Mode::Scalable
+            && ALL.iter().any(|deviation| {
+                matches!(deviation.explains, Explains::Reason(model, qemu)
+                    if (model, qemu) == (from_model, from_qemu))
+            })
 }
 
 /// All of them; the first that explains a difference counts.
@@ -23,78 +65,78 @@ pub const ALL: &[Deviation] = &[
     Deviation {
         name: "fault-reason-39-as-01",
         what: "an absent root entry has the legacy number in scalable mode",
-        explains: |difference| is_reason(difference, 0x39, 0x01),
+        explains: Explains::Reason(0x39, 0x01),
     },
     Deviation {
         name: "fault-reason-38-as-08",
         what: "an unreadable root table has the legacy number in scalable mode",
-        explains: |difference| is_reason(difference, 0x38, 0x08),
+        explains: Explains::Reason(0x38, 0x08),
     },
     Deviation {
         name: "fault-reason-3a-as-0a",
         what: "a reserved bit in a root entry has the legacy number in scalable mode",
-        explains: |difference| is_reason(difference, 0x3a, 0x0a),
+        explains: Explains::Reason(0x3a, 0x0a),
     },
     Deviation {
         name: "fault-reason-41-as-02",
         what: "an absent context entry has the legacy number in scalable mode",
-        explains: |difference| is_reason(difference, 0x41, 0x02),
+        explains: Explains::Reason(0x41, 0x02),
     },
     Deviation {
         name: "fault-reason-40-as-09",
         what: "an unreadable context table has the legacy number in scalable mode",
-        explains: |difference| is_reason(difference, 0x40, 0x09),
+        explains: Explains::Reason(0x40, 0x09),
     },
     Deviation {
         name: "fault-reason-42-as-0b",
         what: "a reserved bit in a context entry has the legacy number in scalable mode",
-        explains: |difference| is_reason(difference, 0x42, 0x0b),
+        explains: Explains::Reason(0x42, 0x0b),
     },
     Deviation {
         name: "fault-reason-84-as-04",
         what: "an address beyond second-stage tables has the legacy number in scalable mode",
-        explains: |difference| is_reason(difference, 0x84, 0x04),
+        explains: Explains::Reason(0x84, 0x04),
     },
     Deviation {
         name: "fault-reason-7b-as-03",
         what: "an unreadable second-stage root has the legacy number in scalable mode",
-        explains: |difference| is_reason(difference, 0x7b, 0x03),
+        explains: Explains::Reason(0x7b, 0x03),
     },
     Deviation {
         name: "fault-reason-78-as-07",
         what: "an unreadable second-stage table has the legacy number in scalable mode",
-        explains: |difference| is_reason(difference, 0x78, 0x07),
+        explains: Explains::Reason(0x78, 0x07),
     },
     Deviation {
         name: "fault-reason-79-as-05",
         what: "a write by an absent second-stage entry has the legacy number in scalable mode",
-        explains: |difference| is_reason(difference, 0x79, 0x05),
+        explains: Explains::Reason(0x79, 0x05),
     },
     Deviation {
         name: "fault-reason-79-as-06",
         what: "a read by an absent second-stage entry has the legacy number in scalable mode",
-        explains: |difference| is_reason(difference, 0x79, 0x06),
+        explains: Explains::Reason(0x79, 0x06),
     },
     Deviation {
         name: "fault-reason-85-as-05",
         what: "a write without the right has the legacy number for second-stage tables",
-        explains: |difference| is_reason(difference, 0x85, 0x05),
+        explains: Explains::Reason(0x85, 0x05),
     },
     Deviation {
         name: "fault-reason-86-as-06",
         what: "a read without the right has the legacy number for second-stage tables",
-        explains: |difference| is_reason(difference, 0x86, 0x06),
+        explains: Explains::Reason(0x86, 0x06),
     },
     Deviation {
         name: "fault-reason-7a-as-0c",
         what: "a reserved bit in a second-stage entry has the legacy number in scalable mode",
-        explains: |difference| is_reason(difference, 0x7a, 0x0c),
+        explains: Explains::Reason(0x7a, 0x0c),
     },
     Deviation {
         name: "rid-pasid-recorded",
         what: "requests without PASID are recorded with RID_PASID as theirs; PP says what the \
                request had",
-        explains: |difference| match difference {
+        explains: Explains::If(|difference| match difference {
             Difference::RecordPasid {
                 context,
                 model,
@@ -106,12 +148,12 @@ pub const ALL: &[Deviation] = &[
                     && qemu.pasid() == 0
             }
             _ => false,
-        },
+        }),
     },
     Deviation {
         name: "fault-address-in-full",
         what: "a recorded address has bits above the largest table width, which are 0",
-        explains: |difference| match difference {
+        explains: Explains::If(|difference| match difference {
             Difference::Record {
                 context,
                 model,
@@ -122,12 +164,12 @@ pub const ALL: &[Deviation] = &[
                 model == qemu & cut && model_rest == qemu_rest && model != qemu
             }
             _ => false,
-        },
+        }),
     },
     Deviation {
         name: "interrupt-range-misused",
         what: "requests to the interrupt range that are no interrupts are not faults (29)",
-        explains: |difference| match difference {
+        explains: Explains::If(|difference| match difference {
             Difference::Outcome {
                 context,
                 model,
@@ -144,13 +186,13 @@ pub const ALL: &[Deviation] = &[
                     && qemu.is_silent()
             }
             _ => false,
-        },
+        }),
     },
     Deviation {
         name: "pass-through-beyond-width",
         what: "pass-through has no limit: addresses beyond the host address width are no faults \
                (04, 83)",
-        explains: |difference| match difference {
+        explains: Explains::If(|difference| match difference {
             Difference::Outcome {
                 context,
                 model,
@@ -162,29 +204,96 @@ pub const ALL: &[Deviation] = &[
                     && qemu.is_silent()
             }
             _ => false,
-        },
+        }),
     },
     Deviation {
         name: "cached-rights-deny-silently",
         what: "an access that the rights of a cached page deny is dropped without a fault",
-        explains: |difference| match difference {
+        explains: Explains::If(|difference| match difference {
             Difference::Outcome {
                 context,
                 model,
                 qemu,
             } => {
-                context.pages.iter().any(|page| page.was_accessed)
-                    && is_blocked(model, &[0x05, 0x06, 0x85, 0x86])
-                    && qemu.is_silent()
+                // What QEMU noted is the fault of a page that was not cached.
+                let noted = qemu.record.filter(|_| qemu.status != qemu.status_before);
+                let is_right = |page: &PageContext, reason: &Option<u8>| {
+                    let is_denied = page.was_accessed
+                        && matches!(reason, Some(0x05 | 0x06 | 0x85 | 0x86));
+                    let is_noted = noted.is_some_and(|record| {
+                        record.page() == page.address
+                            && reason.is_some_and(|reason| {
+                                is_same_reason(context.mode, reason, record.reason())
+                            })
+                    });
+                    is_denied || is_noted || reason.is_none()
+                };
+                context.pages.len() == model.blocked.len()
+                    && context
+                        .pages
+                        .iter()
+                        .zip(&model.blocked)
+                        .all(|(page, reason)| is_right(page, reason))
+                    && context.pages.iter().any(|page| page.was_accessed)
+                    && model.data == qemu.data
+                    && model.arrived == qemu.arrived
             }
             _ => false,
-        },
+        }),
+    },
+    Deviation {
+        name: "rights-before-interrupt-range",
+        what: "a denied access to a page in the interrupt range is told by the right; the \
+               architecture gives no order",
+        explains: Explains::If(|difference| match difference {
+            Difference::Reason {
+                context,
+                model,
+                qemu,
+            } => {
+                matches!(model, 0x0e | 0x87)
+                    && matches!(qemu, 0x05 | 0x06 | 0x85)
+                    && context.pages.iter().any(|page| page.has_interrupt_leaf())
+            }
+            _ => false,
+        }),
+    },
+    Deviation {
+        name: "large-page-over-interrupt-range",
+        what: "a large page that holds the interrupt range is a fault wherever it is accessed",
+        explains: Explains::If(|difference| match difference {
+            Difference::Outcome {
+                context,
+                model,
+                qemu,
+            } => {
+                model.is_unblocked()
+                    && matches!(qemu.reason(), Some(0x0e | 0x87))
+                    && context.pages.iter().any(|page| {
+                        page.has_interrupt_leaf() && page.path.last().is_some_and(|leaf| leaf.level > 1)
+                    })
+            }
+            _ => false,
+        }),
+    },
+    Deviation {
+        name: "wait-for-nothing",
+        what: "a wait with neither status nor interrupt is an error; it is a barrier",
+        explains: Explains::If(|difference| match difference {
+            Difference::QueueError {
+                descriptor: Some([q0, ..]),
+                model,
+                qemu,
+                ..
+            } => q0 & 0xf == 5 && q0 & 0x30 == 0 && !model.error && qemu.error,
+            _ => false,
+        }),
     },
     Deviation {
         name: "rights-before-reserved-bits",
         what: "rights are looked at entry by entry, before reserved bits; the architecture looks \
                at those of the whole walk",
-        explains: |difference| match difference {
+        explains: Explains::If(|difference| match difference {
             Difference::Reserved {
                 place: Place::Table(_),
                 model,
@@ -197,12 +306,12 @@ pub const ALL: &[Deviation] = &[
                     && qemu.has_same_effect(repaired)
             }
             _ => false,
-        },
+        }),
     },
     Deviation {
         name: "reserved-mode-ignored",
         what: "TTM is ignored on a unit without scalable mode, and 10 is legacy mode (30)",
-        explains: |difference| match difference {
+        explains: Explains::If(|difference| match difference {
             Difference::RootTable {
                 reserved_mode: true,
                 context,
@@ -219,22 +328,22 @@ pub const ALL: &[Deviation] = &[
                 is_blocked(model, &[0x30]) && as_legacy
             }
             _ => false,
-        },
+        }),
     },
     Deviation {
         name: "context-domain-is-global",
         what: "CCMD says that a domain-selective invalidation was global, as hardware may",
-        explains: |difference| match difference {
+        explains: Explains::If(|difference| match difference {
             Difference::InvalidationResult { name, model, qemu } => {
                 *name == "CCMD" && *model == 2 << 59 && *qemu == 1 << 59
             }
             _ => false,
-        },
+        }),
     },
     Deviation {
         name: "no-queue-error-information",
         what: "IQERCD stays 0 after a queue error",
-        explains: |difference| match difference {
+        explains: Explains::If(|difference| match difference {
             Difference::QueueError { model, qemu, .. } => {
                 model.error
                     && qemu.error
@@ -245,23 +354,12 @@ pub const ALL: &[Deviation] = &[
                 *name == "IQERCD" && (1..8).contains(model) && *qemu == 0
             }
             _ => false,
-        },
+        }),
     },
 ];
 
-/// Scalable mode: this reason in the model's record, and that one in QEMU's.
-fn is_reason(difference: &Difference, from_model: u8, from_qemu: u8) -> bool {
-    match difference {
-        Difference::Reason {
-            context,
-            model,
-            qemu,
-        } => context.mode == Mode::Scalable && *model == from_model && *qemu == from_qemu,
-        _ => false,
-    }
-}
-
 /// Something was blocked for one of these reasons and for no other.
 fn is_blocked(seen: &Seen, reasons: &[u8]) -> bool {
-    !seen.blocked.is_empty() && seen.blocked.iter().all(|reason| reasons.contains(reason))
+    let mut blocked = seen.blocked.iter().flatten().peekable();
+    blocked.peek().is_some() && blocked.all(|reason| reasons.contains(reason))
 }

@@ -22,7 +22,7 @@ use crate::program::{
 use crate::random::mix;
 use crate::sides::{ModelSide, QemuSide, SOURCE_IDS, Side};
 use crate::tables::{
-    Change, FIRST_ACCESSED, FIRST_DIRTY, PAGE_SIZE, PRESENT, Structure, Tables,
+    Change, FAULT_DISABLE, FIRST_ACCESSED, FIRST_DIRTY, PAGE_SIZE, PRESENT, Structure, Tables,
     may_hold, order,
 };
 
@@ -77,6 +77,38 @@ struct Driver<'a> {
     serial: u64,
     trace: Option<String>,
     outcome: Outcome,
+}
+
+/// Bits of an entry that have a meaning which the tests of reserved bits are not to change.
+fn defined_bits(place: Place, word: u8, scalable: bool, width: u8, entry: u64) -> u64 {
+    let pointer = ((1 << width) - 1) & !0xfff;
+    match (place, word) {
+        (Place::Root, 0) => pointer | PRESENT,
+        (Place::Context, 0) if scalable => pointer | PRESENT | FAULT_DISABLE,
+        // TT.
+        (Place::Context, 0) => pointer | PRESENT | FAULT_DISABLE | 3 << 2,
+        // AW and DID.
+        (Place::Context, 1) if !scalable => 0xff_ff07,
+        (Place::Directory, _) => pointer | PRESENT | FAULT_DISABLE,
+        // AW and PGTT.
+        (Place::Pasid, 0) => pointer | PRESENT | FAULT_DISABLE | 7 << 2 | 7 << 6,
+        // DID.
+        (Place::Pasid, 1) => 0xffff,
+        // SRE and FSPM.
+        (Place::Pasid, 2) => pointer | 1 | 3 << 2,
+        (Place::Table(level), _) => {
+            let is_leaf = level == 1 || entry & PAGE_SIZE != 0;
+            let address = if is_leaf {
+                pointer & !((1 << order(level)) - 1)
+            } else {
+                pointer
+            };
+            // PS makes a leaf of an entry only where there can be large pages.
+            let size = if matches!(level, 2 | 3) { PAGE_SIZE } else { 0 };
+            address | size | 7
+        }
+        _ => 0,
+    }
 }
 
 /// Runs a program on a fresh model and on QEMU's machine, which is reset.
@@ -165,10 +197,7 @@ impl Driver<'_> {
 
     /// Counts a difference that a deviation explains; any other is a failure.
     fn judge(&mut self, difference: &Difference) -> Result<(), Failure> {
-        let explained = deviation::ALL
-            .iter()
-            .position(|deviation| (deviation.explains)(difference));
-        match explained {
+        match deviation::of(difference) {
             Some(index) => {
                 self.outcome.deviations[index] += 1;
                 let name = deviation::ALL[index].name;
@@ -185,12 +214,7 @@ impl Driver<'_> {
         differences: Vec<Difference>,
         whole: impl FnOnce() -> Difference,
     ) -> Result<(), Failure> {
-        let is_known = |difference: &Difference| {
-            deviation::ALL
-                .iter()
-                .any(|deviation| (deviation.explains)(difference))
-        };
-        if !differences.iter().all(is_known) {
+        if differences.iter().any(|difference| deviation::of(difference).is_none()) {
             return self.judge(&whole());
         }
         differences
@@ -648,14 +672,11 @@ impl Driver<'_> {
             self.note(|| format!("         model: {model:x?}"));
             self.note(|| format!("         QEMU:  {qemu:x?}"));
         }
-        if qemu.record.is_none() {
-            for page in &context.pages {
-                if let Some(leaf) = page.path.last() {
-                    self.accessed
-                        .push((context.device, page.address, order(leaf.level)));
-                } else {
-                    self.accessed.push((context.device, page.address, 12));
-                }
+        let noted = qemu.reason().and(qemu.record).map(|record| record.page());
+        for page in &context.pages {
+            if noted != Some(page.address) {
+                let order = page.path.last().map_or(12, |leaf| order(leaf.level));
+                self.accessed.push((context.device, page.address, order));
             }
         }
         (context, model, qemu)
@@ -1055,9 +1076,15 @@ impl Driver<'_> {
         before: u32,
         status_at: u64,
     ) -> Result<(), Failure> {
+        let information = Register64::INVALIDATION_QUEUE_ERROR_RECORD.low_dword();
         let [model, qemu] = self.sides().map(|side| QueueSeen {
             error: side.read32(Register32::FAULT_STATUS) & QUEUE_ERROR != 0,
-            information: side.read32(Register64::INVALIDATION_QUEUE_ERROR_RECORD.low_dword()) & 0xf,
+            // It says something after an error only.
+            information: if side.read32(Register32::FAULT_STATUS) & QUEUE_ERROR != 0 {
+                side.read32(information) & 0xf
+            } else {
+                0
+            },
             head: (side.read32(Register64::INVALIDATION_QUEUE_HEAD.low_dword()))
                 .wrapping_sub(before)
                 % QUEUE_BYTES as u32,
@@ -1082,11 +1109,11 @@ impl Driver<'_> {
         let (address, _) = self.resolve(dma);
         let places = self.tables.places(device);
         let scalable = self.tables.mode == Mode::Scalable;
-        let (at, word, words) = match place {
-            Place::Root => (places.root, word, if scalable { 1 } else { 2 }),
-            Place::Context => (places.context, word, if scalable { 4 } else { 2 }),
-            Place::Directory if scalable => (places.directory, 0, 1),
-            Place::Pasid if scalable => (places.pasid, word, 8),
+        let (place, at, word, words) = match place {
+            Place::Root => (place, places.root, word, if scalable { 1 } else { 2 }),
+            Place::Context => (place, places.context, word, if scalable { 4 } else { 2 }),
+            Place::Directory if scalable => (place, places.directory, 0, 1),
+            Place::Pasid if scalable => (place, places.pasid, word, 8),
             Place::Directory | Place::Pasid => return Ok(()),
             Place::Table(level) => {
                 let path = self
@@ -1100,7 +1127,7 @@ impl Driver<'_> {
                     .find(|entry| entry.level == level)
                     .or(path.last());
                 match entry {
-                    Some(entry) => (entry.at, 0, 1),
+                    Some(entry) => (Place::Table(entry.level), entry.at, 0, 1),
                     None => return Ok(()),
                 }
             }
@@ -1108,7 +1135,8 @@ impl Driver<'_> {
         let word = word % words;
         let at = at + 8 * u64::from(word);
         let old = self.model.load(at);
-        if old >> bit & 1 == 1 {
+        let defined = defined_bits(place, word, scalable, self.unit.width(), old);
+        if (old | defined) >> bit & 1 == 1 {
             return Ok(());
         }
         self.note(|| format!("       bit {bit} of {place:?}, word {word}"));

@@ -5,10 +5,10 @@ use std::fmt;
 use vtd_nest::arch::register::{Register32, Register64};
 
 use crate::configuration::Unit;
-use crate::layout::{DATA_PAGES, content};
+use crate::layout::{DATA_PAGES, INTERRUPT_RANGE, content};
 use crate::program::{Flaw, Kind, Mode, Place};
 use crate::sides::Side;
-use crate::tables::PathEntry;
+use crate::tables::{PAGE_SIZE, PathEntry, order};
 
 /// PFO and PPF in `FSTS_REG`.
 pub(crate) const OVERFLOW: u32 = 1;
@@ -24,6 +24,11 @@ impl Record {
     /// F, FR, PV, PP, EXE, PRIV, T2 and SID taken apart (§11.4.7.6).
     pub(crate) fn reason(self) -> u8 {
         (self.0[1] >> 32) as u8
+    }
+
+    /// FI: the address of the page.
+    pub(crate) fn page(self) -> u64 {
+        self.0[0]
     }
 
     /// PP.
@@ -83,8 +88,8 @@ pub(crate) struct Seen {
     pub(crate) status: u32,
     /// The fault record, if it is valid.
     pub(crate) record: Option<Record>,
-    /// Reasons for blocking, recorded or not; the model tells them.
-    pub(crate) blocked: Vec<u8>,
+    /// Of each request why it was blocked, recorded or not; the model tells that.
+    pub(crate) blocked: Vec<Option<u8>>,
 }
 
 impl Seen {
@@ -96,6 +101,11 @@ impl Seen {
     /// No data moved, and no fault was noted.
     pub(crate) fn is_silent(&self) -> bool {
         self.is_without_data() && self.status == self.status_before
+    }
+
+    /// Nothing was blocked, as far as the side tells.
+    pub(crate) fn is_unblocked(&self) -> bool {
+        self.blocked.iter().all(Option::is_none)
     }
 
     /// The reason that was recorded for it.
@@ -216,6 +226,17 @@ pub(crate) struct PageContext {
     pub(crate) was_accessed: bool,
 }
 
+impl PageContext {
+    /// The last entry of the way is a leaf that leads to the interrupt range, or to more than that.
+    pub(crate) fn has_interrupt_leaf(&self) -> bool {
+        self.path.last().is_some_and(|leaf| {
+            let frame = leaf.word & ((1 << 52) - 1) & !((1 << order(leaf.level)) - 1);
+            (leaf.level == 1 || leaf.word & PAGE_SIZE != 0)
+                && frame >> order(leaf.level).max(20) == INTERRUPT_RANGE >> order(leaf.level).max(20)
+        })
+    }
+}
+
 /// Something that is not the same on both sides.
 #[derive(Clone, Debug)]
 pub(crate) enum Difference {
@@ -327,15 +348,17 @@ pub(crate) fn compare(context: &Context, model: &Seen, qemu: &Seen) -> Vec<Diffe
         model: model.clone(),
         qemu: qemu.clone(),
     };
-    if model.data != qemu.data || model.arrived != qemu.arrived {
+    if model.data != qemu.data || model.arrived != qemu.arrived || model.status != qemu.status {
         return vec![outcome()];
     }
     let (from_model, from_qemu) = match (model.record, qemu.record) {
         (Some(from_model), Some(from_qemu)) => (from_model, from_qemu),
-        (None, None) if model.status == qemu.status => return Vec::new(),
+        (None, None) => return Vec::new(),
         _ => return vec![outcome()],
     };
-    if model.status != qemu.status {
+    // Bits above the largest table width are 0.
+    let cut = |record: Record| record.page() & ((1 << context.width) - 1);
+    if cut(from_model) != cut(from_qemu) {
         return vec![outcome()];
     }
     let mut differences = Vec::new();

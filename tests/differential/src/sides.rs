@@ -14,6 +14,9 @@ use vtd_model::CacheMode;
 /// The devices' source-ids, as QEMU's machine has them.
 pub(crate) const SOURCE_IDS: [u16; 2] = [0x10, 0x88];
 
+/// Start of the largest page that holds the interrupt range.
+const LARGE_PAGE_OVER_INTERRUPTS: u64 = 0xc000_0000;
+
 /// A device's requests end where a page does (PCI Express: at every 4 KiB).
 const REQUEST_BOUNDARY: u64 = 4096;
 
@@ -27,12 +30,12 @@ pub(crate) trait Side {
     /// Memory as the processor sees it.
     fn memory(&self) -> &dyn HostMemory;
 
-    /// A device reads; what it cannot read is 0. The reasons why requests were blocked, if the
-    /// side tells them.
-    fn dma_read(&mut self, device: usize, at: u64, into: &mut [u8]) -> Vec<u8>;
+    /// A device reads; what it cannot read is 0. Of each request why it was blocked, if the side
+    /// tells that.
+    fn dma_read(&mut self, device: usize, at: u64, into: &mut [u8]) -> Vec<Option<u8>>;
 
     /// A device writes; as [`dma_read`](Self::dma_read).
-    fn dma_write(&mut self, device: usize, at: u64, from: &[u8]) -> Vec<u8>;
+    fn dma_write(&mut self, device: usize, at: u64, from: &[u8]) -> Vec<Option<u8>>;
 
     /// Reads a quadword of memory.
     fn load(&self, at: u64) -> u64 {
@@ -67,7 +70,13 @@ impl ModelSide {
         let _ = self.unit.take_interrupts();
         let _ = self.unit.take_messages();
         let _ = self.unit.take_descriptors();
-        self.unit.take_violations()
+        let mut violations = self.unit.take_violations();
+        // Large pages may hold the interrupt range, and nothing else there is memory.
+        violations.retain(|violation| {
+            !matches!(violation, Violation::DmaOutsideMemory { address }
+                if (LARGE_PAGE_OVER_INTERRUPTS..1 << 32).contains(address))
+        });
+        violations
     }
 }
 
@@ -76,14 +85,14 @@ fn as_requests(
     at: u64,
     len: usize,
     mut request: impl FnMut(Iova, std::ops::Range<usize>) -> Option<u8>,
-) -> Vec<u8> {
+) -> Vec<Option<u8>> {
     let mut blocked = Vec::new();
     let mut done = 0;
     while done < len {
         let address = at.wrapping_add(done as u64);
         let room = (REQUEST_BOUNDARY - address % REQUEST_BOUNDARY) as usize;
         let end = len.min(done + room);
-        blocked.extend(request(Iova::new(address), done..end));
+        blocked.push(request(Iova::new(address), done..end));
         done = end;
     }
     blocked
@@ -107,7 +116,7 @@ impl Side for ModelSide {
         &self.memory
     }
 
-    fn dma_read(&mut self, device: usize, at: u64, into: &mut [u8]) -> Vec<u8> {
+    fn dma_read(&mut self, device: usize, at: u64, into: &mut [u8]) -> Vec<Option<u8>> {
         let source_id = SourceId::from_u16(SOURCE_IDS[device]);
         into.fill(0);
         as_requests(at, into.len(), |at, range| {
@@ -116,7 +125,7 @@ impl Side for ModelSide {
         })
     }
 
-    fn dma_write(&mut self, device: usize, at: u64, from: &[u8]) -> Vec<u8> {
+    fn dma_write(&mut self, device: usize, at: u64, from: &[u8]) -> Vec<Option<u8>> {
         let source_id = SourceId::from_u16(SOURCE_IDS[device]);
         as_requests(at, from.len(), |at, range| {
             let result = self.unit.dma_write(source_id, None, at, &from[range]);
@@ -146,12 +155,12 @@ impl Side for QemuSide<'_> {
         self.0.hypervisor()
     }
 
-    fn dma_read(&mut self, device: usize, at: u64, into: &mut [u8]) -> Vec<u8> {
+    fn dma_read(&mut self, device: usize, at: u64, into: &mut [u8]) -> Vec<Option<u8>> {
         self.0.edu(device).dma_read(Iova::new(at), into);
         Vec::new()
     }
 
-    fn dma_write(&mut self, device: usize, at: u64, from: &[u8]) -> Vec<u8> {
+    fn dma_write(&mut self, device: usize, at: u64, from: &[u8]) -> Vec<Option<u8>> {
         self.0.edu(device).dma_write(Iova::new(at), from);
         Vec::new()
     }

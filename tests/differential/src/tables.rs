@@ -408,7 +408,10 @@ impl Tables {
             None => (2, unit.largest_width_field(), 0),
         };
         match flaw {
-            Some(Flaw::TranslationType(value)) => translation_type = u64::from(value & 3),
+            // Not to pass-through, which is no flaw.
+            Some(Flaw::TranslationType(value)) if value & 3 != 2 => {
+                translation_type = u64::from(value & 3);
+            }
             Some(Flaw::Width(value)) => width = u64::from(value & 7),
             Some(Flaw::TableNowhere) if translation_type == 0 => root = NOWHERE,
             _ => {}
@@ -436,7 +439,10 @@ impl Tables {
         };
         let mut translation_type: u64 = translation_type;
         match flaw {
-            Some(Flaw::TranslationType(value)) => translation_type = u64::from(value & 7),
+            // Not to pass-through, which is no flaw.
+            Some(Flaw::TranslationType(value)) if value & 7 != 4 => {
+                translation_type = u64::from(value & 7);
+            }
             Some(Flaw::Width(value)) if domain.plan.kind == Kind::Second => {
                 q0 = q0 & !0x1c | u64::from(value & 7) << 2;
             }
