@@ -4,8 +4,8 @@
 //! Each deviation says as narrowly as can be when it applies. One that a full run never meets is
 //! reported: it is not needed, or programs no longer get there.
 
-use crate::layout::INTERRUPT_RANGE;
-use crate::observe::{Difference, PageContext, Seen};
+use crate::layout::{DATA_PAGES, INTERRUPT_RANGE, content};
+use crate::observe::{Context, Difference, PageContext, Seen};
 use crate::program::{Kind, Mode, Place};
 
 /// A known difference.
@@ -131,6 +131,56 @@ pub const ALL: &[Deviation] = &[
         name: "fault-reason-7a-as-0c",
         what: "a reserved bit in a second-stage entry has the legacy number in scalable mode",
         explains: Explains::Reason(0x7a, 0x0c),
+    },
+    Deviation {
+        name: "fault-reason-59-as-5b",
+        what: "P of a PASID-table entry is looked at after the translation type",
+        explains: Explains::Reason(0x59, 0x5b),
+    },
+    Deviation {
+        name: "reserved-in-directory-entry",
+        what: "reserved bits of a directory entry are ignored (52)",
+        explains: Explains::If(|difference| is_ignored(difference, 0x52)),
+    },
+    Deviation {
+        name: "reserved-in-pasid-entry",
+        what: "reserved bits of a PASID-table entry are ignored (5a)",
+        explains: Explains::If(|difference| is_ignored(difference, 0x5a)),
+    },
+    Deviation {
+        name: "present-cleared-alone",
+        what: "a PASID-table entry with P=0 goes on translating until a context-cache invalidation \
+               (59)",
+        explains: Explains::If(|difference| match difference {
+            Difference::PresentCleared {
+                model,
+                qemu,
+                before,
+                ..
+            } => is_blocked(model, &[0x59]) && qemu.has_same_effect(before),
+            _ => false,
+        }),
+    },
+    Deviation {
+        name: "pass-through-stays",
+        what: "pass-through goes on until a context-cache invalidation",
+        explains: Explains::If(|difference| match difference {
+            Difference::PassThroughLeft { context, qemu, .. } => is_passed_through(context, qemu),
+            _ => false,
+        }),
+    },
+    Deviation {
+        name: "pasid-cache-descriptor-unchecked",
+        what: "PASID-cache descriptors are accepted in every mode and whatever they contain",
+        explains: Explains::If(|difference| match difference {
+            Difference::QueueError {
+                descriptor: Some([q0, ..]),
+                model,
+                qemu,
+                ..
+            } => q0 & 0xf == 7 && model.error && !qemu.error,
+            _ => false,
+        }),
     },
     Deviation {
         name: "rid-pasid-recorded",
@@ -322,7 +372,7 @@ pub const ALL: &[Deviation] = &[
                 let as_legacy = match context.mode {
                     Mode::Legacy => qemu.has_same_effect(right),
                     Mode::Scalable => {
-                        qemu.is_without_data() && matches!(qemu.reason(), Some(0x01 | 0x02 | 0x09))
+                        qemu.is_without_data() && matches!(qemu.reason(), Some(0x01 | 0x02 | 0x09 | 0x0a))
                     }
                 };
                 is_blocked(model, &[0x30]) && as_legacy
@@ -357,6 +407,33 @@ pub const ALL: &[Deviation] = &[
         }),
     },
 ];
+
+/// QEMU did the same as without the bit that made the model block.
+fn is_ignored(difference: &Difference, reason: u8) -> bool {
+    match difference {
+        Difference::Reserved {
+            model,
+            qemu,
+            repaired,
+            ..
+        } => is_blocked(model, &[reason]) && qemu.has_same_effect(repaired),
+        _ => false,
+    }
+}
+
+/// The DMA went to its address as it is.
+fn is_passed_through(context: &Context, seen: &Seen) -> bool {
+    let is_data = |address: u64| DATA_PAGES.contains(&(address & !0xfff));
+    let addresses = || (0..context.len as u64).map(|index| context.address.wrapping_add(index));
+    let is_read = context.write
+        || addresses()
+            .zip(&seen.data)
+            .all(|(at, byte)| *byte == if is_data(at) { content(at) } else { 0 });
+    let is_written = !context.write
+        || seen.arrived.iter().all(|arrived| addresses().any(|at| at == arrived.at))
+            && seen.arrived.is_empty() != is_data(context.address);
+    is_read && is_written && seen.status == seen.status_before
+}
 
 /// Something was blocked for one of these reasons and for no other.
 fn is_blocked(seen: &Seen, reasons: &[u8]) -> bool {

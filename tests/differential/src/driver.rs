@@ -23,7 +23,7 @@ use crate::random::mix;
 use crate::sides::{ModelSide, QemuSide, SOURCE_IDS, Side};
 use crate::tables::{
     Change, FAULT_DISABLE, FIRST_ACCESSED, FIRST_DIRTY, PAGE_SIZE, PRESENT, Structure, Tables,
-    may_hold, order,
+    order,
 };
 
 const TRANSLATION_ENABLE: u32 = 1 << 31;
@@ -73,8 +73,9 @@ struct Driver<'a> {
     held: [Option<(u16, Kind)>; 2],
     /// Pages that a device was let through to, as (device, address, log2 of length).
     accessed: Vec<(usize, u64, u32)>,
-    /// Counts waits and DMAs, so that each has data of its own.
-    serial: u64,
+    /// Count waits and DMAs, so that each has data of its own.
+    waits: u64,
+    accesses: u64,
     trace: Option<String>,
     outcome: Outcome,
 }
@@ -133,7 +134,8 @@ pub fn run(program: &Program, unit: &Unit, machine: &mut Machine, trace: bool) -
         command: 0,
         held: [None; 2],
         accessed: Vec::new(),
-        serial: 0,
+        waits: 0,
+        accesses: 0,
         trace: trace.then(String::new),
         outcome: Outcome {
             deviations: vec![0; deviation::ALL.len()],
@@ -239,7 +241,7 @@ impl Driver<'_> {
             Mode::Legacy => Interface::Registers,
             Mode::Scalable => Interface::Wide,
         };
-        self.set_interface(interface);
+        self.set_interface(interface)?;
         self.after_step()
     }
 
@@ -256,8 +258,10 @@ impl Driver<'_> {
         self.command(SET_ROOT);
     }
 
-    fn set_interface(&mut self, interface: Interface) {
+    fn set_interface(&mut self, interface: Interface) -> Result<(), Failure> {
         if self.command & QUEUE_ENABLE != 0 {
+            // A wait is the last of a queue (§6.5.2).
+            self.submit_wait()?;
             self.command &= !QUEUE_ENABLE;
             self.command(0);
         }
@@ -265,7 +269,7 @@ impl Driver<'_> {
         let wide = scalable || interface == Interface::Wide && self.unit.scalable();
         if interface == Interface::Registers && !scalable {
             self.queue = None;
-            return;
+            return Ok(());
         }
         let at = match self.queue {
             Some(queue) if queue.at == QUEUES[0] => QUEUES[1],
@@ -278,14 +282,15 @@ impl Driver<'_> {
         self.write64(Register64::INVALIDATION_QUEUE_ADDRESS, value);
         self.command |= QUEUE_ENABLE;
         self.command(0);
+        Ok(())
     }
 
     // ---- invalidation ----
 
     /// A status for a wait, and where it goes.
     fn next_wait(&mut self) -> (u64, u64) {
-        self.serial += 1;
-        (self.serial & 0xffff_ffff, STATUS + 8 * (self.serial % 64))
+        self.waits += 1;
+        (self.waits & 0xffff_ffff, STATUS + 8 * (self.waits % 64))
     }
 
     /// Puts a descriptor at the tail; the tail register is not written.
@@ -343,6 +348,11 @@ impl Driver<'_> {
             let [q0, q1] = invalidation.descriptor();
             self.push([q0, q1, 0, 0]);
         }
+        self.submit_wait()
+    }
+
+    /// Submits a wait behind what is in the queue, and sees it done.
+    fn submit_wait(&mut self) -> Result<(), Failure> {
         let (status, at) = self.next_wait();
         self.push([WAIT_STATUS | status << 32, at, 0, 0]);
         self.write_tail();
@@ -583,10 +593,7 @@ impl Driver<'_> {
         let mut pages = Vec::new();
         let mut at = address;
         for (_, length) in page_ranges(address, len) {
-            let path = domain
-                .filter(|domain| may_hold(&domain.plan, at))
-                .map(|domain| domain.path(at))
-                .unwrap_or_default();
+            let path = domain.map(|domain| domain.path(at)).unwrap_or_default();
             let was_accessed = self.accessed.iter().any(|&(other, page, order)| {
                 other == device && (at ^ page) >> order == 0
             });
@@ -614,7 +621,7 @@ impl Driver<'_> {
 
     /// Does a DMA on both sides: what it was, and what was seen of it.
     fn access(&mut self, dma: &Dma) -> (Context, Seen, Seen) {
-        self.serial += 1;
+        self.accesses += 1;
         self.access_again(dma)
     }
 
@@ -626,7 +633,7 @@ impl Driver<'_> {
         let sent: Vec<u8> = if is_interrupt {
             MESSAGE.into_iter().cycle().take(len).collect()
         } else {
-            let serial = mix(self.serial);
+            let serial = mix(self.accesses);
             (0..len as u64)
                 .map(|index| mix(serial ^ index) as u8 | 0x80)
                 .collect()
@@ -836,10 +843,7 @@ impl Driver<'_> {
             Step::RootTable { mode, copied } => self.root_table(mode, copied),
             Step::RootTableNowhere(dma) => self.other_root_table(&dma, false),
             Step::ReservedMode(dma) => self.other_root_table(&dma, true),
-            Step::Interface(interface) => {
-                self.set_interface(interface);
-                Ok(())
-            }
+            Step::Interface(interface) => self.set_interface(interface),
             Step::Invalidate(which) => self.invalidate_more(which),
             Step::Wait(kind) => self.wait(kind),
             Step::BadDescriptor(words) => self.bad_descriptor(words),
@@ -922,7 +926,7 @@ impl Driver<'_> {
         self.store_all(&stores);
         if differs {
             // In scalable mode descriptors are wide.
-            self.set_interface(Interface::Wide);
+            self.set_interface(Interface::Wide)?;
         }
         self.set_root_pointer(self.tables.root_table(), false);
         self.invalidate_everything()?;
@@ -1042,12 +1046,8 @@ impl Driver<'_> {
             }
         }
         // QEMU looks at the queue again only when the tail is written.
-        let (last, there) = self.next_wait();
-        self.push([WAIT_STATUS | last << 32, there, 0, 0]);
-        self.write_tail();
-        self.check_wait(at, status)?;
-        self.check_wait(there, last)?;
-        Ok(())
+        self.submit_wait()?;
+        self.check_wait(at, status)
     }
 
     fn bad_tail(&mut self, tail: u32) -> Result<(), Failure> {
@@ -1062,11 +1062,7 @@ impl Driver<'_> {
         self.compare_queue_error(None, queue, queue.tail, STATUS)?;
         self.write_tail();
         self.write32(Register32::FAULT_STATUS, QUEUE_ERROR);
-        let (status, at) = self.next_wait();
-        self.push([WAIT_STATUS | status << 32, at, 0, 0]);
-        self.write_tail();
-        self.check_wait(at, status)?;
-        Ok(())
+        self.submit_wait()
     }
 
     fn compare_queue_error(
@@ -1119,7 +1115,6 @@ impl Driver<'_> {
                 let path = self
                     .tables
                     .domain_of(device)
-                    .filter(|domain| may_hold(&domain.plan, address))
                     .map(|domain| domain.path(address))
                     .unwrap_or_default();
                 let entry = path

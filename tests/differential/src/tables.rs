@@ -146,9 +146,13 @@ impl DomainState {
         }
     }
 
-    /// The entries on the way of an address, down to the first that leads nowhere.
+    /// The entries on the way of an address, down to the first that leads nowhere; none for an
+    /// address that the tables cannot have.
     pub(crate) fn path(&self, address: u64) -> Vec<PathEntry> {
         let mut path = Vec::new();
+        if !may_hold(&self.plan, address) {
+            return path;
+        }
         let (mut level, mut table) = (self.plan.levels, self.root.as_ref());
         while let Some(this) = table {
             let index = (address >> order(level) & 0x1ff) as u16;
@@ -592,7 +596,7 @@ impl Tables {
 }
 
 /// Whether the tables of a domain have entries for an address.
-pub(crate) fn may_hold(plan: &Domain, address: u64) -> bool {
+fn may_hold(plan: &Domain, address: u64) -> bool {
     let bits = u32::from(plan.levels) * 9 + 12;
     match plan.kind {
         Kind::First => {
