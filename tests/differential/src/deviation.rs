@@ -5,8 +5,11 @@
 //! reported: it is not needed, or programs no longer get there.
 
 use crate::layout::{DATA_PAGES, INTERRUPT_RANGE, content};
-use crate::observe::{Context, Difference, PageContext, Seen};
-use crate::program::{Kind, Mode, Place};
+use crate::observe::{Context, Difference, OVERFLOW, PageContext, Seen};
+use crate::program::{Flaw, Kind, Mode, Place};
+
+/// IQEI of a type that the unit does not have, or the mode.
+const TYPE_NOT_VALID: u32 = 3;
 
 /// A known difference.
 pub struct Deviation {
@@ -138,6 +141,39 @@ pub const ALL: &[Deviation] = &[
         explains: Explains::Reason(0x59, 0x5b),
     },
     Deviation {
+        name: "fault-reason-0e-as-87",
+        what: "in legacy mode of a scalable unit, a page in the interrupt range has the number of \
+               scalable mode",
+        explains: Explains::If(|difference| match difference {
+            Difference::Reason {
+                context,
+                model: 0x0e,
+                qemu: 0x87,
+            } => context.mode == Mode::Legacy,
+            _ => false,
+        }),
+    },
+    Deviation {
+        name: "fault-disable-not-honoured-for-reserved",
+        what: "FPD of a context entry does not silence the fault of its own reserved bits (0b, 42)",
+        explains: Explains::If(|difference| match difference {
+            Difference::Reserved {
+                place: Place::Context,
+                context,
+                model,
+                qemu,
+                ..
+            } => {
+                context.fault_disable & 1 != 0
+                    && is_blocked(model, &[0x0b, 0x42])
+                    && model.is_silent()
+                    && qemu.is_without_data()
+                    && qemu.reason() == Some(0x0b)
+            }
+            _ => false,
+        }),
+    },
+    Deviation {
         name: "reserved-in-directory-entry",
         what: "reserved bits of a directory entry are ignored (52)",
         explains: Explains::If(|difference| is_ignored(difference, 0x52)),
@@ -146,6 +182,108 @@ pub const ALL: &[Deviation] = &[
         name: "reserved-in-pasid-entry",
         what: "reserved bits of a PASID-table entry are ignored (5a)",
         explains: Explains::If(|difference| is_ignored(difference, 0x5a)),
+    },
+    Deviation {
+        name: "rid-pasid-honoured",
+        what: "RID_PASID is used though ECAP.RPS does not offer it (42)",
+        explains: Explains::If(|difference| match difference {
+            Difference::Reserved {
+                place: Place::Context,
+                word: 1,
+                bit: 0..20,
+                model,
+                qemu,
+                ..
+            } => {
+                // Directory or PASID table have nothing there.
+                is_blocked(model, &[0x42]) && matches!(qemu.reason(), Some(0x51 | 0x5b))
+            }
+            _ => false,
+        }),
+    },
+    Deviation {
+        name: "directory-entry-beyond-width",
+        what: "bits above the host address width are part of the address in a directory entry (52)",
+        explains: Explains::If(|difference| match difference {
+            Difference::Reserved {
+                place: Place::Directory,
+                bit,
+                context,
+                model,
+                qemu,
+                ..
+            } => {
+                *bit >= context.width && is_blocked(model, &[0x52]) && qemu.reason() == Some(0x58)
+            }
+            _ => false,
+        }),
+    },
+    Deviation {
+        name: "fault-disable-not-honoured",
+        what: "FPD of a directory or PASID-table entry does not silence faults of the PASID-table \
+               entry",
+        explains: Explains::If(|difference| match difference {
+            Difference::Outcome {
+                context,
+                model,
+                qemu,
+            } => {
+                context.fault_disable & 0b110 != 0
+                    && context.fault_disable & 1 == 0
+                    && is_blocked(model, &[0x51, 0x59, 0x5a, 0x5b])
+                    && model.is_silent()
+                    && qemu.is_without_data()
+                    && match qemu.reason() {
+                        Some(reason) => model.blocked.iter().flatten().all(|blocked| {
+                            is_same_reason(context.mode, *blocked, reason)
+                        }),
+                        // Another fault was pending.
+                        None => qemu.status == qemu.status_before | OVERFLOW,
+                    }
+            }
+            _ => false,
+        }),
+    },
+    Deviation {
+        name: "device-tlb-descriptor-unchecked",
+        what: "device-TLB descriptors are accepted on a unit without device-TLBs",
+        explains: Explains::If(|difference| match difference {
+            Difference::QueueError {
+                descriptor: Some([q0, ..]),
+                model,
+                qemu,
+                ..
+            } => matches!(q0 & 0xf, 3 | 8) && model.information == TYPE_NOT_VALID && !qemu.error,
+            _ => false,
+        }),
+    },
+    Deviation {
+        name: "pasid-iotlb-descriptor-in-legacy-mode",
+        what: "PASID-based IOTLB descriptors are accepted in legacy mode",
+        explains: Explains::If(|difference| match difference {
+            Difference::QueueError {
+                descriptor: Some([q0, ..]),
+                mode: Mode::Legacy,
+                wide: true,
+                model,
+                qemu,
+            } => q0 & 0xf == 6 && model.information == TYPE_NOT_VALID && !qemu.error,
+            _ => false,
+        }),
+    },
+    Deviation {
+        name: "first-stage-width-from-aw",
+        what: "first-stage addresses are held against AW, which is for second-stage tables: \
+               without it, most are not canonical (80)",
+        explains: Explains::If(|difference| match difference {
+            Difference::Outcome { context, qemu, .. } => {
+                is_without_width(context)
+                    && qemu.is_without_data()
+                    && matches!(qemu.reason(), None | Some(0x80))
+            }
+            Difference::Reason { context, qemu, .. } => is_without_width(context) && *qemu == 0x80,
+            _ => false,
+        }),
     },
     Deviation {
         name: "present-cleared-alone",
@@ -407,6 +545,13 @@ pub const ALL: &[Deviation] = &[
         }),
     },
 ];
+
+/// QEMU's unit was not told the width of first-stage addresses.
+fn is_without_width(context: &Context) -> bool {
+    context.mode == Mode::Scalable
+        && context.kind == Some(Kind::First)
+        && context.flaw == Some(Flaw::WidthMissing)
+}
 
 /// QEMU did the same as without the bit that made the model block.
 fn is_ignored(difference: &Difference, reason: u8) -> bool {

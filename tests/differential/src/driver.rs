@@ -13,8 +13,8 @@ use crate::layout::{
     reaches_data,
 };
 use crate::observe::{
-    Context, Difference, PENDING, PageContext, QUEUE_ERROR, QueueSeen, REGISTERS, Seen, changed_data,
-    clear_faults, compare, fill_data, page_ranges, record,
+    Context, Difference, PageContext, QUEUE_ERROR, QueueSeen, REGISTERS, Seen, changed_data,
+    clear_faults, compare, fill_data, page_ranges, pending_record,
 };
 use crate::program::{
     Address, Dma, Interface, Kind, Mode, Place, Program, Scope, Step, Target, Upper,
@@ -186,9 +186,9 @@ impl Driver<'_> {
 
     fn store(&mut self, at: u64, value: u64) {
         self.note(|| format!("       [{at:#x}] = {value:#x}"));
-        for side in self.sides() {
-            side.store(at, value);
-        }
+        let qemu_bits = self.tables.qemu_bits(at);
+        self.model.store(at, value);
+        self.qemu.store(at, value | qemu_bits);
     }
 
     fn store_all(&mut self, stores: &[(u64, u64)]) {
@@ -448,17 +448,14 @@ impl Driver<'_> {
                 });
             }
             // With caching mode faults of second-stage tables are held by the new domain-id.
-            if let Some(domain) = self.tables.domain_of(device)
+            if let Some((domain_id, _)) = self.tables.tag_of(device)
                 && self.unit.caching_mode()
             {
-                wanted.push(Invalidation::IotlbDomain(domain.domain_id));
+                wanted.push(Invalidation::IotlbDomain(domain_id));
             }
         }
         for device in 0..2 {
-            self.held[device] = self
-                .tables
-                .domain_of(device)
-                .map(|domain| (domain.domain_id, domain.plan.kind));
+            self.held[device] = self.tables.tag_of(device);
         }
         self.invalidate(&wanted)
     }
@@ -643,6 +640,7 @@ impl Driver<'_> {
         let [model, qemu] = self.sides().map(|side| {
             fill_data(side, address, len);
             let status_before = side.read32(Register32::FAULT_STATUS);
+            let record_before = pending_record(side, unit, status_before);
             let (blocked, data) = if dma.write {
                 (side.dma_write(device, address, &sent), Vec::new())
             } else {
@@ -655,11 +653,8 @@ impl Driver<'_> {
                 arrived: changed_data(side, address, len),
                 status_before,
                 status,
-                record: if status & PENDING != 0 {
-                    record(side, unit)
-                } else {
-                    None
-                },
+                record_before,
+                record: pending_record(side, unit, status),
                 blocked,
             }
         });
@@ -931,10 +926,7 @@ impl Driver<'_> {
         self.set_root_pointer(self.tables.root_table(), false);
         self.invalidate_everything()?;
         for device in 0..2 {
-            self.held[device] = self
-                .tables
-                .domain_of(device)
-                .map(|domain| (domain.domain_id, domain.plan.kind));
+            self.held[device] = self.tables.tag_of(device);
         }
         self.translation(was_on);
         Ok(())

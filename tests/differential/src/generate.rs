@@ -285,7 +285,7 @@ impl Generator<'_> {
     }
 
     fn flaw(&mut self) -> Flaw {
-        match self.random.below(12) {
+        match self.random.below(13) {
             0 => Flaw::RootAbsent,
             1 => Flaw::RootNowhere,
             2 => Flaw::ContextAbsent,
@@ -295,6 +295,7 @@ impl Generator<'_> {
             6 | 7 => Flaw::TableNowhere,
             8 | 9 => Flaw::TranslationType(self.random.below(8) as u8),
             10 => Flaw::Width(self.random.pick(&[0, 3, 4, 5, 6, 7])),
+            11 => Flaw::WidthMissing,
             _ => Flaw::PagingMode(self.random.below(3) as u8 + 1),
         }
     }

@@ -86,7 +86,8 @@ pub(crate) struct Seen {
     /// `FSTS_REG` before it and after it.
     pub(crate) status_before: u32,
     pub(crate) status: u32,
-    /// The fault record, if it is valid.
+    /// The fault record before it and after it, if there is one.
+    pub(crate) record_before: Option<Record>,
     pub(crate) record: Option<Record>,
     /// Of each request why it was blocked, recorded or not; the model tells that.
     pub(crate) blocked: Vec<Option<u8>>,
@@ -161,14 +162,14 @@ pub(crate) fn changed_data(side: &dyn Side, address: u64, len: usize) -> Vec<Arr
     arrived
 }
 
-/// The fault record of a unit, if it is valid.
-pub(crate) fn record(side: &dyn Side, unit: &Unit) -> Option<Record> {
-    let offset = unit.fault_record_offset();
-    let high = side.read64(Register64::fault_record_high(offset, 0)?);
-    if high >> 63 == 0 {
+/// The fault record of a unit, if `FSTS_REG` says that there is one.
+pub(crate) fn pending_record(side: &dyn Side, unit: &Unit, status: u32) -> Option<Record> {
+    if status & PENDING == 0 {
         return None;
     }
+    let offset = unit.fault_record_offset();
     let low = side.read64(Register64::fault_record_low(offset, 0)?);
+    let high = side.read64(Register64::fault_record_high(offset, 0)?);
     Some(Record([low, high]))
 }
 
@@ -351,10 +352,12 @@ pub(crate) fn compare(context: &Context, model: &Seen, qemu: &Seen) -> Vec<Diffe
     if model.data != qemu.data || model.arrived != qemu.arrived || model.status != qemu.status {
         return vec![outcome()];
     }
-    let (from_model, from_qemu) = match (model.record, qemu.record) {
-        (Some(from_model), Some(from_qemu)) => (from_model, from_qemu),
-        (None, None) => return Vec::new(),
-        _ => return vec![outcome()],
+    if model.record == model.record_before && qemu.record == qemu.record_before {
+        // They were compared when they were made.
+        return Vec::new();
+    }
+    let (Some(from_model), Some(from_qemu)) = (model.record, qemu.record) else {
+        return vec![outcome()];
     };
     // Bits above the largest table width are 0.
     let cut = |record: Record| record.page() & ((1 << context.width) - 1);

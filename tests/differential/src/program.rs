@@ -78,6 +78,8 @@ pub enum Flaw {
     TranslationType(u8),
     /// The address width is this one.
     Width(u8),
+    /// QEMU's unit is not told the address width of first-stage tables, as the architecture has it.
+    WidthMissing,
     /// The first-stage paging mode is this one.
     PagingMode(u8),
 }

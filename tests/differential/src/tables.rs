@@ -225,14 +225,20 @@ pub(crate) struct Tables {
     /// Root tables, of legacy and of scalable mode.
     roots: [u64; 2],
     frames: Frames,
-    /// Structures as they are in memory.
-    written: BTreeMap<u64, u64>,
+    /// Words of structures as they are in memory, and bits that only QEMU's unit sees.
+    written: BTreeMap<u64, (u64, u64)>,
     /// Frames of structures: legacy context table; context tables, directories and PASID tables.
     legacy_contexts: u64,
     contexts: [u64; 2],
     directories: [u64; 2],
     pasids: [u64; 2],
 }
+
+/// AW for 4 levels.
+const FOUR_LEVELS: u64 = 2 << 2;
+
+/// Domain-ids from here on are of devices whose entries are unlike others of their domain.
+const OWN_DOMAIN_IDS: u16 = 1 << 14;
 
 /// Source-ids without the bus, which is 0.
 const FUNCTIONS: [u64; 2] = [0x10, 0x88];
@@ -289,6 +295,27 @@ impl Tables {
         usable.then_some(domain)
     }
 
+    /// The domain-id and kind that the entry of a device has.
+    pub(crate) fn tag_of(&self, device: usize) -> Option<(u16, Kind)> {
+        let domain = self.domain_of(device)?;
+        // Entries that share a domain-id must agree in these fields (§6.2.3.1).
+        let differs = matches!(
+            self.devices[device].flaw,
+            Some(
+                Flaw::TableNowhere
+                    | Flaw::TranslationType(_)
+                    | Flaw::Width(_)
+                    | Flaw::PagingMode(_)
+            )
+        );
+        let own = if differs {
+            OWN_DOMAIN_IDS << device
+        } else {
+            0
+        };
+        Some((domain.domain_id | own, domain.plan.kind))
+    }
+
     /// Where the structures of a device are in the mode.
     pub(crate) fn places(&self, device: usize) -> Places {
         let function = FUNCTIONS[device];
@@ -316,8 +343,10 @@ impl Tables {
     ) -> Vec<(Structure, usize)> {
         let mut changed = Vec::new();
         for (structure, device, at, word) in self.wanted(unit) {
-            if self.written.get(&at).copied().unwrap_or(0) != word {
-                self.written.insert(at, word);
+            let qemu_bits = self.qemu_bits(at);
+            let written = (word, qemu_bits);
+            if self.written.get(&at).copied().unwrap_or_default() != written {
+                self.written.insert(at, written);
                 stores.push((at, word));
                 changed.push((structure, device));
             }
@@ -327,9 +356,25 @@ impl Tables {
         changed
     }
 
+    /// Bits that a word of a structure has for QEMU's unit only.
+    ///
+    /// It takes the width of first-stage addresses from AW, which is not for that, and reserved
+    /// where there is no second stage (§9.6). Linux sets it always.
+    pub(crate) fn qemu_bits(&self, at: u64) -> u64 {
+        let needs_width = (0..2).any(|device| {
+            self.mode == Mode::Scalable
+                && self.places(device).pasid == at
+                && self.devices[device].flaw != Some(Flaw::WidthMissing)
+                && self
+                    .domain_of(device)
+                    .is_some_and(|domain| domain.plan.kind == Kind::First)
+        });
+        if needs_width { FOUR_LEVELS } else { 0 }
+    }
+
     /// The word of a structure as software wrote it.
     pub(crate) fn word(&self, at: u64) -> u64 {
-        self.written.get(&at).copied().unwrap_or(0)
+        self.written.get(&at).map_or(0, |(word, _)| *word)
     }
 
     /// Every word of the mode's structures.
@@ -403,7 +448,8 @@ impl Tables {
     }
 
     fn legacy_context(&self, unit: &Unit, device: usize) -> [u64; 2] {
-        let Some(domain) = self.domain_of(device) else {
+        let (Some(domain), Some((domain_id, _))) = (self.domain_of(device), self.tag_of(device))
+        else {
             return [0; 2];
         };
         let flaw = self.devices[device].flaw;
@@ -422,12 +468,13 @@ impl Tables {
         }
         [
             PRESENT | translation_type << 2 | root,
-            width | u64::from(domain.domain_id) << 8,
+            width | u64::from(domain_id) << 8,
         ]
     }
 
     fn pasid_entry(&self, unit: &Unit, device: usize) -> [u64; 3] {
-        let Some(domain) = self.domain_of(device) else {
+        let (Some(domain), Some((domain_id, _))) = (self.domain_of(device), self.tag_of(device))
+        else {
             return [0; 3];
         };
         let flaw = self.devices[device].flaw;
@@ -457,7 +504,7 @@ impl Tables {
         }
         q0 |= PRESENT | translation_type << 6;
         let snooped = if unit.snooped_walks() { 1 << 23 } else { 0 };
-        [q0, u64::from(domain.domain_id) | snooped, q2]
+        [q0, u64::from(domain_id) | snooped, q2]
     }
 
     /// Writes an entry for an address at a level; tables above are made, tables below are given
