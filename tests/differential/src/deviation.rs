@@ -7,6 +7,12 @@
 use crate::layout::{DATA_PAGES, INTERRUPT_RANGE, content};
 use crate::observe::{Context, Difference, OVERFLOW, PageContext, Seen};
 use crate::program::{Flaw, Kind, Mode, Place};
+use crate::tables::{FIRST_ACCESSED, FIRST_DIRTY};
+
+/// Rights in second-stage entries, and in first-stage ones.
+const READ: u64 = 1;
+const WRITE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
 
 /// IQEI of a type that the unit does not have, or the mode.
 const TYPE_NOT_VALID: u32 = 3;
@@ -174,6 +180,116 @@ pub const ALL: &[Deviation] = &[
         }),
     },
     Deviation {
+        name: "fault-reason-5a-as-5b",
+        what: "reserved bits of a PASID-table entry are not looked at, but the type is: a second \
+               stage where there is none",
+        explains: Explains::Reason(0x5a, 0x5b),
+    },
+    Deviation {
+        name: "rights-before-lower-levels",
+        what: "rights are looked at entry by entry, before entries further down; the architecture \
+               looks at those of the whole walk",
+        explains: Explains::If(|difference| match difference {
+            Difference::Reason {
+                context,
+                model,
+                qemu,
+            } => {
+                // A table that cannot be read is below the last entry of the way.
+                let is_unreadable = matches!(model, 0x07 | 0x70 | 0x78);
+                let lacks = |bit: u64| {
+                    context.pages.iter().any(|page| {
+                        page.lacks_above(bit) || is_unreadable && page.lacks(bit)
+                    })
+                };
+                match (context.kind, qemu) {
+                    (Some(Kind::First), 0x81) => {
+                        lacks(USER) && matches!(model, 0x70 | 0x71 | 0x72 | 0x90)
+                    }
+                    (Some(Kind::First), 0x85) => {
+                        let is_late = matches!(model, 0x70 | 0x71 | 0x72 | 0x81 | 0x90);
+                        context.write && lacks(WRITE) && is_late
+                    }
+                    (Some(Kind::Second), 0x05) => {
+                        context.write && lacks(WRITE) && matches!(model, 0x07 | 0x0c | 0x78 | 0x7a)
+                    }
+                    (Some(Kind::Second), 0x06) => {
+                        !context.write && lacks(READ) && matches!(model, 0x07 | 0x0c | 0x78 | 0x7a)
+                    }
+                    _ => false,
+                }
+            }
+            _ => false,
+        }),
+    },
+    Deviation {
+        name: "accessed-and-dirty-if-neither",
+        what: "a write sets A and D of a first-stage leaf only if neither is set",
+        explains: Explains::If(|difference| match difference {
+            Difference::Entry {
+                kind: Kind::First,
+                is_leaf: true,
+                model,
+                qemu,
+                ..
+            } => {
+                let both = FIRST_ACCESSED | FIRST_DIRTY;
+                let missing = model & !qemu;
+                model & both == both
+                    && model & !both == qemu & !both
+                    && (missing == FIRST_ACCESSED || missing == FIRST_DIRTY)
+            }
+            _ => false,
+        }),
+    },
+    Deviation {
+        name: "accessed-bit-of-blocked-request",
+        what: "accessed bits on the way of a request that is blocked: neither side has to set them",
+        explains: Explains::If(|difference| match difference {
+            Difference::Entry {
+                kind: Kind::First,
+                blocked: Some(_),
+                model,
+                qemu,
+                ..
+            } => model ^ qemu == FIRST_ACCESSED,
+            _ => false,
+        }),
+    },
+    Deviation {
+        name: "accessed-and-dirty-unsnooped",
+        what: "accessed and dirty bits are set though page walks are not snooped (90)",
+        explains: Explains::If(|difference| match difference {
+            Difference::Outcome {
+                context,
+                model,
+                qemu,
+            } => {
+                let is_update = |page: usize| model.blocked.get(page) == Some(&Some(0x90));
+                let is_open = |page: usize| model.blocked.get(page) == Some(&None);
+                (0..context.pages.len()).any(is_update)
+                    && context.is_done_by_leaves(qemu, |page| is_update(page) || is_open(page))
+                    && match qemu.reason() {
+                        Some(reason) => model.blocked.iter().flatten().any(|blocked| {
+                            *blocked != 0x90 && is_same_reason(context.mode, *blocked, reason)
+                        }),
+                        None => true,
+                    }
+            }
+            Difference::Entry {
+                kind: Kind::First,
+                blocked: Some(0x90),
+                model,
+                qemu,
+                ..
+            } => {
+                let set = model ^ qemu;
+                set & !(FIRST_ACCESSED | FIRST_DIRTY) == 0 && set & qemu == set
+            }
+            _ => false,
+        }),
+    },
+    Deviation {
         name: "reserved-in-directory-entry",
         what: "reserved bits of a directory entry are ignored (52)",
         explains: Explains::If(|difference| is_ignored(difference, 0x52)),
@@ -202,18 +318,62 @@ pub const ALL: &[Deviation] = &[
         }),
     },
     Deviation {
-        name: "directory-entry-beyond-width",
-        what: "bits above the host address width are part of the address in a directory entry (52)",
+        name: "pointer-beyond-width",
+        what: "bits above the host address width are part of the address in directory and \
+               PASID-table entries (52, 5a)",
         explains: Explains::If(|difference| match difference {
             Difference::Reserved {
-                place: Place::Directory,
+                place,
                 bit,
                 context,
                 model,
                 qemu,
                 ..
             } => {
-                *bit >= context.width && is_blocked(model, &[0x52]) && qemu.reason() == Some(0x58)
+                let (reasons, unreadable): (&[u8], &[u8]) = match place {
+                    Place::Directory => (&[0x52], &[0x58]),
+                    Place::Pasid => (&[0x5a], &[0x73, 0x03]),
+                    _ => return false,
+                };
+                *bit >= context.width && is_blocked(model, reasons) && qemu.is_fault(unreadable)
+            }
+            _ => false,
+        }),
+    },
+    Deviation {
+        name: "absent-feature-in-context-entry",
+        what: "DTE, PASIDE and PRE are accepted in context entries of a unit without the feature \
+               (42)",
+        explains: Explains::If(|difference| {
+            matches!(
+                difference,
+                Difference::Reserved {
+                    place: Place::Context,
+                    word: 0,
+                    bit: 2..=4,
+                    ..
+                }
+            ) && is_ignored(difference, 0x42)
+        }),
+    },
+    Deviation {
+        name: "pass-through-pointer-checked",
+        what: "SSPTPTR of a legacy context entry is checked with pass-through, which ignores it",
+        explains: Explains::If(|difference| match difference {
+            Difference::Reserved {
+                place: Place::Context,
+                word: 0,
+                bit,
+                context,
+                model,
+                qemu,
+                ..
+            } => {
+                context.mode == Mode::Legacy
+                    && context.kind == Some(Kind::PassThrough)
+                    && *bit >= context.width
+                    && (model.is_unblocked() || is_blocked(model, &[0x04, 0x29]))
+                    && qemu.is_fault(&[0x0b])
             }
             _ => false,
         }),
@@ -282,6 +442,14 @@ pub const ALL: &[Deviation] = &[
                     && matches!(qemu.reason(), None | Some(0x80))
             }
             Difference::Reason { context, qemu, .. } => is_without_width(context) && *qemu == 0x80,
+            // It takes no way through the tables.
+            Difference::Entry {
+                kind: Kind::First,
+                flaw: Some(Flaw::WidthMissing),
+                model,
+                qemu,
+                ..
+            } => model & !(FIRST_ACCESSED | FIRST_DIRTY) == qemu & !(FIRST_ACCESSED | FIRST_DIRTY),
             _ => false,
         }),
     },
@@ -295,7 +463,11 @@ pub const ALL: &[Deviation] = &[
                 qemu,
                 before,
                 ..
-            } => is_blocked(model, &[0x59]) && qemu.has_same_effect(before),
+            } => {
+                // Before, cached rights may have denied it silently.
+                let is_denied = before.is_silent() && qemu.is_fault(&[0x05, 0x06, 0x85]);
+                is_blocked(model, &[0x59]) && (qemu.has_same_effect(before) || is_denied)
+            }
             _ => false,
         }),
     },
@@ -455,11 +627,19 @@ pub const ALL: &[Deviation] = &[
                 model,
                 qemu,
             } => {
-                model.is_unblocked()
-                    && matches!(qemu.reason(), Some(0x0e | 0x87))
-                    && context.pages.iter().any(|page| {
-                        page.has_interrupt_leaf() && page.path.last().is_some_and(|leaf| leaf.level > 1)
-                    })
+                let is_over = |page: usize| {
+                    let page = &context.pages[page];
+                    page.has_interrupt_leaf() && page.path.last().is_some_and(|leaf| leaf.level > 1)
+                };
+                let is_open = |page: usize| model.blocked.get(page) == Some(&None);
+                let is_noted = match qemu.reason() {
+                    Some(reason) => matches!(reason, 0x0e | 0x87),
+                    // FPD is set, or a fault was pending.
+                    None => context.fault_disable != 0 || qemu.record_before.is_some(),
+                };
+                (0..context.pages.len()).any(|page| is_over(page) && is_open(page))
+                    && context.is_done_by_leaves(qemu, |page| is_open(page) && !is_over(page))
+                    && is_noted
             }
             _ => false,
         }),

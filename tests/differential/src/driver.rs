@@ -479,23 +479,38 @@ impl Driver<'_> {
         let mask = (order(change.level) - 12) as u8;
         // CAP.MAMV is 18.
         let by_page = scope == Scope::Exact && mask <= 18;
-        self.invalidate(&[match (scope, by_page, is_first) {
-            (Scope::Global, ..) => Invalidation::IotlbGlobal,
-            (_, true, true) => Invalidation::PasidIotlbPages {
-                domain_id,
-                address: address & !((0x1000 << mask) - 1),
-                mask,
-                leaf_only: change.leaf_only,
-            },
-            (_, true, false) => Invalidation::IotlbPages {
-                domain_id,
-                address: address & !((0x1000 << mask) - 1),
-                mask,
-                leaf_only: change.leaf_only,
-            },
-            (Scope::Exact, false, true) => Invalidation::PasidIotlb(domain_id),
-            _ => Invalidation::IotlbDomain(domain_id),
-        }])
+        let address = address & !((0x1000 << mask) - 1);
+        let leaf_only = change.leaf_only;
+        // Devices with a flaw have entries with domain-ids of their own.
+        let used = (0..2).filter(|&device| self.tables.devices[device].domain == Some(domain));
+        let mut domain_ids: Vec<_> = used
+            .filter_map(|device| self.tables.tag_of(device))
+            .map(|(domain_id, _)| domain_id)
+            .chain([domain_id])
+            .collect();
+        domain_ids.sort_unstable();
+        domain_ids.dedup();
+        let wanted: Vec<_> = domain_ids
+            .into_iter()
+            .map(|domain_id| match (scope, by_page, is_first) {
+                (Scope::Global, ..) => Invalidation::IotlbGlobal,
+                (_, true, true) => Invalidation::PasidIotlbPages {
+                    domain_id,
+                    address,
+                    mask,
+                    leaf_only,
+                },
+                (_, true, false) => Invalidation::IotlbPages {
+                    domain_id,
+                    address,
+                    mask,
+                    leaf_only,
+                },
+                (Scope::Exact, false, true) => Invalidation::PasidIotlb(domain_id),
+                _ => Invalidation::IotlbDomain(domain_id),
+            })
+            .collect();
+        self.invalidate(&wanted)
     }
 
     /// A leaf, and the level that it can have.
@@ -698,7 +713,7 @@ impl Driver<'_> {
             differ |= matches!(difference, Difference::Outcome { .. });
             self.judge(&difference)?;
         }
-        self.compare_entries(context.device)?;
+        self.compare_entries(context.device, model)?;
         if differ || !keep_faults {
             self.clear_faults();
         }
@@ -718,7 +733,7 @@ impl Driver<'_> {
     }
 
     /// Compares the page tables of a device: accessed and dirty bits.
-    fn compare_entries(&mut self, device: usize) -> Result<(), Failure> {
+    fn compare_entries(&mut self, device: usize, seen: &Seen) -> Result<(), Failure> {
         let Some(domain) = self.tables.domain_of(device) else {
             return Ok(());
         };
@@ -731,6 +746,8 @@ impl Driver<'_> {
                 self.judge(&Difference::Entry {
                     kind,
                     is_leaf,
+                    flaw: self.tables.devices[device].flaw,
+                    blocked: seen.blocked.iter().flatten().last().copied(),
                     model,
                     qemu,
                 })?;

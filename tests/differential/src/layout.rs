@@ -26,27 +26,24 @@ pub(crate) const QUEUES: [u64; 2] = [0x0301_0000, 0x0302_0000];
 /// Length of a queue.
 pub(crate) const QUEUE_BYTES: u64 = 4096;
 
-/// The pages that data goes to and comes from. Those at multiples of 2 MiB, with those at some
-/// distance behind them, are parts of large pages.
-pub(crate) const DATA_PAGES: [u64; 14] = [
-    0x0400_0000,
-    0x0400_1000,
-    0x0401_2000,
-    0x0402_7000,
-    0x043f_f000,
-    0x0800_0000,
-    0x0800_3000,
-    0x081f_f000,
-    0x0820_0000,
-    0x0820_3000,
-    0x083f_f000,
-    0x0a00_0000,
-    0x0a00_3000,
-    0x0a1f_f000,
-];
-
 /// Where 2-MiB pages are mapped to.
 pub(crate) const LARGE_FRAMES: [u64; 4] = [0x0400_0000, 0x0800_0000, 0x0820_0000, 0x0a00_0000];
+
+/// Where slots lie in 2 MiB, and the pages behind them.
+const OFFSETS: [u64; 6] = [0, 0x1000, 0x2000, 0x3000, 0x4000, 0x1f_f000];
+
+/// The pages that data goes to and comes from: parts of large frames, and some more.
+pub(crate) const DATA_PAGES: [u64; 28] = data_pages();
+
+const fn data_pages() -> [u64; 28] {
+    let mut pages = [0x0c00_0000, 0x0c01_2000, 0x0c02_7000, 0x0c3f_e000, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut index = 0;
+    while index < LARGE_FRAMES.len() * OFFSETS.len() {
+        pages[4 + index] = LARGE_FRAMES[index / OFFSETS.len()] + OFFSETS[index % OFFSETS.len()];
+        index += 1;
+    }
+    pages
+}
 
 /// What a data page holds before each DMA: bytes that are neither 0 nor above 0x7f, so that they
 /// are neither what a blocked read gives nor what a device sends.
@@ -105,6 +102,21 @@ mod tests {
                 })
             });
             assert!(mappable.count() >= 3, "{order}");
+        }
+    }
+
+    #[test]
+    fn whatever_a_slot_reaches_in_a_large_page_is_data() {
+        for slot in SLOTS {
+            for frame in LARGE_FRAMES {
+                let next = slot.checked_add(0x1000).filter(|next| next >> 21 == slot >> 21);
+                let is_alone = !SLOTS.iter().any(|&other| {
+                    other >> 21 == slot >> 21 && reaches_data(other, 21, frame)
+                });
+                for address in [Some(slot), next].into_iter().flatten() {
+                    assert!(is_alone || reaches_data(address, 21, frame), "{address:x}");
+                }
+            }
         }
     }
 

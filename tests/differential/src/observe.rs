@@ -104,6 +104,15 @@ impl Seen {
         self.is_without_data() && self.status == self.status_before
     }
 
+    /// One of these reasons was recorded for it, or could not be because a fault was pending.
+    pub(crate) fn is_fault(&self, reasons: &[u8]) -> bool {
+        self.is_without_data()
+            && match self.reason() {
+                Some(reason) => reasons.contains(&reason),
+                None => self.record_before.is_some(),
+            }
+    }
+
     /// Nothing was blocked, as far as the side tells.
     pub(crate) fn is_unblocked(&self) -> bool {
         self.blocked.iter().all(Option::is_none)
@@ -228,12 +237,33 @@ pub(crate) struct PageContext {
 }
 
 impl PageContext {
+    /// The host address of the page, if the way ends at a leaf.
+    fn host(&self) -> Option<u64> {
+        let leaf = self.path.last()?;
+        let within = (1 << order(leaf.level)) - 1;
+        let frame = leaf.word & ((1 << 52) - 1) & !within & !0xfff;
+        let is_leaf = leaf.level == 1 || leaf.word & PAGE_SIZE != 0;
+        is_leaf.then_some(frame | self.address & within)
+    }
+
+    /// An entry above the last one lacks this bit.
+    pub(crate) fn lacks_above(&self, bit: u64) -> bool {
+        self.path
+            .split_last()
+            .is_some_and(|(_, above)| above.iter().any(|entry| entry.word & bit == 0))
+    }
+
+    /// Some entry lacks this bit.
+    pub(crate) fn lacks(&self, bit: u64) -> bool {
+        self.path.iter().any(|entry| entry.word & bit == 0)
+    }
+
     /// The last entry of the way is a leaf that leads to the interrupt range, or to more than that.
     pub(crate) fn has_interrupt_leaf(&self) -> bool {
         self.path.last().is_some_and(|leaf| {
-            let frame = leaf.word & ((1 << 52) - 1) & !((1 << order(leaf.level)) - 1);
-            (leaf.level == 1 || leaf.word & PAGE_SIZE != 0)
-                && frame >> order(leaf.level).max(20) == INTERRUPT_RANGE >> order(leaf.level).max(20)
+            let order = order(leaf.level).max(20);
+            self.host()
+                .is_some_and(|host| host >> order == INTERRUPT_RANGE >> order)
         })
     }
 }
@@ -301,6 +331,9 @@ pub(crate) enum Difference {
     Entry {
         kind: Kind,
         is_leaf: bool,
+        /// The model blocked some of the DMA for this reason; the last one.
+        blocked: Option<u8>,
+        flaw: Option<Flaw>,
         model: u64,
         qemu: u64,
     },
@@ -327,6 +360,38 @@ pub(crate) enum Difference {
     },
     /// The status word of a wait.
     WaitStatus { model: u64, qemu: u64 },
+}
+
+impl Context {
+    /// Whether a side moved exactly the bytes of the pages for which `moves` is true, to or from
+    /// where their leaves lead; `moves` gets the number of the page.
+    pub(crate) fn is_done_by_leaves(&self, seen: &Seen, moves: impl Fn(usize) -> bool) -> bool {
+        let mut done = 0;
+        let mut arrived = seen.arrived.clone();
+        for (index, (offset, length)) in page_ranges(self.address, self.len).into_iter().enumerate() {
+            let host = self.pages.get(index).and_then(PageContext::host);
+            let at = host.map(|host| host + offset).filter(|_| moves(index));
+            if self.write {
+                if let Some(at) = at {
+                    let place = arrived
+                        .iter()
+                        .position(|part| part.at == at && part.bytes.len() == length);
+                    match place {
+                        Some(place) => drop(arrived.swap_remove(place)),
+                        None => return false,
+                    }
+                }
+            } else {
+                let read = seen.data.get(done..done + length).unwrap_or_default();
+                let expected = (0..length as u64).map(|byte| at.map_or(0, |at| content(at + byte)));
+                if !read.iter().copied().eq(expected) {
+                    return false;
+                }
+            }
+            done += length;
+        }
+        arrived.is_empty()
+    }
 }
 
 /// What is seen of a queue after a bad descriptor.
