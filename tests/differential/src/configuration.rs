@@ -194,6 +194,11 @@ impl Unit {
         self.extended.has(Ecap::FIRST_STAGE)
     }
 
+    /// Whether first-stage tables may have 1-GiB pages.
+    pub(crate) fn first_stage_1gib(&self) -> bool {
+        self.capability.has(Cap::FIRST_STAGE_1GIB_PAGES)
+    }
+
     /// Whether there is pass-through.
     pub(crate) fn pass_through(&self) -> bool {
         self.extended.has(Ecap::PASS_THROUGH)

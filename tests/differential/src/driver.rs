@@ -537,7 +537,14 @@ impl Driver<'_> {
             }
             (Target::Data(_), _) => reaches_data(address, 30, 0).then_some(0),
         };
-        let level = level.clamp(1, 3);
+        // QEMU's unit takes 1-GiB pages whether it offers them or not; software uses what is
+        // offered.
+        let highest = if state.plan.kind == Kind::First && !self.unit.first_stage_1gib() {
+            2
+        } else {
+            3
+        };
+        let level = level.clamp(1, highest);
         let (level, frame) = (1..=level)
             .rev()
             .find_map(|level| frame(level).map(|frame| (level, frame)))
