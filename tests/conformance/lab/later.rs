@@ -1,6 +1,7 @@
 //! What scenarios ask of the library and it does not have yet. Each says so; the scenarios that
 //! call it are pending.
 
+use vtd_nest::arch::id::SourceId;
 use vtd_nest::nest::{AssignError, DeviceConfig};
 
 use super::Guest;
@@ -48,4 +49,9 @@ pub(crate) fn assign_with_pasid_bits(
     _bits: u8,
 ) -> Result<(), AssignError> {
     panic!("the library takes no width of PASIDs of a single device yet");
+}
+
+/// Tells a machine's virtual unit of a device that the hypervisor emulates.
+pub(crate) fn add_emulated_device(_guest: &mut Guest, _source_id: SourceId) {
+    panic!("a machine takes no emulated devices yet");
 }

@@ -4,8 +4,12 @@ mod expect;
 mod fault;
 mod guest;
 mod job;
+mod kinds;
 pub(crate) mod later;
+mod ledger;
+mod log_events;
 mod tables;
+mod watch;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -24,7 +28,8 @@ use crate::bench::{Interposer, Observed, Profile, host_offset};
 
 pub(crate) use fault::{GuestFault, TakenFaults};
 pub(crate) use guest::{D0, D1, GUEST_LEN_BYTES, Guest, GuestOptions, Vm};
-pub(crate) use tables::ROOT;
+pub(crate) use log_events::LogEvents;
+pub(crate) use tables::{ROOT, pasid_cache};
 
 /// An address that scenarios map; its index differs at each level.
 pub(crate) const IOVA: u64 = 0x12_3456_7000;
