@@ -28,6 +28,7 @@ use crate::bench::{Interposer, Observed, Profile, host_offset};
 
 pub(crate) use fault::{GuestFault, TakenFaults};
 pub(crate) use guest::{D0, D1, GUEST_LEN_BYTES, Guest, GuestOptions, Vm};
+pub(crate) use ledger::Holdings;
 pub(crate) use log_events::LogEvents;
 pub(crate) use tables::{ROOT, pasid_cache};
 

@@ -2,10 +2,16 @@
 
 mod binding;
 mod mode_changes;
+mod replacement;
 
 use crate::harness::Scenario;
 
 /// All scenarios.
 pub(crate) fn all() -> Vec<Scenario> {
-    [binding::SCENARIOS, mode_changes::SCENARIOS].concat()
+    [
+        binding::SCENARIOS,
+        replacement::SCENARIOS,
+        mode_changes::SCENARIOS,
+    ]
+    .concat()
 }

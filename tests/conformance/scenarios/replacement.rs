@@ -1,0 +1,848 @@
+//! What becomes of a binding whose entry changes, is not valid, or meets a host that cannot (S5 to
+//! S8, S17 to S23, S27, S28).
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use vtd_nest::arch::address::{FirstStagePaging, Gpa, Hpa};
+use vtd_nest::arch::capability::CapabilityField;
+use vtd_nest::arch::fault::FaultReason;
+use vtd_nest::arch::id::DomainId;
+use vtd_nest::arch::pasid::PasidEntry;
+use vtd_nest::nest::MachineError;
+use vtd_nest::viommu::host::BindError;
+
+use crate::bench::{Access, Hold};
+use crate::harness::{Need, Scenario, scenario};
+use crate::lab::{D0, D1, GUEST_LEN_BYTES, Guest, Holdings, IOVA, LogEvents, Place};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "S5 R4 R20 R12",
+        "a new root replaces the old one, which is never used again",
+        s5,
+    ),
+    scenario(
+        "S5 R20",
+        "changes come true in their order, however late hardware confirms",
+        s5_slow_hardware,
+    ),
+    scenario(
+        "S6 R4 R19",
+        "a change of what hardware ignores changes nothing and is no error",
+        s6,
+    ),
+    scenario(
+        "S7 S8 R9",
+        "a changed domain-id is followed, whichever of the two is invalidated",
+        s7_s8,
+    ),
+    scenario(
+        "S17 R18",
+        "a pass-through entry is the machine's memory and no more",
+        s17,
+    ),
+    scenario(
+        "S18 R18 R20",
+        "translated, passed through and back: each a replacement, one object at the end",
+        s18,
+    ),
+    scenario(
+        "S19 R18 R24",
+        "a translation type that was not offered is blocked, told and named",
+        s19,
+    ),
+    scenario(
+        "S20 R19",
+        "five-level first-stage tables are bound as such",
+        s20_five_levels,
+    )
+    .needs(&[
+        Need::Nesting,
+        Need::Capability(CapabilityField::FIRST_STAGE_5_LEVEL, "FS5LP"),
+    ]),
+    scenario(
+        "S20 R19",
+        "a paging mode that the unit lacks is blocked",
+        s20_lacking,
+    )
+    .needs(&[Need::Nesting]),
+    scenario(
+        "S21 R19",
+        "SRE, EAFE and WPE reach hardware where shown; elsewhere the first two are reserved",
+        s21,
+    ),
+    scenario(
+        "S22 R20 G38",
+        "a bind that the host cannot make is blocked, told and tried again",
+        s22,
+    ),
+    scenario(
+        "S22 R20 G38",
+        "any allocation may fail: new or blocked, never old, and nothing leaks",
+        s22_each_allocation,
+    ),
+    scenario(
+        "S22 R20 G38",
+        "a replacement without a free domain-id is blocked, never the old table",
+        s22_no_domain_id,
+    )
+    .needs(&[Need::PASID]),
+    scenario(
+        "S23 R22",
+        "an unbind that hardware never confirms quarantines the device and keeps all it holds",
+        s23,
+    ),
+    scenario(
+        "S23 R22",
+        "once hardware confirms after all, a retry gives everything back",
+        s23_recovery,
+    )
+    .pending("host side, complete"),
+    scenario(
+        "S27 G36",
+        "an entry that changes while it is read is one of its versions or nothing",
+        s27,
+    ),
+    scenario(
+        "S28 R29",
+        "tables outside the machine are the guest's own fault and touch nobody else",
+        s28,
+    ),
+    scenario(
+        "S28 R18",
+        "a root beyond the address width is reserved",
+        s28_beyond_width,
+    ),
+];
+
+/// An entry with quadwords changed.
+fn changed(entry: &PasidEntry, change: impl FnOnce(&mut [u64; 8])) -> PasidEntry {
+    let mut quadwords = *entry.quadwords();
+    change(&mut quadwords);
+    PasidEntry::from_quadwords(quadwords)
+}
+
+/// What of an entry in hardware's tables decides where a request goes.
+fn effect(entry: &PasidEntry) -> (u8, Hpa, Gpa) {
+    (
+        entry.translation_type_field(),
+        entry.second_stage_root(),
+        entry.first_stage_root(),
+    )
+}
+
+fn s5(place: Place<'_>) {
+    for mut guest in place.each_guest() {
+        let (pasid, tag) = (guest.pasid, guest.tag);
+        let (first_root, first) = guest.bound();
+        let (second_root, second) = guest.other_table();
+        let before = guest.holdings();
+        let (mut old, mut new) = ((first_root, first), (second_root, second));
+        for _ in 0..6 {
+            let entry = guest.entry(new.0, 7);
+            guest.set_entry(D0, pasid, &entry);
+            let watch = guest.watch(D0, tag, IOVA);
+            guest.invalidate_pasid(7, pasid);
+            watch.expect_only(&[old.1, new.1]);
+            guest.expect_reaches(D0, tag, IOVA, new.1);
+            guest.expect_writes_reach(D0, tag, IOVA, new.1);
+            assert_eq!(guest.holdings(), before, "nothing more is held");
+            (old, new) = (new, old);
+        }
+        // The table left behind is the guest's again: what it does with it matters to nobody.
+        let page = guest.data_page();
+        guest.map(new.0, IOVA, Some(page));
+        guest.expect_reaches(D0, tag, IOVA, old.1);
+        guest.finish();
+    }
+}
+
+fn s5_slow_hardware(place: Place<'_>) {
+    for mut guest in place.each_guest() {
+        let (pasid, tag) = (guest.pasid, guest.tag);
+        let (first, _) = guest.bound();
+        let (second, page) = guest.other_table();
+        guest.lab.hypervisor.hold(Hold::For(50_000));
+        for round in 0..6u16 {
+            let root = if round % 2 == 0 { second } else { first };
+            let entry = guest.entry(root, 7 + round % 3);
+            guest.set_entry(D0, pasid, &entry);
+            guest.invalidate_pasid_domain(0);
+            guest.set_entry(D0, pasid, &PasidEntry::default());
+            guest.invalidate_pasid_global();
+            assert_eq!(guest.hardware_entry(D0, pasid), None);
+            guest.expect_no_data(D0, tag, IOVA);
+        }
+        let entry = guest.entry(second, 9);
+        guest.set_entry(D0, pasid, &entry);
+        guest.invalidate_pasid_global();
+        guest.expect_reaches(D0, tag, IOVA, page);
+        guest.finish();
+    }
+}
+
+fn s6(place: Place<'_>) {
+    // Bits 133 and 134 are ignored; FPD says what is recorded, not where a request goes.
+    for (quadword, bit) in [(2, 1 << 5), (2, 1 << 6), (0, 1 << 1)] {
+        for mut guest in place.each_guest() {
+            let pasid = guest.pasid;
+            let (root, page) = guest.bound();
+            let entry = guest.entry(root, 7);
+            let before = guest.hardware_entry(D0, pasid);
+            for set in [true, false] {
+                let entry = changed(&entry, |quadwords| {
+                    quadwords[quadword] ^= if set { bit } else { 0 };
+                });
+                guest.set_entry(D0, pasid, &entry);
+                guest.expect_no_operation(|guest| {
+                    guest.invalidate_pasid(7, pasid);
+                    guest.invalidate_pasid_global();
+                });
+            }
+            assert_eq!(guest.hardware_entry(D0, pasid), before);
+            assert_eq!(guest.take_faults().faults, []);
+            guest.expect_reaches(D0, guest.tag, IOVA, page);
+            guest.finish();
+        }
+    }
+}
+
+fn s7_s8(place: Place<'_>) {
+    for (named, same_root) in [(7, false), (9, false), (7, true), (9, true)] {
+        for mut guest in place.each_guest() {
+            let (pasid, tag) = (guest.pasid, guest.tag);
+            let (first_root, first) = guest.bound();
+            let before = guest.holdings();
+            let (root, page) = match same_root {
+                true => (first_root, first),
+                false => guest.other_table(),
+            };
+            let entry = guest.entry(root, 9);
+            guest.set_entry(D0, pasid, &entry);
+            let watch = guest.watch(D0, tag, IOVA);
+            guest.invalidate_pasid(named, pasid);
+            watch.expect_only(&[first, page]);
+            guest.expect_reaches(D0, tag, IOVA, page);
+            assert_eq!(guest.holdings(), before, "nothing more is held");
+            // It is of domain 9 now: invalidations of 7 are none of its business.
+            let other = guest.data_page();
+            guest.map(root, IOVA, Some(other));
+            guest.lab.hypervisor.take_descriptors();
+            guest.invalidate_pages(7, IOVA, 0);
+            assert_eq!(guest.lab.hypervisor.take_descriptors(), [[0; 4]; 0]);
+            guest.invalidate_pages(9, IOVA, 0);
+            guest.expect_reaches(D0, tag, IOVA, other);
+            // And goes with domain 9.
+            guest.set_entry(D0, pasid, &PasidEntry::default());
+            guest.invalidate_pasid(9, pasid);
+            guest.expect_blocked(D0, tag, IOVA, FaultReason::PasidEntryNotPresent);
+            guest.finish();
+        }
+    }
+}
+
+fn s17(place: Place<'_>) {
+    for mut guest in place.each_guest() {
+        let (pasid, tag) = (guest.pasid, guest.tag);
+        let page = guest.data_page();
+        guest.set_entry(D0, pasid, &Guest::pass_through(7));
+        guest.set_entry(D1, pasid, &Guest::pass_through(9));
+        guest.invalidate_pasid(7, pasid);
+        assert_eq!(guest.hardware_entry(D1, pasid), None);
+        guest.invalidate_pasid(9, pasid);
+        let hardware = guest.hardware_entry(D0, pasid).expect("an entry");
+        let other = guest.hardware_entry(D1, pasid).expect("an entry");
+        assert_eq!(hardware.translation_type_field(), 2, "second stage only");
+        assert_eq!(effect(&hardware), effect(&other), "the machine's memory");
+        assert_ne!(hardware.domain_id(), DomainId::ZERO);
+        for device in [D0, D1] {
+            guest.expect_reaches(device, tag, page, page);
+            guest.expect_writes_reach(device, tag, page, page);
+            for address in [GUEST_LEN_BYTES, 0x7fff_f000] {
+                guest.expect_blocked(device, tag, address, FaultReason::ReadDenied);
+                guest.expect_access_blocked(
+                    device,
+                    tag,
+                    address,
+                    Access::Write,
+                    FaultReason::WriteDenied,
+                );
+            }
+        }
+        guest.finish();
+    }
+}
+
+fn s18(place: Place<'_>) {
+    for mut guest in place.each_guest() {
+        // PASID 0 here, whatever devices can do.
+        let (root, page) = guest.bind(D0, 0, 7);
+        guest.expect_reaches(D0, None, IOVA, page);
+        let before = guest.holdings();
+        let translated = guest.entry(root, 7);
+        for _ in 0..3 {
+            for (entry, address) in [(Guest::pass_through(7), page), (translated, IOVA)] {
+                guest.set_entry(D0, 0, &entry);
+                let watch = guest.watch(D0, None, IOVA);
+                guest.invalidate_pasid(7, 0);
+                watch.expect_only(&[page]);
+                guest.expect_reaches(D0, None, address, page);
+                let elsewhere = if address == page { IOVA } else { page };
+                guest.expect_no_data(D0, None, elsewhere);
+            }
+        }
+        assert_eq!(guest.holdings(), before, "one object at the end");
+        guest.finish();
+    }
+}
+
+fn s19(place: Place<'_>) {
+    for mut guest in place.each_guest() {
+        let (pasid, tag) = (guest.pasid, guest.tag);
+        let offered = if guest.is_first_stage() { 1 } else { 2 };
+        let empty = guest.holdings();
+        for field in (0..8).filter(|field| ![offered, 4].contains(field)) {
+            for was_bound in [false, true] {
+                let (root, page) = match was_bound {
+                    true => guest.bound(),
+                    false => guest.other_table(),
+                };
+                let entry = guest.entry(root, 7);
+                let entry = changed(&entry, |quadwords| {
+                    quadwords[0] = quadwords[0] & !(7 << 6) | field << 6;
+                });
+                guest.set_entry(D0, pasid, &entry);
+                let events = LogEvents::collect();
+                let watch = guest.watch(D0, tag, IOVA);
+                guest.invalidate_pasid(7, pasid);
+                watch.expect_only(&[page]);
+                events.expect(&[
+                    &D0.to_string(),
+                    &format!("PASID {pasid}"),
+                    &format!("({field})"),
+                ]);
+                drop(events);
+                assert_eq!(guest.hardware_entry(D0, pasid), None);
+                guest.expect_blocked(D0, tag, IOVA, FaultReason::PasidEntryInvalid);
+                assert_eq!(guest.holdings(), empty, "type {field}");
+            }
+        }
+        guest.bound();
+        guest.finish();
+    }
+}
+
+/// An entry for five-level tables.
+fn five_level_entry(root: u64) -> PasidEntry {
+    let options = Default::default();
+    PasidEntry::first_stage(
+        Gpa::new(root),
+        FirstStagePaging::Level5,
+        Default::default(),
+        DomainId::new(7),
+        options,
+    )
+}
+
+fn s20_five_levels(place: Place<'_>) {
+    let mut guest = place.guest();
+    let (pasid, tag) = (guest.pasid, guest.tag);
+    // The upper half of 57 bits of address belongs to supervisors by custom only.
+    let high = 0x0034_0000_0000_0000 | IOVA;
+    let (below, page) = guest.other_table();
+    let top = guest.page();
+    let table = guest.table_entry(below);
+    guest.write_u64(top + (high >> 48 & 0x1ff) * 8, table);
+    guest.set_entry(D0, pasid, &five_level_entry(top));
+    guest.invalidate_pasid(7, pasid);
+    let hardware = guest.hardware_entry(D0, pasid).expect("an entry");
+    assert_eq!(hardware.paging_mode_field(), 1);
+    guest.expect_reaches(D0, tag, high, page);
+    guest.expect_blocked(D0, tag, IOVA, FaultReason::FirstStageNotPresent);
+    guest.expect_blocked(D0, tag, high | 1 << 56, FaultReason::AddressNotCanonical);
+    // From five levels to four and back.
+    let entry = guest.entry(below, 7);
+    for (entry, reached, not) in [(entry, IOVA, high), (five_level_entry(top), high, IOVA)] {
+        guest.set_entry(D0, pasid, &entry);
+        guest.invalidate_pasid(7, pasid);
+        guest.expect_reaches(D0, tag, reached, page);
+        guest.expect_no_data(D0, tag, not);
+    }
+    guest.finish();
+}
+
+fn s20_lacking(place: Place<'_>) {
+    for field in [1, 2, 3] {
+        let mut guest = place.guest();
+        let capability = guest.vm.offer().features.capability;
+        if field == 1 && capability.has_first_stage_5_level() {
+            continue;
+        }
+        let (root, _) = guest.bound();
+        let entry = guest.entry(root, 7);
+        let entry = changed(&entry, |quadwords| quadwords[2] |= field << 2);
+        guest.set_entry(D0, guest.pasid, &entry);
+        guest.invalidate_pasid(7, guest.pasid);
+        assert_eq!(guest.hardware_entry(D0, guest.pasid), None);
+        guest.expect_blocked(D0, guest.tag, IOVA, FaultReason::PasidEntryInvalid);
+        guest.finish();
+    }
+}
+
+fn s21(place: Place<'_>) {
+    const SRE: u64 = 1;
+    const WPE: u64 = 1 << 4;
+    const EAFE: u64 = 1 << 7;
+    for flags in [SRE, SRE | WPE, EAFE, SRE | EAFE, WPE] {
+        for mut guest in place.each_guest() {
+            let shown = guest.vm.offer().features.extended;
+            let allowed = (if shown.has_supervisor_requests() {
+                SRE
+            } else {
+                0
+            }) | (if shown.has_extended_accessed() {
+                EAFE
+            } else {
+                0
+            }) | (if guest.is_first_stage() { WPE } else { 0 });
+            let (pasid, tag) = (guest.pasid, guest.tag);
+            let (root, page) = guest.bound();
+            let entry = changed(&guest.entry(root, 7), |quadwords| quadwords[2] |= flags);
+            guest.set_entry(D0, pasid, &entry);
+            guest.invalidate_pasid(7, pasid);
+            let hardware = guest.hardware_entry(D0, pasid);
+            if flags & !allowed != 0 {
+                assert_eq!(hardware, None);
+                guest.expect_blocked(D0, tag, IOVA, FaultReason::PasidEntryReserved);
+            } else {
+                // WPE is about supervisors only.
+                let expected = if flags == WPE { 0 } else { flags };
+                let hardware = hardware.expect("an entry");
+                assert_eq!(hardware.quadwords()[2] & (SRE | WPE | EAFE), expected);
+                guest.expect_reaches(D0, tag, IOVA, page);
+            }
+            guest.finish();
+        }
+    }
+}
+
+/// The one fault that tells of a binding which the host could not make.
+#[track_caller]
+fn expect_told(guest: &mut Guest, pasid: u32) {
+    let faults = guest.take_faults().faults;
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert_eq!(faults[0].reason, FaultReason::PasidTableUnreadable);
+    assert_eq!(faults[0].source_id, D0);
+    assert_eq!(faults[0].pasid.unwrap_or(0), pasid);
+}
+
+fn s22(place: Place<'_>) {
+    for mut guest in place.each_guest() {
+        // PASID 70 needs a page of hardware's tables that is not there yet; where there is no such
+        // PASID, its shadow has to be made.
+        let (pasid, tag) = match guest.tag {
+            Some(_) => (70, Some(70)),
+            None => (0, None),
+        };
+        let (root, page) = guest.other_table();
+        let entry = guest.entry(root, 7);
+        let before = guest.holdings();
+        guest.set_entry(D0, pasid, &entry);
+        let hypervisor = guest.lab.hypervisor.clone();
+        hypervisor.fail_allocations_after(Some(0));
+        for _ in 0..3 {
+            let errors = guest.vm.statistics().bind_errors;
+            guest.invalidate_pasid(7, pasid);
+            assert_eq!(guest.hardware_entry(D0, pasid), None);
+            assert_eq!(guest.vm.statistics().bind_errors, errors + 1, "tried again");
+            expect_told(&mut guest, pasid);
+            assert!(!guest.gets_through(D0, tag, IOVA, Access::Read));
+            assert!(!guest.gets_through(D0, tag, IOVA, Access::Write));
+            guest.take_faults();
+        }
+        assert_eq!(guest.holdings(), before, "nothing leaks");
+        hypervisor.fail_allocations_after(None);
+        guest.invalidate_pasid(7, pasid);
+        guest.expect_reaches(D0, tag, IOVA, page);
+        guest.finish();
+    }
+}
+
+/// What a machine holds whose devices have left.
+fn holdings_without_devices(guest: &mut Guest) -> Holdings {
+    for device in [D0, D1] {
+        guest.unassign(device).expect("the device leaves");
+    }
+    guest.holdings()
+}
+
+fn s22_each_allocation(place: Place<'_>) {
+    let mut empty = place.guest();
+    let expected = holdings_without_devices(&mut empty);
+    for allocations in 0..8 {
+        for mut guest in place.each_guest() {
+            let (_, old) = guest.bound();
+            let (root, page) = guest.other_table();
+            let entry = guest.entry(root, 9);
+            let mut bindings = vec![(guest.pasid, guest.tag)];
+            if guest.tag.is_some() {
+                bindings.push((70, Some(70)));
+            }
+            for (pasid, _) in bindings.iter().copied() {
+                guest.set_entry(D0, pasid, &entry);
+            }
+            let hypervisor = guest.lab.hypervisor.clone();
+            hypervisor.fail_allocations_after(Some(allocations));
+            let watch = guest.watch(D0, guest.tag, IOVA);
+            guest.invalidate_pasid_domain(7);
+            watch.expect_only(&[old, page]);
+            for (_, tag) in bindings.iter().copied() {
+                let reached = guest.reached(D0, tag, IOVA);
+                assert!(
+                    reached.is_none_or(|reached| reached == page),
+                    "{allocations}: {tag:?} still reaches {reached:x?}"
+                );
+            }
+            guest.invalidate_pasid_domain(9);
+            hypervisor.fail_allocations_after(None);
+            guest.invalidate_pasid_global();
+            for (_, tag) in bindings.iter().copied() {
+                guest.expect_reaches(D0, tag, IOVA, page);
+            }
+            let holdings = holdings_without_devices(&mut guest);
+            assert_eq!(holdings, expected, "{allocations} allocations");
+            guest.finish();
+        }
+    }
+}
+
+fn s22_no_domain_id(place: Place<'_>) {
+    for mut guest in place.each_guest() {
+        let (_, old) = guest.bound();
+        let (root, page) = guest.other_table();
+        // Each under a domain-id of its own, until the host has none left for this machine, or no
+        // shadow.
+        let mut last = 100;
+        loop {
+            let entry = guest.entry(root, last as u16);
+            guest.set_entry(D0, last, &entry);
+            guest.invalidate_pasid(last as u16, last);
+            if guest.hardware_entry(D0, last).is_none() {
+                break;
+            }
+            last += 1;
+            assert!(last < 1_000, "there is no limit");
+        }
+        expect_told(&mut guest, last);
+        guest.expect_reaches(D0, Some(5), IOVA, old);
+        let full = guest.holdings();
+        let entry = guest.entry(root, 9);
+        guest.set_entry(D0, 5, &entry);
+        let watch = guest.watch(D0, Some(5), IOVA);
+        guest.invalidate_pasid(7, 5);
+        watch.expect_only(&[old, page]);
+        // What the old entry held may be enough for the new one.
+        if guest.reached(D0, Some(5), IOVA) != Some(page) {
+            guest.take_faults();
+            assert_eq!(guest.hardware_entry(D0, 5), None);
+            guest.expect_no_data(D0, Some(5), IOVA);
+            assert!(guest.holdings().free_domain_ids >= full.free_domain_ids);
+            guest.invalidate_pasid(9, 5);
+        }
+        guest.expect_reaches(D0, Some(5), IOVA, page);
+        // Those that found no room are bound once there is some.
+        guest.set_entry(D0, 100, &PasidEntry::default());
+        guest.invalidate_pasid_global();
+        guest.expect_reaches(D0, Some(last), IOVA, page);
+        guest.finish();
+    }
+}
+
+/// (D0, the scenario's PASID) unbound by its guest while hardware confirms nothing.
+fn unbind_unconfirmed(guest: &mut Guest) -> (u64, Holdings) {
+    let (root, _) = guest.bound();
+    let holdings = guest.holdings();
+    let hypervisor = guest.lab.hypervisor.clone();
+    hypervisor.take_bus_master_changes();
+    hypervisor.hold(Hold::Forever);
+    hypervisor.set_steps(10_000_000, 10_000_000);
+    guest.set_entry(D0, guest.pasid, &PasidEntry::default());
+    guest.invalidate_pasid(7, guest.pasid);
+    (root, holdings)
+}
+
+fn s23(place: Place<'_>) {
+    for mut guest in place.each_guest() {
+        let events = LogEvents::collect();
+        let (_, held) = unbind_unconfirmed(&mut guest);
+        let hypervisor = guest.lab.hypervisor.clone();
+        let physical = guest.physical(D0);
+        events.expect(&[&physical.to_string(), "quarantine"]);
+        drop(events);
+        assert_eq!(guest.hardware_entry(D0, guest.pasid), None);
+        assert_eq!(guest.hardware_entry(D0, 0), None, "nor anything else of it");
+        assert_eq!(hypervisor.take_bus_master_changes(), [(physical, false)]);
+        assert_eq!(guest.vm.statistics().quarantines, 1);
+        assert_eq!(guest.holdings(), held);
+        // The device cannot be had back, nor what it may still reach.
+        for _ in 0..2 {
+            let left = guest.unassign(D0);
+            let quarantined = BindError::Quarantined {
+                source_id: physical,
+            };
+            assert_eq!(left, Err(quarantined));
+        }
+        let lab = guest.lab.clone();
+        for page in 0..2 {
+            let at = Gpa::new(page << 12);
+            let unmapped = guest
+                .vm
+                .unmap_memory(&*lab.hypervisor, &lab.units, at, 0x1000);
+            assert!(
+                matches!(unmapped, Err(MachineError::NotConfirmed(_))),
+                "{unmapped:?}"
+            );
+        }
+        assert_eq!(guest.holdings(), held);
+        // Its guest can ask as it likes: the device stays blocked.
+        guest.invalidate_pasid_global();
+        assert_eq!(guest.hardware_entry(D0, guest.pasid), None);
+        assert_eq!(guest.holdings(), held);
+        guest.finish();
+    }
+}
+
+fn s23_recovery(place: Place<'_>) {
+    let mut empty = place.guest();
+    let expected = holdings_without_devices(&mut empty);
+    for mut guest in place.each_guest() {
+        let (root, _) = unbind_unconfirmed(&mut guest);
+        let hypervisor = guest.lab.hypervisor.clone();
+        hypervisor.hold(Hold::Nothing);
+        hypervisor.set_steps(100, 1_000);
+        assert_eq!(guest.unassign(D0), Ok(()));
+        let page = guest.data_page();
+        guest.assign(D0, 0, 0);
+        guest.settle();
+        guest.map(root, IOVA, Some(page));
+        let entry = guest.entry(root, 7);
+        guest.set_entry(D0, guest.pasid, &entry);
+        guest.invalidate_pasid_global();
+        guest.expect_reaches(D0, guest.tag, IOVA, page);
+        assert_eq!(holdings_without_devices(&mut guest), expected);
+        guest.finish();
+    }
+}
+
+/// The entry of a PASID changes before a given read that touches it, or before each one. Gives the
+/// number of such reads.
+fn change_at_read(
+    guest: &mut Guest,
+    versions: [PasidEntry; 2],
+    which: Option<u32>,
+) -> Rc<Cell<u32>> {
+    let at = guest.entry_at(D0, guest.pasid);
+    let host = guest.host_of(Gpa::new(at));
+    let reads = Rc::new(Cell::new(0));
+    let counter = reads.clone();
+    guest
+        .lab
+        .hypervisor
+        .on_guest_read(move |hypervisor, from, len| {
+            let (from, end) = (from.as_u64(), from.as_u64() + len as u64);
+            if from >= host.as_u64() + 64 || host.as_u64() >= end {
+                return;
+            }
+            let read = counter.get();
+            counter.set(read + 1);
+            if which.is_none_or(|which| which == read) {
+                let version = versions[if which.is_some() {
+                    1
+                } else {
+                    read as usize & 1
+                }];
+                hypervisor.guest_write(host, &version.to_bytes());
+            }
+        });
+    reads
+}
+
+fn s27(place: Place<'_>) {
+    for mut guest in place.each_guest() {
+        let (pasid, tag) = (guest.pasid, guest.tag);
+        let (first_root, first) = guest.other_table();
+        let (second_root, second) = guest.other_table();
+        // Mixtures of these pass for valid entries: a root of one with the domain-id of another, a
+        // type without its root.
+        let entries = [
+            guest.entry(first_root, 7),
+            guest.entry(second_root, 9),
+            Guest::pass_through(8),
+            PasidEntry::default(),
+            changed(&guest.entry(first_root, 7), |quadwords| {
+                quadwords[0] |= 7 << 6
+            }),
+        ];
+        let pages = [first, second];
+        // What each becomes when nobody interferes.
+        let mut effects = Vec::new();
+        for entry in &entries {
+            guest.set_entry(D0, pasid, entry);
+            guest.invalidate_pasid_global();
+            let hardware = guest.hardware_entry(D0, pasid);
+            effects.push((
+                hardware.map(|entry| {
+                    (
+                        entry.translation_type_field(),
+                        entry.first_stage_root::<Gpa>(),
+                    )
+                }),
+                guest.reached(D0, tag, IOVA),
+            ));
+        }
+        for (before, after) in [
+            (0, 1),
+            (1, 0),
+            (0, 2),
+            (2, 1),
+            (0, 3),
+            (3, 1),
+            (1, 4),
+            (4, 2),
+        ] {
+            for global in [false, true] {
+                let invalidate = |guest: &mut Guest| match global {
+                    true => guest.invalidate_pasid_global(),
+                    false => guest.invalidate_pasid(0, pasid),
+                };
+                let mut which = Some(0);
+                loop {
+                    guest.set_entry(D0, pasid, &PasidEntry::default());
+                    guest.invalidate_pasid_global();
+                    guest.set_entry(D0, pasid, &entries[before]);
+                    let versions = [entries[before], entries[after]];
+                    let reads = change_at_read(&mut guest, versions, which);
+                    invalidate(&mut guest);
+                    guest.lab.hypervisor.clear_hooks();
+                    let reads = reads.get();
+                    assert!(reads > 0, "the entry is read");
+                    let hardware = guest.hardware_entry(D0, pasid);
+                    let effect = (
+                        hardware.map(|entry| {
+                            (entry.translation_type_field(), entry.first_stage_root())
+                        }),
+                        guest.reached(D0, tag, IOVA),
+                    );
+                    let allowed = [effects[before], effects[after], (None, None)];
+                    assert!(
+                        allowed.contains(&effect),
+                        "{effect:x?} is none of {allowed:x?}"
+                    );
+                    // Whichever it is, it has its own domain-id.
+                    if let Some(index) = pages.iter().position(|page| effect.1 == Some(*page)) {
+                        expect_domain(&mut guest, [first_root, second_root][index], [7, 9][index]);
+                    }
+                    which = match which {
+                        Some(read) if read + 1 < reads.min(8) => Some(read + 1),
+                        Some(_) => None,
+                        None => break,
+                    };
+                }
+                // And the next invalidation finds what is there by then.
+                let at = guest.entry_at(D0, pasid);
+                let mut now = [0; 64];
+                guest.read(at, &mut now);
+                let now = entries.iter().position(|entry| entry.to_bytes() == now);
+                guest.invalidate_pasid_global();
+                let reached = guest.reached(D0, tag, IOVA);
+                assert_eq!(Some(reached), now.map(|now| effects[now].1));
+            }
+        }
+        guest.take_faults();
+        guest.finish();
+    }
+}
+
+/// A binding to a table is covered by invalidations of its domain-id and no other.
+#[track_caller]
+fn expect_domain(guest: &mut Guest, root: u64, domain: u16) {
+    let slot = guest.slot(root, IOVA);
+    let page = guest.read_u64(slot) & 0x000f_ffff_ffff_f000;
+    let other = guest.data_page();
+    guest.map(root, IOVA, Some(other));
+    guest.lab.hypervisor.take_descriptors();
+    guest.invalidate_pages(16 - domain, IOVA, 0);
+    assert_eq!(guest.lab.hypervisor.take_descriptors(), [[0; 4]; 0]);
+    guest.invalidate_pages(domain, IOVA, 0);
+    guest.expect_reaches(D0, guest.tag, IOVA, other);
+    guest.map(root, IOVA, Some(page));
+    guest.invalidate_pages(domain, IOVA, 0);
+    guest.expect_reaches(D0, guest.tag, IOVA, page);
+}
+
+fn s28(place: Place<'_>) {
+    use FaultReason as R;
+    for mut guest in place.each_guest() {
+        let (pasid, tag) = (guest.pasid, guest.tag);
+        let bits = guest.vm.offer().features.host_address_width;
+        let (root_reason, table_reason) = match guest.is_first_stage() {
+            true => (R::FirstStageRootUnreadable, R::FirstStageUnreadable),
+            false => (R::SecondStageRootUnreadable, R::SecondStageUnreadable),
+        };
+        let (_, neighbour) = guest.bind(D1, pasid, 8);
+        for outside in [GUEST_LEN_BYTES, 0x7fff_f000, (1 << bits) - 0x1000] {
+            for level in (1..=guest.levels()).rev() {
+                // The table that a walk reads for this level lies outside.
+                let (root, _) = guest.other_table();
+                let root = match level == guest.levels() {
+                    true => outside,
+                    false => {
+                        let entry = guest.table_entry(outside);
+                        guest.set_leaf(root, IOVA, level + 1, entry);
+                        root
+                    }
+                };
+                let entry = guest.entry(root, 7);
+                guest.set_entry(D0, pasid, &entry);
+                guest.invalidate_pasid(7, pasid);
+                if guest.is_first_stage() {
+                    let hardware = guest.hardware_entry(D0, pasid).expect("an entry");
+                    assert_eq!(hardware.first_stage_root::<Gpa>(), Gpa::new(root));
+                }
+                let reason = match level == guest.levels() {
+                    true => root_reason,
+                    false => table_reason,
+                };
+                guest.expect_blocked(D0, tag, IOVA, reason);
+                guest.expect_access_blocked(D0, tag, IOVA, Access::Write, reason);
+                guest.expect_reaches(D1, tag, IOVA, neighbour);
+            }
+        }
+        assert_eq!(
+            guest.lab.host_faults.take(),
+            [],
+            "the host is not concerned"
+        );
+        assert_eq!(guest.lab.take_unclaimed_faults(), []);
+        guest.finish();
+    }
+}
+
+fn s28_beyond_width(place: Place<'_>) {
+    for mut guest in place.each_guest() {
+        let (pasid, tag) = (guest.pasid, guest.tag);
+        let bits = guest.vm.offer().features.host_address_width;
+        for beyond in [1 << bits, 1 << 50, (1 << 52) - 0x1000, 1 << 63] {
+            let (_, page) = guest.bound();
+            let entry = guest.entry(beyond, 7);
+            guest.set_entry(D0, pasid, &entry);
+            let watch = guest.watch(D0, tag, IOVA);
+            guest.invalidate_pasid(7, pasid);
+            watch.expect_only(&[page]);
+            assert_eq!(guest.hardware_entry(D0, pasid), None);
+            guest.expect_blocked(D0, tag, IOVA, FaultReason::PasidEntryReserved);
+        }
+        guest.finish();
+    }
+}
