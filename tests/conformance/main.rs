@@ -40,6 +40,9 @@ struct Arguments {
     /// in place of its own.
     #[arg(long, value_name = "OPTIONS")]
     iommu: Option<String>,
+    /// One more `-device` for QEMU; may be repeated.
+    #[arg(long, value_name = "ARG")]
+    device: Vec<String>,
     /// Threads to run on.
     #[arg(long, value_name = "COUNT")]
     threads: Option<usize>,
@@ -89,7 +92,7 @@ fn main() -> ExitCode {
             None => QtestProfile::all(&qemu),
         };
         for profile in found {
-            profiles.push(Box::new(profile));
+            profiles.push(Box::new(profile.with_devices(&arguments.device)));
         }
     }
     profiles.retain(|profile| asked(&**profile));

@@ -2,6 +2,7 @@
 
 mod binding;
 mod forwarding;
+mod job;
 mod mode_changes;
 
 use crate::harness::Scenario;
@@ -9,6 +10,7 @@ use crate::harness::Scenario;
 /// All scenarios.
 pub(crate) fn all() -> Vec<Scenario> {
     [
+        job::SCENARIOS,
         binding::SCENARIOS,
         mode_changes::SCENARIOS,
         forwarding::SCENARIOS,
