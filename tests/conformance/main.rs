@@ -113,9 +113,12 @@ fn main() -> ExitCode {
     let mut ok = !rows
         .iter()
         .any(|row| matches!(row.outcome, Outcome::Fail(_)));
-    for early in harness::pending_for_nothing(&rows) {
-        println!("FAIL    {early} passes wherever it runs: it is not pending");
-        ok = false;
+    // With benches left out nobody knows.
+    if arguments.bench.is_empty() && arguments.qemu.is_some() {
+        for early in harness::pending_for_nothing(&rows) {
+            println!("FAIL    {early} passes wherever it runs: it is not pending");
+            ok = false;
+        }
     }
     if let Some(path) = &arguments.report
         && let Err(error) = harness::write_json(&rows, path)
