@@ -31,6 +31,7 @@ mod fault;
 mod guest;
 mod hypervisor;
 mod memory;
+pub mod pieces;
 mod queue;
 mod registers;
 mod translate;

@@ -52,6 +52,11 @@ pub enum MemoryEvent {
         /// Width in bytes: 4 or 8.
         width_bytes: u8,
     },
+    /// The remapping unit took a valid descriptor from its invalidation queue.
+    Descriptor {
+        /// The quadwords; the last two are 0 in a queue of 128-bit descriptors.
+        words: [u64; 4],
+    },
 }
 
 /// A read that the remapping unit is about to make.
@@ -350,6 +355,12 @@ impl Memory {
         Some(true)
     }
 
+    /// Puts a descriptor that the unit fetched into the log.
+    pub(crate) fn note_descriptor(&self, words: [u64; 4]) {
+        let mut state = self.0.state.borrow_mut();
+        state.note(MemoryEvent::Descriptor { words });
+    }
+
     /// A 32-bit store of the unit; whether there is memory.
     pub(crate) fn hardware_write32(&self, at: u64, value: u32) -> bool {
         let mut state = self.0.state.borrow_mut();
@@ -589,7 +600,7 @@ mod tests {
                 MemoryEvent::Store { width_bytes, .. } => *width_bytes,
                 MemoryEvent::Flush { .. } => 64,
                 MemoryEvent::Fence => 0,
-                MemoryEvent::HardwareStore { .. } => 99,
+                MemoryEvent::HardwareStore { .. } | MemoryEvent::Descriptor { .. } => 99,
             })
             .collect();
         assert_eq!(widths, [16, 1, 4, 8, 1, 64, 64, 0, 8]);
