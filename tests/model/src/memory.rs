@@ -57,6 +57,8 @@ pub enum MemoryEvent {
         /// The quadwords; the last two are 0 in a queue of 128-bit descriptors.
         words: [u64; 4],
     },
+    /// The test called [`Memory::mark`].
+    Mark,
 }
 
 /// A read that the remapping unit is about to make.
@@ -267,6 +269,11 @@ impl Memory {
     pub fn take_log(&self) -> Vec<MemoryEvent> {
         let mut state = self.0.state.borrow_mut();
         state.log.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Puts a mark into the log: what software was at is complete.
+    pub fn mark(&self) {
+        self.0.state.borrow_mut().note(MemoryEvent::Mark);
     }
 
     /// Number of stores of the processor so far.
@@ -600,7 +607,7 @@ mod tests {
                 MemoryEvent::Store { width_bytes, .. } => *width_bytes,
                 MemoryEvent::Flush { .. } => 64,
                 MemoryEvent::Fence => 0,
-                MemoryEvent::HardwareStore { .. } | MemoryEvent::Descriptor { .. } => 99,
+                _ => 99,
             })
             .collect();
         assert_eq!(widths, [16, 1, 4, 8, 1, 64, 64, 0, 8]);

@@ -157,6 +157,8 @@ pub enum Verdict {
     Before,
     /// Translates as the entry does after the update.
     After,
+    /// Translates as the entry did after another update that was complete.
+    Between,
     /// A mixture: present, and neither the old entry nor the new one.
     Neither,
 }
@@ -351,14 +353,27 @@ pub struct Window {
     pub before: Vec<u64>,
     /// The entry at its end.
     pub after: Vec<u64>,
+    /// The entry at each [`MemoryEvent::Mark`] in it: several updates may share a window.
+    pub marked: Vec<Vec<u64>>,
 }
 
 impl Window {
+    /// What a value that was fetched in this window is.
+    pub fn judge(&self, entry: Entry, value: &[u64]) -> Verdict {
+        let verdict = entry.judge(value, &self.before, &self.after);
+        let is_marked = |marked| entry.judge(value, marked, marked) == Verdict::After;
+        if verdict == Verdict::Neither && self.marked.iter().any(|marked| is_marked(marked)) {
+            Verdict::Between
+        } else {
+            verdict
+        }
+    }
+
     /// The values that can be fetched in this window, and are a mixture.
     pub fn mixtures(&self, entry: Entry, order: PieceOrder) -> Vec<Vec<u64>> {
         fetched_values(&self.states, entry.piece_bytes(), order)
             .into_iter()
-            .filter(|value| entry.judge(value, &self.before, &self.after) == Verdict::Neither)
+            .filter(|value| self.judge(entry, value) == Verdict::Neither)
             .collect()
     }
 }
@@ -434,7 +449,8 @@ struct Cut {
 ///
 /// `before` is the entry when the log was started, all of it visible; `coherent` is whether the
 /// unit snoops accesses to it (`ECAP.C`). The log must have the unit's descriptors
-/// ([`Memory::start_log`] records them).
+/// ([`Memory::start_log`] records them), and a mark after each update where several of them may
+/// share a window: what sets up an absent entry, for one, owes no invalidation.
 ///
 /// # Panics
 ///
@@ -461,6 +477,7 @@ pub fn windows(
         newest: 0,
     };
     let (mut flushing, mut flushed) = (0, 0);
+    let mut marks = BTreeSet::new();
     let mut windows = Vec::new();
     for (index, event) in log.iter().enumerate() {
         if let Some(store) = store_into(event, at, len_bytes) {
@@ -475,6 +492,9 @@ pub fn windows(
                 flushing = newest;
             }
             MemoryEvent::Fence => flushed = flushing,
+            MemoryEvent::Mark => {
+                marks.insert(newest);
+            }
             MemoryEvent::Descriptor { words } if field(words[0], 3, 0) == 5 => {
                 waits.push((index, words[1] & !3, (words[0] >> 32) as u32));
             }
@@ -512,14 +532,14 @@ pub fn windows(
                     .rev()
                     .find(|submitted| entry.is_covered_by(&submitted.words, &domain_ids));
                 if let Some(covering) = covering {
-                    windows.push(window(&states, begin));
+                    windows.push(window(&states, &marks, begin));
                     begin = covering.cut;
                 }
             }
             _ => {}
         }
     }
-    windows.push(window(&states, begin));
+    windows.push(window(&states, &marks, begin));
     EntryHistory {
         windows,
         is_flushed: coherent || flushed == states.len() - 1,
@@ -527,8 +547,12 @@ pub fn windows(
 }
 
 /// The window from a cut to the newest state.
-fn window(states: &[Vec<u64>], begin: Cut) -> Window {
+fn window(states: &[Vec<u64>], marks: &BTreeSet<usize>, begin: Cut) -> Window {
     Window {
+        marked: marks
+            .range(begin.newest..)
+            .map(|&mark| states[mark].clone())
+            .collect(),
         states: states[begin.visible..].to_vec(),
         before: states[begin.newest].clone(),
         after: states[states.len() - 1].clone(),
@@ -580,6 +604,7 @@ mod tests {
         let window = Window {
             before: before.to_vec(),
             after: states[states.len() - 1].clone(),
+            marked: Vec::new(),
             states,
         };
         window.mixtures(PASID, order).len()
@@ -722,6 +747,7 @@ mod tests {
                     states,
                     before: old.to_vec(),
                     after: new.to_vec(),
+                    marked: Vec::new(),
                 };
                 let found = !window.mixtures(entry, PieceOrder::Any).is_empty();
                 assert_eq!(found, torn, "{entry:?} {stores:?}");
@@ -903,6 +929,27 @@ mod tests {
                 .iter()
                 .any(|window| !window.mixtures(PASID, PieceOrder::PresentFirst).is_empty());
             assert_eq!(found, torn, "{q0:x} {waits} {flushes} {coherent}");
+        }
+    }
+
+    #[test]
+    fn complete_updates_that_share_a_window_are_no_mixtures() {
+        for (mark, mixtures) in [(true, 0), (false, 1)] {
+            let mut script = Script(Vec::new());
+            for (index, value) in NEW.iter().enumerate().rev() {
+                script.put(index as u64, *value);
+            }
+            if mark {
+                script.0.push(MemoryEvent::Mark);
+            }
+            script.put(0, 0);
+            let history = windows(&script.0, PASID, AT, &EMPTY, true);
+            let [window] = &history.windows[..] else {
+                panic!("one window: {history:?}");
+            };
+            let found = window.mixtures(PASID, PieceOrder::PresentFirst);
+            assert_eq!(found.len(), mixtures);
+            assert_eq!(window.judge(PASID, &NEW) == Verdict::Between, mark);
         }
     }
 
