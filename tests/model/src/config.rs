@@ -54,6 +54,11 @@ pub struct ModelConfig {
     /// Erratum 772415 SPR17: with PWSNP=1, nested translation sets first-stage accessed and dirty
     /// bits in pages that the second stage lets it only read.
     pub erratum_772415: bool,
+    /// Bits that bases and limits of protected memory regions lack: N+1 (§11.4.8).
+    pub protected_memory_bits: u8,
+    /// Whether remapped requests are kept out of protected memory regions too, as all units of
+    /// major version 2 and later do.
+    pub protects_from_remapped: bool,
     /// Seed of the evictions of [`CacheMode::Tiny`].
     pub seed: u64,
 }
@@ -86,6 +91,8 @@ impl ModelConfig {
             fetch_order: FetchOrder::Ascending,
             fault_compression: false,
             erratum_772415: false,
+            protected_memory_bits: 20,
+            protects_from_remapped: true,
             seed: 0x9e37_79b9_7f4a_7c15,
         }
     }

@@ -32,6 +32,7 @@ mod guest;
 mod hypervisor;
 mod memory;
 pub mod pieces;
+mod protected;
 mod queue;
 mod registers;
 mod translate;

@@ -438,6 +438,19 @@ struct Submitted {
     cut: Cut,
 }
 
+/// A wait descriptor. It confirms what lies behind the previous wait, and with that one's fence
+/// what that one confirms (§6.5.2.12).
+struct Wait {
+    /// Which event it was.
+    index: usize,
+    /// Status address and data.
+    status: (u64, u32),
+    is_fence: bool,
+    is_complete: bool,
+    /// The first event that it confirms.
+    confirms_from: usize,
+}
+
 /// Where a window begins: the oldest state still visible, and the newest one.
 #[derive(Clone, Copy)]
 struct Cut {
@@ -470,8 +483,7 @@ pub fn windows(
     );
     let mut states = vec![before.to_vec()];
     let mut submitted: Vec<Submitted> = Vec::new();
-    // Waits on their way: which event, status address and data.
-    let mut waits: Vec<(usize, u64, u32)> = Vec::new();
+    let mut waits: Vec<Wait> = Vec::new();
     let mut begin = Cut {
         visible: 0,
         newest: 0,
@@ -496,7 +508,18 @@ pub fn windows(
                 marks.insert(newest);
             }
             MemoryEvent::Descriptor { words } if field(words[0], 3, 0) == 5 => {
-                waits.push((index, words[1] & !3, (words[0] >> 32) as u32));
+                let confirms_from = match waits.last() {
+                    Some(previous) if previous.is_fence => previous.confirms_from,
+                    Some(previous) => previous.index,
+                    None => 0,
+                };
+                waits.push(Wait {
+                    index,
+                    status: (words[1] & !3, (words[0] >> 32) as u32),
+                    is_fence: bit(words[0], 6),
+                    is_complete: false,
+                    confirms_from,
+                });
             }
             MemoryEvent::Descriptor { words } => submitted.push(Submitted {
                 index,
@@ -512,20 +535,21 @@ pub fn windows(
                 width_bytes: 4,
             } => {
                 let status = (address.as_u64(), value as u32);
-                let Some(done) = waits
-                    .iter()
-                    .position(|&(_, address, data)| (address, data) == status)
-                else {
+                let wait = waits
+                    .iter_mut()
+                    .find(|wait| !wait.is_complete && wait.status == status);
+                let Some(wait) = wait else {
                     continue;
                 };
-                let (wait, ..) = waits.remove(done);
+                wait.is_complete = true;
+                let span = wait.confirms_from..wait.index;
                 let domain_ids = states[begin.visible..]
                     .iter()
                     .filter_map(|state| entry.domain_id(state))
                     .collect();
                 let (confirmed, open): (Vec<_>, Vec<_>) = submitted
                     .into_iter()
-                    .partition(|submitted| submitted.index < wait);
+                    .partition(|submitted| span.contains(&submitted.index));
                 submitted = open;
                 let covering = confirmed
                     .iter()
@@ -929,6 +953,33 @@ mod tests {
                 .iter()
                 .any(|window| !window.mixtures(PASID, PieceOrder::PresentFirst).is_empty());
             assert_eq!(found, torn, "{q0:x} {waits} {flushes} {coherent}");
+        }
+    }
+
+    #[test]
+    fn a_wait_confirms_what_lies_behind_the_previous_wait() {
+        // Between the invalidation and the wait that completes: nothing, a wait, a wait with FN.
+        for (between, torn) in [(None, false), (Some(0x25), true), (Some(0x65), false)] {
+            let mut script = Script(Vec::new());
+            script.put(0, 0);
+            let wait = |q0| MemoryEvent::Descriptor {
+                words: [q0, STATUS, 0, 0],
+            };
+            script.0.push(MemoryEvent::Descriptor {
+                words: [0x37, 0, 0, 0],
+            });
+            script.0.extend(between.map(wait));
+            script.0.push(wait(0x25 | 1 << 32));
+            script.complete(1);
+            for index in [2, 1, 0] {
+                script.put(index, NEW[index as usize]);
+            }
+            let history = windows(&script.0, PASID, AT, &OLD, true);
+            let found = history
+                .windows
+                .iter()
+                .any(|window| !window.mixtures(PASID, PieceOrder::PresentFirst).is_empty());
+            assert_eq!(found, torn, "{between:?}");
         }
     }
 

@@ -3,6 +3,7 @@
 mod caches;
 mod coherency;
 mod faults;
+mod protected;
 mod queue;
 mod registers;
 mod support;
