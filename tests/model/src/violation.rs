@@ -124,6 +124,13 @@ pub enum Violation {
         /// Whose entry.
         source_id: SourceId,
     },
+    /// A PASID-table entry's PAT has a memory type that does not exist (§9.6).
+    ReservedPageAttribute {
+        /// Whose entry.
+        source_id: SourceId,
+        /// Bits 127:96 of the entry.
+        value: u32,
+    },
     /// Two entries share a domain-id and disagree in the second-stage root or width (§6.2.3.1).
     DomainSecondStageDiffers {
         /// The domain-id.

@@ -41,6 +41,7 @@ fn configs() -> Vec<ModelConfig> {
         ModelConfig::nesting_server(),
         ModelConfig::nesting_client_noncoherent(),
         ModelConfig::caching_mode(),
+        ModelConfig::everything_on(),
     ];
     let paces = [Pace::Immediate, Pace::After(30_000)];
     profiles

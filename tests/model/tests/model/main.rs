@@ -1,6 +1,7 @@
 //! The model against the specification, by hand-built tables.
 
 mod caches;
+mod capabilities;
 mod coherency;
 mod faults;
 mod protected;
