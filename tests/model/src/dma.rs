@@ -106,7 +106,9 @@ impl Unit {
             let located = self.request(&request)?;
             let length = chunk(&request, rest.len());
             let (now, later) = rest.split_at_mut(length);
-            if !self.memory.device_read(located.host, now) {
+            if self.drops_protected(request.address.as_u64(), located.host, length) {
+                now.fill(0xff);
+            } else if !self.memory.device_read(located.host, now) {
                 self.note_outside(located.host);
             }
             request.address = next(request.address, length);
@@ -128,7 +130,9 @@ impl Unit {
         while !rest.is_empty() {
             let located = self.request(&request)?;
             let (now, later) = rest.split_at(chunk(&request, rest.len()));
-            if !self.memory.device_write(located.host, now) {
+            let is_dropped =
+                self.drops_protected(request.address.as_u64(), located.host, now.len());
+            if !is_dropped && !self.memory.device_write(located.host, now) {
                 self.note_outside(located.host);
             }
             request.address = next(request.address, now.len());
@@ -139,6 +143,9 @@ impl Unit {
 
     fn fetch_add(&mut self, request: &Request, value: u64) -> Result<u64, Fault> {
         let located = self.request(request)?;
+        if self.drops_protected(request.address.as_u64(), located.host, 8) {
+            return Ok(u64::MAX);
+        }
         let mut bytes = [0; 8];
         let there = self.memory.device_read(located.host, &mut bytes);
         let old = u64::from_le_bytes(bytes);
@@ -174,7 +181,8 @@ impl ModelUnit {
         })
     }
 
-    /// A device reads memory, page by page. An empty buffer is a zero-length read.
+    /// A device reads memory, page by page. An empty buffer is a zero-length read. Protected memory
+    /// reads as all ones, and writes to it are dropped.
     ///
     /// # Errors
     ///

@@ -32,6 +32,8 @@ mod guest;
 mod hypervisor;
 mod interrupt;
 mod memory;
+pub mod pieces;
+mod protected;
 mod queue;
 mod registers;
 mod translate;

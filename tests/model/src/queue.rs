@@ -116,6 +116,7 @@ impl Unit {
                 let length = if self.has_wide_descriptors() { 32 } else { 16 };
                 self.queue.head = (head + length) % self.queue_size_bytes();
                 let now = self.clock.now();
+                self.memory.note_descriptor(words);
                 self.queue.submitted.push(SubmittedDescriptor {
                     words,
                     fetched_at: now,

@@ -38,6 +38,8 @@ pub struct Counters {
     pub waits: u64,
     /// Faults that blocked a request, recorded or not.
     pub faults: u64,
+    /// Accesses dropped for touching a protected memory region.
+    pub protected: u64,
 }
 
 /// When something is due.
