@@ -3,6 +3,7 @@
 //! CI calls nothing that a person could not call: `.ci/run` is `cargo xtask test`.
 
 mod command;
+mod conform;
 mod image;
 mod panic_freedom;
 mod progress;
@@ -29,6 +30,8 @@ struct CommandLine {
 enum Command {
     /// Builds the micro-hypervisor image and boots it in QEMU.
     Run(run::Arguments),
+    /// Runs the scenarios on every bench: the model, QEMU over qtest, the image.
+    Conform(conform::Arguments),
     /// Runs every check: formatting, lints, documentation, tests, panic freedom, the image in QEMU.
     Test(test::Arguments),
 }
@@ -85,6 +88,7 @@ pub(crate) fn workspace_root() -> &'static Path {
 fn main() -> ExitCode {
     let result = match CommandLine::parse().command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Conform(arguments) => conform::conform(&arguments),
         Command::Test(arguments) => test::test(&arguments),
     };
     match result {

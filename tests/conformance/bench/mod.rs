@@ -5,6 +5,7 @@
 
 mod interposer;
 mod model;
+mod qtest;
 mod ranges;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use vtd_nest::mem::{HostMemory, Registers};
 
 pub(crate) use interposer::{Counts, Hold, Interposer, Observed, Store};
 pub(crate) use model::ModelProfile;
+pub(crate) use qtest::QtestProfile;
 pub(crate) use ranges::{HostRange, Layout};
 
 /// What a request does.

@@ -1,6 +1,6 @@
 //! The model in process, in each of its profiles and cache modes.
 
-use vtd_model::{Access, CacheMode, Machine, ModelConfig, ModelUnit, Request};
+use vtd_model::{Access, CacheMode, Machine, ModelConfig, ModelUnit, Pace, Request};
 use vtd_nest::arch::address::Iova;
 use vtd_nest::arch::capability::{CapabilityField, ExtendedCapabilityField};
 use vtd_nest::arch::id::SourceId;
@@ -33,7 +33,10 @@ impl ModelProfile {
             ("tiny", CacheMode::Tiny),
             ("none", CacheMode::None),
         ];
-        let mut all = Vec::new();
+        let mut all = vec![Self {
+            name: "nesting-server-late/hoarder".into(),
+            config: ModelConfig::nesting_server().with_queue_pace(Pace::After(20_000)),
+        }];
         for (profile, config) in profiles {
             for (mode, cache_mode) in modes {
                 all.push(Self {

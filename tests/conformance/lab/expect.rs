@@ -177,11 +177,6 @@ impl Guest {
     pub(crate) fn finish(self) {
         self.lab.expect_no_violations();
     }
-
-    /// The host's value at a guest-physical address.
-    pub(crate) fn host_value(&self, at: u64) -> u64 {
-        self.lab.host_read64(self.host_of(Gpa::new(at)))
-    }
 }
 
 /// The page of a machine whose stamp a device has read; `None` if it is no stamp.

@@ -31,7 +31,14 @@ const fn directory(source_id: SourceId) -> u64 {
 impl Guest {
     /// Root, context and an empty directory for a device.
     pub(crate) fn install_tables(&mut self, source_id: SourceId) {
-        self.write(directory(source_id), &[0; 128 << 10]);
+        let range = directory(source_id)..directory(source_id) + (128 << 10);
+        for slot in std::mem::take(&mut self.directory_entries) {
+            if range.contains(&slot) {
+                self.write_u64(slot, 0);
+            } else {
+                self.directory_entries.push(slot);
+            }
+        }
         self.install_context(source_id, DirectoryOrder::LARGEST);
     }
 
@@ -72,6 +79,7 @@ impl Guest {
         if entry & 1 == 0 {
             entry = PasidDirectoryEntry::new(Gpa::new(self.page())).as_u64();
             self.write_u64(slot, entry);
+            self.directory_entries.push(slot);
         }
         (entry & ADDRESS) + 64 * u64::from(pasid & 63)
     }
@@ -116,8 +124,16 @@ impl Guest {
 
     /// Levels of the guest's page tables.
     pub(crate) fn levels(&self) -> u32 {
+        if self.is_first_stage() {
+            4
+        } else {
+            self.second_stage_levels()
+        }
+    }
+
+    fn second_stage_levels(&self) -> u32 {
         match self.width() {
-            AddressWidth::Bits39 if !self.is_first_stage() => 3,
+            AddressWidth::Bits39 => 3,
             _ => 4,
         }
     }
@@ -196,7 +212,7 @@ impl Guest {
     pub(crate) fn second_stage_table(&mut self, iova: u64, page: u64) -> (u64, u64) {
         let root = self.page();
         let mut table = root;
-        for level in (2..=4u32).rev() {
+        for level in (2..=self.second_stage_levels()).rev() {
             let below = self.page();
             let slot = table + (iova >> (3 + 9 * level) & 0x1ff) * 8;
             self.write_u64(slot, SecondStageEntry::table(Gpa::new(below)).as_u64());
@@ -218,8 +234,7 @@ impl Guest {
         let (root, contexts) = (self.page(), self.page());
         let entry = LegacyRootEntry::new(Gpa::new(contexts));
         self.write(root + 16 * u64::from(source_id.bus()), &entry.to_bytes());
-        let width = AddressWidth::Bits48;
-        let domain_id = DomainId::new(domain);
+        let (width, domain_id) = (self.width(), DomainId::new(domain));
         let context = LegacyContextEntry::second_stage(Gpa::new(table), width, domain_id, false);
         let index = u64::from(LegacyContextEntry::index(source_id));
         self.write(contexts + 16 * index, &context.to_bytes());

@@ -1,6 +1,8 @@
 //! The scenarios, in the order of the requirements. Each file holds one section of them.
 
 mod binding;
+mod forwarding;
+mod job;
 mod mode_changes;
 mod replacement;
 
@@ -9,9 +11,11 @@ use crate::harness::Scenario;
 /// All scenarios.
 pub(crate) fn all() -> Vec<Scenario> {
     [
+        job::SCENARIOS,
         binding::SCENARIOS,
         replacement::SCENARIOS,
         mode_changes::SCENARIOS,
+        forwarding::SCENARIOS,
     ]
     .concat()
 }

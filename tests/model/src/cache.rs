@@ -194,7 +194,8 @@ pub(crate) struct Caches {
 /// The number of entries that [`CacheMode::Tiny`] keeps.
 const TINY: usize = 2;
 
-fn insert<K: Ord + Copy, V>(
+/// Puts an entry into a cache, as the mode lets it.
+pub(crate) fn insert<K: Ord + Copy, V>(
     cache: &mut BTreeMap<K, V>,
     mode: CacheMode,
     random: &mut u64,

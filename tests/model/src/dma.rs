@@ -4,13 +4,11 @@ use vtd_nest::arch::address::{Hpa, Iova};
 use vtd_nest::arch::fault::FaultReason;
 use vtd_nest::arch::id::{Pasid, SourceId};
 
-use crate::bits::{self, bit};
+use crate::bits;
 use crate::cache::Blocked;
 use crate::fault::Fault;
-use crate::registers::CFI;
 use crate::translate::Located;
 use crate::unit::{ModelUnit, Unit};
-use crate::violation::Violation;
 
 /// What a request does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,17 +64,6 @@ pub struct Translation {
     pub last: Hpa,
 }
 
-/// An interrupt that a device sent and the unit let pass.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DeviceInterrupt {
-    /// The device.
-    pub source_id: SourceId,
-    /// The address written.
-    pub address: u64,
-    /// The data written.
-    pub data: u32,
-}
-
 impl Unit {
     /// Translates a request, or blocks it.
     fn request(&mut self, request: &Request) -> Result<Located, Fault> {
@@ -109,31 +96,6 @@ impl Unit {
         }
     }
 
-    /// A write of 4 bytes without PASID into the interrupt range (§5.1).
-    fn interrupt(&mut self, request: &Request, data: u32) -> Result<(), Fault> {
-        let address = request.address.as_u64();
-        if self.registers.interrupt_remapping_enabled() {
-            let extended = bit(self.registers.interrupt_table, 11);
-            if bit(address, 4) {
-                self.violation(Violation::NotModelled("interrupt remapping"));
-            } else if extended || self.registers.status & CFI == 0 {
-                return Err(self.block(
-                    request,
-                    Blocked {
-                        reason: FaultReason::InterruptCompatibilityFormatBlocked,
-                        fault_disable: false,
-                    },
-                ));
-            }
-        }
-        self.interrupts.push(DeviceInterrupt {
-            source_id: request.source_id,
-            address,
-            data,
-        });
-        Ok(())
-    }
-
     fn read(&mut self, mut request: Request, into: &mut [u8]) -> Result<(), Fault> {
         if into.is_empty() {
             request.zero_length = true;
@@ -144,7 +106,9 @@ impl Unit {
             let located = self.request(&request)?;
             let length = chunk(&request, rest.len());
             let (now, later) = rest.split_at_mut(length);
-            if !self.memory.device_read(located.host, now) {
+            if self.drops_protected(request.address.as_u64(), located.host, length) {
+                now.fill(0xff);
+            } else if !self.memory.device_read(located.host, now) {
                 self.note_outside(located.host);
             }
             request.address = next(request.address, length);
@@ -166,7 +130,9 @@ impl Unit {
         while !rest.is_empty() {
             let located = self.request(&request)?;
             let (now, later) = rest.split_at(chunk(&request, rest.len()));
-            if !self.memory.device_write(located.host, now) {
+            let is_dropped =
+                self.drops_protected(request.address.as_u64(), located.host, now.len());
+            if !is_dropped && !self.memory.device_write(located.host, now) {
                 self.note_outside(located.host);
             }
             request.address = next(request.address, now.len());
@@ -177,6 +143,9 @@ impl Unit {
 
     fn fetch_add(&mut self, request: &Request, value: u64) -> Result<u64, Fault> {
         let located = self.request(request)?;
+        if self.drops_protected(request.address.as_u64(), located.host, 8) {
+            return Ok(u64::MAX);
+        }
         let mut bytes = [0; 8];
         let there = self.memory.device_read(located.host, &mut bytes);
         let old = u64::from_le_bytes(bytes);
@@ -212,7 +181,8 @@ impl ModelUnit {
         })
     }
 
-    /// A device reads memory, page by page. An empty buffer is a zero-length read.
+    /// A device reads memory, page by page. An empty buffer is a zero-length read. Protected memory
+    /// reads as all ones, and writes to it are dropped.
     ///
     /// # Errors
     ///

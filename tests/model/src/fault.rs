@@ -140,9 +140,25 @@ impl Unit {
 
     /// Blocks a request: records the fault, unless it is silenced.
     pub(crate) fn block(&mut self, request: &Request, blocked: Blocked) -> Fault {
+        // FI has no bits above the largest width.
+        let mut width = 30 + 9 * (63 - self.widths().leading_zeros());
+        if width < 39 {
+            width = 64;
+        }
+        let information = request.address.as_u64() & !0xfff & !crate::bits::from_bit(width);
+        self.block_with(request, blocked, information)
+    }
+
+    /// [`block`](Self::block) with what the record is to hold as FI, in bits 63:12.
+    pub(crate) fn block_with(
+        &mut self,
+        request: &Request,
+        blocked: Blocked,
+        information: u64,
+    ) -> Fault {
         self.counters.faults += 1;
         if !(blocked.fault_disable && is_qualified(blocked.reason)) {
-            self.record(request, blocked.reason);
+            self.record(request, blocked.reason, information);
         }
         Fault {
             reason: blocked.reason,
@@ -153,13 +169,7 @@ impl Unit {
         }
     }
 
-    fn record(&mut self, request: &Request, reason: FaultReason) {
-        // FI has no bits above the largest width.
-        let mut width = 30 + 9 * (63 - self.widths().leading_zeros());
-        if width < 39 {
-            width = 64;
-        }
-        let information = request.address.as_u64() & !0xfff & !crate::bits::from_bit(width);
+    fn record(&mut self, request: &Request, reason: FaultReason, information: u64) {
         let (t1, t2) = match request.access {
             Access::Write => (0, 0),
             Access::Read => (1, 0),

@@ -6,6 +6,7 @@ use crate::bits::{self, bit, field};
 use crate::cache::{Block, FunctionSet};
 use crate::event::{EventKind, EventRegisters};
 use crate::fault::FaultRecords;
+use crate::protected::{self, ProtectedMemory};
 use crate::unit::{Due, Unit};
 use crate::violation::Violation;
 
@@ -36,8 +37,6 @@ mod offset {
     pub(super) const FSTS: u16 = 0x34;
     pub(super) const FECTL: u16 = 0x38;
     pub(super) const FEUADDR: u16 = 0x44;
-    pub(super) const PMEN: u16 = 0x64;
-    pub(super) const PLMBASE: u16 = 0x68;
     pub(super) const PHMBASE: u16 = 0x70;
     pub(super) const IQH: u16 = 0x80;
     pub(super) const IQT: u16 = 0x88;
@@ -74,7 +73,8 @@ pub(crate) struct RegisterFile {
     root_set: bool,
     interrupt_table_written: u64,
     pub(crate) interrupt_table: u64,
-    interrupt_table_set: bool,
+    /// SIRTP was done since reset and since IRE was last cleared.
+    pub(crate) interrupt_table_set: bool,
     context_command: u64,
     invalidate_address: u64,
     iotlb_command: u64,
@@ -87,9 +87,7 @@ pub(crate) struct RegisterFile {
     pub(crate) queue_tail: u64,
     pub(crate) queue_address: u64,
     pub(crate) queue_error_record: u64,
-    /// PLM and PHM base and limit, 0x68 to 0x7F.
-    protected_memory: [u32; 6],
-    protected_memory_enabled: bool,
+    pub(crate) protected_memory: ProtectedMemory,
     /// PQH, PQT, PQA, 0xC0 to 0xD7.
     page_request_queue: [u32; 6],
     page_request_status: u32,
@@ -118,8 +116,7 @@ impl RegisterFile {
             queue_tail: 0,
             queue_address: 0,
             queue_error_record: 0,
-            protected_memory: [0; 6],
-            protected_memory_enabled: false,
+            protected_memory: ProtectedMemory::default(),
             page_request_queue: [0; 6],
             page_request_status: 0,
         }
@@ -248,7 +245,14 @@ impl Unit {
     }
 
     fn read_dword(&mut self, at: u16) -> u32 {
+<<<<<<< HEAD
+        if self.lacks_queue_register(at) {
+            return 0;
+        }
         let (page_requests, protected) = (self.has_page_requests(), self.has_protected_memory());
+=======
+        let page_requests = self.has_page_requests();
+>>>>>>> model-pieces
         let registers = &self.registers;
         let index = at % 8 / 4;
         match at {
@@ -264,15 +268,8 @@ impl Unit {
             0x28 | 0x2c => half(registers.context_command, index),
             offset::FSTS => registers.fault_status | registers.records.status(),
             offset::FECTL..=offset::FEUADDR => registers.fault_event.read((at - offset::FECTL) / 4),
-            offset::PMEN if protected => {
-                if registers.protected_memory_enabled {
-                    1 << 31 | 1
-                } else {
-                    0
-                }
-            }
-            offset::PLMBASE..=0x7c if protected => {
-                registers.protected_memory[usize::from(at - offset::PLMBASE) / 4]
+            protected::FIRST..=protected::LAST if self.has_protected_register(at) => {
+                self.read_protected(at)
             }
             0x80 => self.queue.head,
             0x84 => 0,
@@ -309,16 +306,16 @@ impl Unit {
         }
     }
 
+    /// Registers of the invalidation queue are reserved where there is none (§11.4.9).
+    fn lacks_queue_register(&self, at: u16) -> bool {
+        (offset::IQH..offset::IRTA).contains(&at) && !self.config.has(Ecap::QUEUED_INVALIDATION)
+    }
+
     fn has_page_requests(&self) -> bool {
         self.config.has(Ecap::PAGE_REQUESTS)
     }
 
-    fn has_protected_memory(&self) -> bool {
-        self.config.has_cap(Cap::PROTECTED_LOW_MEMORY)
-            || self.config.has_cap(Cap::PROTECTED_HIGH_MEMORY)
-    }
-
-    fn reserved(&mut self, offset: u16, bits: u32) {
+    pub(crate) fn reserved(&mut self, offset: u16, bits: u32) {
         if bits != 0 {
             self.violation(Violation::ReservedRegisterBits { offset, bits });
         }
@@ -327,6 +324,10 @@ impl Unit {
     fn write_dword(&mut self, at: u16, value: u32) {
         if self.is_read_only(at) {
             self.violation(Violation::ReadOnlyRegister { offset: at, value });
+            return;
+        }
+        if self.lacks_queue_register(at) {
+            self.reserved(at, value);
             return;
         }
         let index = at % 8 / 4;
@@ -362,15 +363,8 @@ impl Unit {
                 self.reserved(at, reserved);
                 self.messages.extend(message);
             }
-            offset::PMEN if self.has_protected_memory() => {
-                self.reserved(at, value & 0x7fff_fffe);
-                self.registers.protected_memory_enabled = value >> 31 == 1;
-                if value >> 31 == 1 {
-                    self.violation(Violation::NotModelled("protected memory regions"));
-                }
-            }
-            offset::PLMBASE..=0x7c if self.has_protected_memory() => {
-                self.registers.protected_memory[usize::from(at - offset::PLMBASE) / 4] = value;
+            protected::FIRST..=protected::LAST if self.has_protected_register(at) => {
+                self.write_protected(at, value);
             }
             0x88 | 0x8c => {
                 let reserved = if index == 0 { !0x7_fff0 } else { u32::MAX };
@@ -403,14 +397,7 @@ impl Unit {
                 self.messages.extend(message);
             }
             0xb8 | 0xbc => {
-                let extended = u32::from(self.config.has(Ecap::EXTENDED_INTERRUPT_MODE));
-                let reserved = if index == 0 {
-                    0xff0 & !(extended << 11)
-                } else {
-                    beyond_host
-                };
-                self.reserved(at, value & reserved);
-                set_half(&mut self.registers.interrupt_table_written, index, value);
+                self.write_interrupt_table(index, value, beyond_host);
             }
             offset::PQH..=0xd4 if self.has_page_requests() => {
                 let reserved = match at {
@@ -434,6 +421,35 @@ impl Unit {
             }
             _ => self.write_placed_register(at, value),
         }
+    }
+
+    /// `IRTA_REG` (§11.4.10): the dword at `index`.
+    fn write_interrupt_table(&mut self, index: u16, value: u32, beyond_host: u32) {
+        const EXTENDED_MODE: u32 = 1 << 11;
+        let mut reserved = match index {
+            0 if self.config.has(Ecap::EXTENDED_INTERRUPT_MODE) => 0x7f0,
+            0 => 0xff0,
+            _ => beyond_host,
+        };
+        if !self.config.has(Ecap::INTERRUPT_REMAPPING) {
+            reserved = u32::MAX;
+        }
+        self.reserved(offset::IRTA + 4 * index, value & reserved);
+        // What is reserved in the low dword reads 0 and does nothing. A pointer beyond HAW is kept:
+        // requests fault on it.
+        let value = if index == 0 || reserved == u32::MAX {
+            value & !reserved
+        } else {
+            value
+        };
+        let old = half(self.registers.interrupt_table_written, index);
+        if index == 0
+            && (old ^ value) & EXTENDED_MODE != 0
+            && self.registers.interrupt_remapping_enabled()
+        {
+            self.violation(Violation::ExtendedInterruptModeChangedWhileEnabled);
+        }
+        set_half(&mut self.registers.interrupt_table_written, index, value);
     }
 
     /// The registers whose place the capabilities tell.
@@ -496,7 +512,7 @@ impl Unit {
                 command: value,
             });
         }
-        if self.registers.pending.is_some() {
+        if self.has_pending_command() {
             self.violation(Violation::CommandInProgress {
                 offset: offset::GCMD,
             });
@@ -537,8 +553,14 @@ impl Unit {
         self.complete_command(false);
     }
 
+    /// Whether a command to `GCMD_REG` or `PMEN_REG` is in progress: one at a time (§6.9).
+    pub(crate) fn has_pending_command(&self) -> bool {
+        self.registers.pending.is_some() || self.is_protecting_pending()
+    }
+
     /// Completes the command in progress if it is due.
     pub(crate) fn complete_command(&mut self, manual: bool) {
+        self.complete_protected(manual);
         let now = self.clock.now();
         if self
             .registers
@@ -568,13 +590,7 @@ impl Unit {
             self.switch_queue(command & QIE != 0);
         }
         if changed & IRE != 0 {
-            if command & IRE != 0 && !self.registers.interrupt_table_set {
-                self.violation(Violation::InterruptRemappingWithoutTable);
-            }
-            if command & IRE == 0 {
-                self.registers.interrupt_table_set = false;
-            }
-            self.registers.status ^= IRE;
+            self.switch_interrupt_remapping(command & IRE != 0);
         }
         self.registers.status ^= changed & CFI;
         if changed & TE != 0 {
@@ -610,16 +626,6 @@ impl Unit {
         if !keeps_caches {
             self.drop_all_caches();
         }
-    }
-
-    fn set_interrupt_table(&mut self, table: u64) {
-        let mode_changed = bit(self.registers.interrupt_table ^ table, 11);
-        if mode_changed && self.registers.interrupt_remapping_enabled() {
-            self.violation(Violation::ExtendedInterruptModeChangedWhileEnabled);
-        }
-        self.registers.interrupt_table = table;
-        self.registers.interrupt_table_set = true;
-        self.registers.status |= SIRTP;
     }
 
     fn switch_queue(&mut self, on: bool) {

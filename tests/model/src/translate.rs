@@ -648,7 +648,7 @@ impl Unit {
         if !bit(words[0], 0) {
             return Err(PasidEntryNotPresent);
         }
-        let reserved = self.reserved_pasid_bits(words);
+        let reserved = self.reserved_pasid_bits();
         if words
             .iter()
             .zip(reserved)
@@ -663,31 +663,31 @@ impl Unit {
     }
 
     /// The reserved bits of a present PASID-table entry, absent features included.
-    fn reserved_pasid_bits(&self, words: &[u64; 8]) -> [u64; 8] {
+    fn reserved_pasid_bits(&self) -> [u64; 8] {
         let beyond = self.beyond_host();
         let absent = |feature, mask: u64| if self.config.has(feature) { 0 } else { mask };
-        let translation = field(words[0], 8, 6);
-        let uses_second = matches!(translation, 2 | 3);
-        let uses_first = matches!(translation, 1 | 3);
         let mut reserved = [0, 0, 0, u64::MAX, u64::MAX, u64::MAX, u64::MAX, u64::MAX];
+        // What lies beyond the host address width is no part of the pointers: it is reserved
+        // whether or not PGTT uses them.
         reserved[0] = 0xc20
-            | if uses_second { beyond } else { 0 }
+            | beyond
             | absent(Ecap::SECOND_STAGE, !0xfff | 1 << 9 | 0b111 << 2)
             | absent(Ecap::SECOND_STAGE_ACCESSED_DIRTY, 1 << 9);
+        let beyond_domain = bits::from_bit(self.config.domain_id_bits()) & 0xffff;
         reserved[1] = 0x8888_8888_f87f_0000
-            | bits::from_bit(self.config.domain_id_bits()) & 0xffff
+            | beyond_domain
             | absent(Ecap::PAGE_WALK_COHERENCY, 1 << 23)
             | absent(Ecap::SNOOP_CONTROL, 1 << 24)
             | absent(Ecap::MEMORY_TYPES, 0xffff_ffff_0000_0000 | 0b11 << 25);
         reserved[2] = 0xf02
-            | if uses_first { beyond } else { 0 }
+            | beyond
             | absent(Ecap::FIRST_STAGE, !0xfff | 0b1_1100)
             | absent(Ecap::SUPERVISOR_REQUESTS, 1)
             | absent(Ecap::EXTENDED_ACCESSED, 1 << 7);
         if self.config.has(Ecap::HOST_PERMISSION_TABLES) {
             // HPTE is not modelled: its fields are ignored, as with HPTE=0.
-            reserved[4] = 0xff8;
-            reserved[5] = 0xffff_ffff_ffff_0000;
+            reserved[4] = 0xff8 | beyond;
+            reserved[5] = 0xffff_ffff_ffff_0000 | beyond_domain;
         }
         reserved
     }

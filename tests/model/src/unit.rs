@@ -13,9 +13,9 @@ use crate::bits;
 use crate::cache::Caches;
 use crate::clock::Clock;
 use crate::config::{ModelConfig, Pace};
-use crate::dma::DeviceInterrupt;
 use crate::domain_rules::DomainRules;
 use crate::event::EventMessage;
+use crate::interrupt::{DeviceInterrupt, InterruptEntryCache};
 use crate::memory::Memory;
 use crate::queue::{Queue, SubmittedDescriptor};
 use crate::registers::{RegisterFile, SRTP};
@@ -30,12 +30,16 @@ pub struct Counters {
     pub iotlb_hits: u64,
     /// Requests that needed more.
     pub iotlb_misses: u64,
+    /// Remappable interrupt requests answered by the interrupt-entry cache.
+    pub interrupt_entry_hits: u64,
     /// Invalidation descriptors executed, waits included.
     pub descriptors: u64,
     /// Wait descriptors completed.
     pub waits: u64,
     /// Faults that blocked a request, recorded or not.
     pub faults: u64,
+    /// Accesses dropped for touching a protected memory region.
+    pub protected: u64,
 }
 
 /// When something is due.
@@ -73,6 +77,7 @@ pub(crate) struct Unit {
     pub(crate) registers: RegisterFile,
     pub(crate) queue: Queue,
     pub(crate) caches: Caches,
+    pub(crate) interrupt_entries: InterruptEntryCache,
     pub(crate) domains: DomainRules,
     pub(crate) violations: Vec<Violation>,
     pub(crate) messages: Vec<EventMessage>,
@@ -125,6 +130,7 @@ impl ModelUnit {
     /// A unit after reset.
     pub fn new(config: ModelConfig, memory: &Memory, clock: &Clock) -> Self {
         let caches = Caches::new(config.cache_mode, config.seed);
+        let interrupt_entries = InterruptEntryCache::new(config.cache_mode, config.seed);
         let registers = RegisterFile::new(config.fault_records());
         Self(Rc::new(RefCell::new(Unit {
             config,
@@ -133,6 +139,7 @@ impl ModelUnit {
             registers,
             queue: Queue::default(),
             caches,
+            interrupt_entries,
             domains: DomainRules::default(),
             violations: Vec::new(),
             messages: Vec::new(),
@@ -207,7 +214,7 @@ impl ModelUnit {
         std::mem::take(&mut self.0.borrow_mut().messages)
     }
 
-    /// The interrupts that devices sent since the last call.
+    /// The interrupts that devices sent, and that were not blocked, since the last call.
     pub fn take_interrupts(&self) -> Vec<DeviceInterrupt> {
         std::mem::take(&mut self.0.borrow_mut().interrupts)
     }
@@ -224,7 +231,9 @@ impl ModelUnit {
 
     /// Empties every cache, as hardware may at any time.
     pub fn evict_all(&self) {
-        self.0.borrow_mut().caches.clear();
+        let mut unit = self.0.borrow_mut();
+        unit.caches.clear();
+        unit.interrupt_entries.clear();
     }
 }
 

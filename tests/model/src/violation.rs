@@ -64,7 +64,18 @@ pub enum Violation {
         /// The new one.
         new: u64,
     },
-    /// EIME changed while IRES=1 (§11.4.10).
+    /// IRE after a new table, with no global interrupt-entry-cache invalidation in between, where
+    /// CAP.ESIRTPS=0 (§6.7).
+    InterruptEntryCacheNotInvalidated,
+    /// SIRTP while IRES=1 with a table that lacks a present entry of the old one, or has another
+    /// (§6.7).
+    InterruptTableDiffers {
+        /// The first such index.
+        index: u16,
+    },
+    /// IRE with EIME=0 while ECAP.EIMER=1 (§11.4.10).
+    ExtendedInterruptModeRequired,
+    /// EIME changed while IRES=1 (§11.4.10): written so, or put into force.
     ExtendedInterruptModeChangedWhileEnabled,
     /// QIE with a tail that is not 0 (§6.5.2).
     QueueEnabledWithTail {
@@ -93,6 +104,17 @@ pub enum Violation {
         /// The tail written.
         new: u32,
     },
+    /// A base or limit of a protected memory region written while PRS=1 (§11.4.8).
+    ProtectedMemoryWhileEnabled {
+        /// Offset of the dword, in bytes.
+        offset: u16,
+    },
+    /// Tables map a protected memory region on a unit that lets remapped requests through to it
+    /// (§11.4.8.1).
+    MappingOfProtectedMemory {
+        /// The host-physical address.
+        address: u64,
+    },
     /// A wait descriptor's status address is not memory (§6.5.2.9).
     WaitStatusAddress {
         /// The address.
@@ -112,6 +134,13 @@ pub enum Violation {
     DomainZeroInCachingMode {
         /// Whose entry.
         source_id: SourceId,
+    },
+    /// A PASID-table entry's PAT has a memory type that does not exist (§9.6).
+    ReservedPageAttribute {
+        /// Whose entry.
+        source_id: SourceId,
+        /// Bits 127:96 of the entry.
+        value: u32,
     },
     /// Two entries share a domain-id and disagree in the second-stage root or width (§6.2.3.1).
     DomainSecondStageDiffers {

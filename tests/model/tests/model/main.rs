@@ -1,8 +1,11 @@
 //! The model against the specification, by hand-built tables.
 
 mod caches;
+mod capabilities;
 mod coherency;
 mod faults;
+mod interrupts;
+mod protected;
 mod queue;
 mod registers;
 mod support;

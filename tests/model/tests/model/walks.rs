@@ -588,13 +588,13 @@ fn ignored_fields_do_not_fault() {
             set(b, t.pasid, 7 << 2)
         }),
         ("SSPTPTR of a first-stage entry", First, |b, t| {
-            set(b, t.pasid, 1 << 60)
+            set(b, t.pasid, 1 << 40)
         }),
         (
             "FSPTPTR and FSPM of a second-stage entry",
             Second,
             |b, t| {
-                set(b, t.pasid + 16, 1 << 60 | 3 << 2);
+                set(b, t.pasid + 16, 1 << 40 | 3 << 2);
             },
         ),
         ("bits 133 and 134", First, |b, t| {
