@@ -45,6 +45,8 @@ pub struct ModelConfig {
     pub command_pace: Pace,
     /// When a fetched descriptor is executed, a wait's status write included.
     pub queue_pace: Pace,
+    /// When a page request that arrived is checked and written to its queue.
+    pub page_request_pace: Pace,
     /// How long an invalidation waits for a device that does not answer, in nanoseconds.
     pub device_tlb_timeout: u64,
     /// In which order large entries are fetched.
@@ -82,6 +84,7 @@ impl ModelConfig {
             cache_mode: CacheMode::Hoarder,
             command_pace: Pace::Immediate,
             queue_pace: Pace::Immediate,
+            page_request_pace: Pace::Immediate,
             device_tlb_timeout: 1_000_000_000,
             fetch_order: FetchOrder::Ascending,
             fault_compression: false,
@@ -110,6 +113,23 @@ impl ModelConfig {
             .with(Ecap::PASID_SIZE, 19)
             .with(Ecap::RID_PASID, 1)
             .with(Ecap::PAGE_WALK_COHERENCY, 1);
+        config
+    }
+
+    /// [`nesting_server`](Self::nesting_server) with what devices with device-TLBs and page
+    /// requests need, and with supervisor requests.
+    pub fn device_tlb_server() -> Self {
+        let mut config = Self::nesting_server();
+        config.extended = config
+            .extended
+            .with(Ecap::DEVICE_TLB, 1)
+            .with(Ecap::PAGE_REQUESTS, 1)
+            .with(Ecap::SUPERVISOR_REQUESTS, 1)
+            .with(Ecap::NO_WRITE_FLAG, 1)
+            .with(Ecap::DEVICE_TLB_THROTTLING, 1)
+            .with(Ecap::PAGE_REQUEST_DRAIN, 1)
+            .with(Ecap::PASID_IN_TRANSLATED_REQUESTS, 1)
+            .with(Ecap::STOP_MARKERS, 1);
         config
     }
 

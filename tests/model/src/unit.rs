@@ -13,10 +13,12 @@ use crate::bits;
 use crate::cache::Caches;
 use crate::clock::Clock;
 use crate::config::{ModelConfig, Pace};
+use crate::device_tlb::Devices;
 use crate::dma::DeviceInterrupt;
 use crate::domain_rules::DomainRules;
 use crate::event::EventMessage;
 use crate::memory::Memory;
+use crate::page_request::PageRequests;
 use crate::queue::{Queue, SubmittedDescriptor};
 use crate::registers::{RegisterFile, SRTP};
 use crate::violation::Violation;
@@ -74,6 +76,8 @@ pub(crate) struct Unit {
     pub(crate) queue: Queue,
     pub(crate) caches: Caches,
     pub(crate) domains: DomainRules,
+    pub(crate) devices: Devices,
+    pub(crate) page_requests: PageRequests,
     pub(crate) violations: Vec<Violation>,
     pub(crate) messages: Vec<EventMessage>,
     pub(crate) interrupts: Vec<DeviceInterrupt>,
@@ -100,6 +104,7 @@ impl Unit {
     /// Does what is due by now.
     pub(crate) fn advance(&mut self, manual: bool) {
         self.complete_command(manual);
+        self.accept_page_requests(manual);
         self.run_queue(manual);
     }
 }
@@ -134,6 +139,8 @@ impl ModelUnit {
             queue: Queue::default(),
             caches,
             domains: DomainRules::default(),
+            devices: Devices::default(),
+            page_requests: PageRequests::default(),
             violations: Vec::new(),
             messages: Vec::new(),
             interrupts: Vec::new(),
