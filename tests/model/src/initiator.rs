@@ -272,7 +272,9 @@ impl Unit {
             Route::Translated(host) => {
                 let translated = Request {
                     address: Iova::new(host),
-                    pasid: request.pasid.filter(|_| self.sends_translated_pasid(request)),
+                    pasid: request
+                        .pasid
+                        .filter(|_| self.sends_translated_pasid(request)),
                     ..*request
                 };
                 self.translated_request(&translated).map(Some)

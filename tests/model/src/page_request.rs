@@ -318,8 +318,7 @@ impl Unit {
         let (pasid, entry) = match self.check_page_request(&request) {
             Ok(found) => found,
             Err(blocked) => {
-                let fault =
-                    self.block_from(Origin::PageRequest, &request.as_request(), blocked);
+                let fault = self.block_from(Origin::PageRequest, &request.as_request(), blocked);
                 self.answer_unqueued(&request, ResponseCode::InvalidRequest);
                 return PageRequestOutcome::Fault(fault);
             }
@@ -361,10 +360,7 @@ impl Unit {
     }
 
     /// The tables on the way of a page request (Table 30): its PASID or RID_PASID, and the entry.
-    fn check_page_request(
-        &mut self,
-        request: &PageRequest,
-    ) -> Result<(u32, CachedPasid), Blocked> {
+    fn check_page_request(&mut self, request: &PageRequest) -> Result<(u32, CachedPasid), Blocked> {
         let has = |feature| self.config.has(feature);
         let reason = match self.registers.table_mode() {
             0 => Some(FaultReason::PageRequestInLegacyMode),

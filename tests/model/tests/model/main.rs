@@ -2,7 +2,9 @@
 
 mod caches;
 mod coherency;
+mod device_tlb;
 mod faults;
+mod page_requests;
 mod queue;
 mod registers;
 mod support;
