@@ -96,7 +96,7 @@ impl Unit {
         }
     }
 
-    fn read(&mut self, mut request: Request, into: &mut [u8]) -> Result<(), Fault> {
+    pub(crate) fn read(&mut self, mut request: Request, into: &mut [u8]) -> Result<(), Fault> {
         if into.is_empty() {
             request.zero_length = true;
             return self.request(&request).map(|_| ());
@@ -117,7 +117,7 @@ impl Unit {
         Ok(())
     }
 
-    fn write(&mut self, mut request: Request, from: &[u8]) -> Result<(), Fault> {
+    pub(crate) fn write(&mut self, mut request: Request, from: &[u8]) -> Result<(), Fault> {
         let address = request.address.as_u64();
         if request.pasid.is_none()
             && bits::is_interrupt_address(address)
@@ -141,7 +141,7 @@ impl Unit {
         Ok(())
     }
 
-    fn fetch_add(&mut self, request: &Request, value: u64) -> Result<u64, Fault> {
+    pub(crate) fn fetch_add(&mut self, request: &Request, value: u64) -> Result<u64, Fault> {
         let located = self.request(request)?;
         if self.drops_protected(request.address.as_u64(), located.host, 8) {
             return Ok(u64::MAX);
@@ -158,11 +158,11 @@ impl Unit {
 }
 
 /// How much of `length` bytes lies in the request's page.
-fn chunk(request: &Request, length: usize) -> usize {
+pub(crate) fn chunk(request: &Request, length: usize) -> usize {
     length.min((4096 - request.address.page_offset()) as usize)
 }
 
-fn next(address: Iova, length: usize) -> Iova {
+pub(crate) fn next(address: Iova, length: usize) -> Iova {
     Iova::new(address.as_u64().wrapping_add(length as u64))
 }
 

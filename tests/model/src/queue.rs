@@ -302,6 +302,7 @@ impl Unit {
                     source_id: SourceId::from_u16(device_of(words)),
                 });
             }
+            (3, _) => self.invalidate_device_tlb(words, false),
             (4, _) => self.invalidate_interrupt_entries(q0),
             (5, _) => self.complete_wait(q0, q1),
             (6, 2) => self.caches.drop_iotlb_of_pasid(domain, pasid),
@@ -313,7 +314,9 @@ impl Unit {
             (7, 0) => self.drop_pasid_entries(Some(domain), None),
             (7, 1) => self.drop_pasid_entries(Some(domain), Some(pasid)),
             (7, _) => self.drop_pasid_entries(None, None),
-            // No device-TLBs, page requests or host permission tables yet.
+            (8, _) => self.invalidate_device_tlb(words, true),
+            (9, _) => self.respond(words),
+            // No host permission tables yet.
             _ => {}
         }
     }
@@ -325,6 +328,9 @@ impl Unit {
 
     fn complete_wait(&mut self, q0: u64, q1: u64) {
         self.counters.waits += 1;
+        if bit(q0, 7) {
+            self.drain_page_requests();
+        }
         if bit(q0, 5) {
             let host_bits = u32::from(self.config.host_address_width);
             let address = q1 & !3 & !bits::from_bit(host_bits);

@@ -82,15 +82,15 @@ pub(crate) struct RegisterFile {
     pub(crate) records: FaultRecords,
     pub(crate) fault_event: EventRegisters,
     pub(crate) completion_event: EventRegisters,
-    page_request_event: EventRegisters,
+    pub(crate) page_request_event: EventRegisters,
     pub(crate) wait_complete: bool,
     pub(crate) queue_tail: u64,
     pub(crate) queue_address: u64,
     pub(crate) queue_error_record: u64,
     pub(crate) protected_memory: ProtectedMemory,
     /// PQH, PQT, PQA, 0xC0 to 0xD7.
-    page_request_queue: [u32; 6],
-    page_request_status: u32,
+    pub(crate) page_request_queue: [u32; 6],
+    pub(crate) page_request_status: u32,
 }
 
 impl RegisterFile {
@@ -245,14 +245,10 @@ impl Unit {
     }
 
     fn read_dword(&mut self, at: u16) -> u32 {
-<<<<<<< HEAD
         if self.lacks_queue_register(at) {
             return 0;
         }
-        let (page_requests, protected) = (self.has_page_requests(), self.has_protected_memory());
-=======
         let page_requests = self.has_page_requests();
->>>>>>> model-pieces
         let registers = &self.registers;
         let index = at % 8 / 4;
         match at {
@@ -407,11 +403,11 @@ impl Unit {
                     _ => u32::MAX,
                 };
                 self.reserved(at, value & reserved);
-                self.registers.page_request_queue[usize::from(at - offset::PQH) / 4] = value;
+                self.write_page_request_queue(usize::from(at - offset::PQH) / 4, value);
             }
             offset::PRS if self.has_page_requests() => {
                 self.reserved(at, value & !3);
-                self.registers.page_request_status &= !value;
+                self.clear_page_request_status(value);
             }
             offset::PECTL..=offset::PEUADDR if self.has_page_requests() => {
                 let index = (at - offset::PECTL) / 4;

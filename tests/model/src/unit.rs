@@ -13,10 +13,12 @@ use crate::bits;
 use crate::cache::Caches;
 use crate::clock::Clock;
 use crate::config::{ModelConfig, Pace};
+use crate::device_tlb::Devices;
 use crate::domain_rules::DomainRules;
 use crate::event::EventMessage;
 use crate::interrupt::{DeviceInterrupt, InterruptEntryCache};
 use crate::memory::Memory;
+use crate::page_request::PageRequests;
 use crate::queue::{Queue, SubmittedDescriptor};
 use crate::registers::{RegisterFile, SRTP};
 use crate::violation::Violation;
@@ -79,6 +81,8 @@ pub(crate) struct Unit {
     pub(crate) caches: Caches,
     pub(crate) interrupt_entries: InterruptEntryCache,
     pub(crate) domains: DomainRules,
+    pub(crate) devices: Devices,
+    pub(crate) page_requests: PageRequests,
     pub(crate) violations: Vec<Violation>,
     pub(crate) messages: Vec<EventMessage>,
     pub(crate) interrupts: Vec<DeviceInterrupt>,
@@ -105,6 +109,7 @@ impl Unit {
     /// Does what is due by now.
     pub(crate) fn advance(&mut self, manual: bool) {
         self.complete_command(manual);
+        self.accept_page_requests(manual);
         self.run_queue(manual);
     }
 }
@@ -141,6 +146,8 @@ impl ModelUnit {
             caches,
             interrupt_entries,
             domains: DomainRules::default(),
+            devices: Devices::default(),
+            page_requests: PageRequests::default(),
             violations: Vec::new(),
             messages: Vec::new(),
             interrupts: Vec::new(),

@@ -3,8 +3,10 @@
 mod caches;
 mod capabilities;
 mod coherency;
+mod device_tlb;
 mod faults;
 mod interrupts;
+mod page_requests;
 mod protected;
 mod queue;
 mod registers;
