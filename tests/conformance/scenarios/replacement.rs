@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use vtd_nest::arch::address::{FirstStagePaging, Gpa, Hpa};
 use vtd_nest::arch::capability::CapabilityField;
+use vtd_nest::arch::context::DirectoryOrder;
 use vtd_nest::arch::fault::FaultReason;
 use vtd_nest::arch::id::DomainId;
 use vtd_nest::arch::pasid::PasidEntry;
@@ -671,6 +672,11 @@ fn change_at_read(
 fn s27(place: Place<'_>) {
     for mut guest in place.each_guest() {
         let (pasid, tag) = (guest.pasid, guest.tag);
+        // Small directories keep the many global invalidations short.
+        for device in [D0, D1] {
+            guest.install_context(device, DirectoryOrder::SMALLEST);
+            guest.invalidate_context(device);
+        }
         let (first_root, first) = guest.other_table();
         let (second_root, second) = guest.other_table();
         // Mixtures of these pass for valid entries: a root of one with the domain-id of another, a
