@@ -414,6 +414,17 @@ fn a_request_empties_the_units_own_caches_of_its_page() {
 }
 
 #[test]
+fn a_nested_request_empties_the_second_stage_too() {
+    let (bench, tables, _) = server(Binding::Nested);
+    bench.outcome(DEVICE, pasid(5), AT).unwrap();
+    // The table that holds the page's second-stage entry is gone.
+    bench.put(tables.second[2], 0);
+    assert_eq!(bench.outcome(DEVICE, pasid(5), AT), Ok(0xda7a), "cached");
+    bench.machine.unit.page_request(&request(pasid(5), AT, 1));
+    assert_eq!(bench.outcome(DEVICE, pasid(5), AT), Err(0x79));
+}
+
+#[test]
 fn a_device_recovers_from_a_missing_page() {
     let (bench, tables, _) = server(Binding::First);
     let unit = &bench.machine.unit;
