@@ -369,6 +369,11 @@ fn one_event_is_sent_until_its_causes_are_cleared() {
     set_head(&bench, tail(&bench));
     ask();
     assert!(unit.take_messages().is_empty());
+    // With PPR set, an overflow sends nothing more.
+    clear_status(&bench, OVERFLOW);
+    while unit.page_request(&request(pasid(5), AT, 1)) == PageRequestOutcome::Queued {}
+    assert_eq!(status(&bench), PENDING | OVERFLOW);
+    assert_eq!(unit.take_messages().len(), 1);
     unit.assert_no_violations();
 }
 
