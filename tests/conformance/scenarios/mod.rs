@@ -1,6 +1,7 @@
 //! The scenarios, in the order of the requirements. Each file holds one section of them.
 
 mod binding;
+mod costs;
 mod forwarding;
 mod job;
 mod mode_changes;
@@ -14,6 +15,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         binding::SCENARIOS,
         mode_changes::SCENARIOS,
         forwarding::SCENARIOS,
+        costs::SCENARIOS,
     ]
     .concat()
 }
