@@ -49,6 +49,9 @@ struct Arguments {
     /// Prints only what failed, and the sums.
     #[arg(long)]
     quiet: bool,
+    /// Brings the tables of `tests/README.md` in step with the suite, and runs nothing.
+    #[arg(long)]
+    write_table: bool,
     /// Prints the scenarios and what they need, and runs nothing.
     #[arg(long)]
     list: bool,
@@ -69,6 +72,9 @@ fn main() -> ExitCode {
             );
         }
         return ExitCode::SUCCESS;
+    }
+    if arguments.write_table {
+        return write_table(&scenarios);
     }
     let asked = |profile: &dyn Profile| {
         let full = format!("{}/{}", profile.bench(), profile.name());
@@ -120,6 +126,12 @@ fn main() -> ExitCode {
             ok = false;
         }
     }
+    if arguments.scenario.is_empty() {
+        for problem in table_problems(&scenarios) {
+            println!("FAIL    {problem}");
+            ok = false;
+        }
+    }
     if let Some(path) = &arguments.report
         && let Err(error) = harness::write_json(&rows, path)
     {
@@ -131,4 +143,33 @@ fn main() -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// Where the table of numbers and tests is.
+const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/README.md");
+
+fn write_table(scenarios: &[Scenario]) -> ExitCode {
+    let result = std::fs::read_to_string(TABLE)
+        .and_then(|text| std::fs::write(TABLE, harness::table::updated(&text, scenarios)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {TABLE}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What is wrong with the suite as a whole.
+fn table_problems(scenarios: &[Scenario]) -> Vec<String> {
+    let mut problems: Vec<_> = harness::table::missing(scenarios)
+        .into_iter()
+        .map(|number| format!("{number} has no scenario"))
+        .collect();
+    let is_current = std::fs::read_to_string(TABLE)
+        .is_ok_and(|text| text == harness::table::updated(&text, scenarios));
+    if !is_current {
+        problems.push("tests/README.md is not in step with the suite: --write-table".into());
+    }
+    problems
 }

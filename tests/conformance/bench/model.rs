@@ -23,7 +23,12 @@ impl ModelProfile {
                 "nesting-client-noncoherent",
                 ModelConfig::nesting_client_noncoherent(),
             ),
+            (
+                "nesting-server-erratum",
+                ModelConfig::nesting_server_erratum(),
+            ),
             ("caching-mode", ModelConfig::caching_mode()),
+            ("everything-on", ModelConfig::everything_on()),
             ("legacy-server", ModelConfig::legacy_server()),
             ("qemu-second-stage", ModelConfig::qemu_second_stage()),
             ("qemu-first-stage", ModelConfig::qemu_first_stage()),

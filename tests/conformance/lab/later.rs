@@ -9,11 +9,6 @@ use super::Guest;
 /// State of a virtual unit, saved.
 pub(crate) struct Saved(Vec<u8>);
 
-/// Resets the guest's unit, as a reset of its machine does.
-pub(crate) fn reset(_guest: &mut Guest) {
-    panic!("the library cannot reset a machine's virtual unit yet");
-}
-
 /// Saves the state of a machine's virtual unit.
 pub(crate) fn save(_guest: &Guest) -> Saved {
     panic!("the library cannot save a virtual unit yet");

@@ -1,6 +1,7 @@
 //! The scenarios, in the order of the requirements. Each file holds one section of them.
 
 mod binding;
+mod costs;
 mod forwarding;
 mod job;
 mod mode_changes;
@@ -16,6 +17,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         replacement::SCENARIOS,
         mode_changes::SCENARIOS,
         forwarding::SCENARIOS,
+        costs::SCENARIOS,
     ]
     .concat()
 }

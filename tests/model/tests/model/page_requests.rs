@@ -369,6 +369,11 @@ fn one_event_is_sent_until_its_causes_are_cleared() {
     set_head(&bench, tail(&bench));
     ask();
     assert!(unit.take_messages().is_empty());
+    // With PPR set, an overflow sends nothing more.
+    clear_status(&bench, OVERFLOW);
+    while unit.page_request(&request(pasid(5), AT, 1)) == PageRequestOutcome::Queued {}
+    assert_eq!(status(&bench), PENDING | OVERFLOW);
+    assert_eq!(unit.take_messages().len(), 1);
     unit.assert_no_violations();
 }
 
@@ -411,6 +416,17 @@ fn a_request_empties_the_units_own_caches_of_its_page() {
         let neighbour = bench.outcome(DEVICE, pasid(5), AT + 0x1000);
         assert_eq!(neighbour.is_ok(), neighbour_stays, "{binding:?}");
     }
+}
+
+#[test]
+fn a_nested_request_empties_the_second_stage_too() {
+    let (bench, tables, _) = server(Binding::Nested);
+    bench.outcome(DEVICE, pasid(5), AT).unwrap();
+    // The table that holds the page's second-stage entry is gone.
+    bench.put(tables.second[2], 0);
+    assert_eq!(bench.outcome(DEVICE, pasid(5), AT), Ok(0xda7a), "cached");
+    bench.machine.unit.page_request(&request(pasid(5), AT, 1));
+    assert_eq!(bench.outcome(DEVICE, pasid(5), AT), Err(0x79));
 }
 
 #[test]
