@@ -582,6 +582,8 @@ fn s24(place: Place<'_>) {
             assert_eq!(guest.hardware_entry(D0, pasid), None);
             guest.invalidate_pasid_global();
             assert_eq!(guest.hardware_entry(D0, pasid), None);
+            assert_eq!(guest.vm.statistics().bind_errors, 0, "nobody tried");
+            assert_eq!(guest.take_faults().faults, []);
             guest.expect_reaches(D0, Some(1023), IOVA, page);
             guest.expect_blocked(D0, Some(pasid), IOVA, FaultReason::PasidTooLarge);
             guest.finish();

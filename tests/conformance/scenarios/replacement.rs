@@ -184,9 +184,13 @@ fn s5_slow_hardware(place: Place<'_>) {
 }
 
 fn s6(place: Place<'_>) {
-    // Bits 133 and 134 are ignored; FPD says what is recorded, not where a request goes.
-    for (quadword, bit) in [(2, 1 << 5), (2, 1 << 6), (0, 1 << 1)] {
+    // Bits 133 and 134 are ignored; FPD says what is recorded, not where a request goes; drivers
+    // write AW into first-stage entries.
+    for (quadword, bit) in [(2, 1 << 5), (2, 1 << 6), (0, 1 << 1), (0, 2 << 2)] {
         for mut guest in place.each_guest() {
+            if bit == 2 << 2 && !guest.is_first_stage() {
+                continue;
+            }
             let pasid = guest.pasid;
             let (root, page) = guest.bound();
             let entry = guest.entry(root, 7);
@@ -285,9 +289,13 @@ fn s18(place: Place<'_>) {
         for _ in 0..3 {
             for (entry, address) in [(Guest::pass_through(7), page), (translated, IOVA)] {
                 guest.set_entry(D0, 0, &entry);
+                let counted = guest.vm.virtual_unit_statistics();
                 let watch = guest.watch(D0, None, IOVA);
                 guest.invalidate_pasid(7, 0);
                 watch.expect_only(&[page]);
+                let now = guest.vm.virtual_unit_statistics();
+                assert_eq!(now.replacements, counted.replacements + 1);
+                assert_eq!((now.binds, now.unbinds), (counted.binds, counted.unbinds));
                 guest.expect_reaches(D0, None, address, page);
                 let elsewhere = if address == page { IOVA } else { page };
                 guest.expect_no_data(D0, None, elsewhere);
@@ -349,7 +357,7 @@ fn five_level_entry(root: u64) -> PasidEntry {
 fn s20_five_levels(place: Place<'_>) {
     let mut guest = place.guest();
     let (pasid, tag) = (guest.pasid, guest.tag);
-    // The upper half of 57 bits of address belongs to supervisors by custom only.
+    // As IOVA to four levels.
     let high = 0x0034_0000_0000_0000 | IOVA;
     let (below, page) = guest.other_table();
     let top = guest.page();
