@@ -32,7 +32,7 @@ pub(crate) use fault::{GuestFault, TakenFaults};
 pub(crate) use guest::{D0, D1, GUEST_LEN_BYTES, Guest, GuestOptions, Vm};
 pub(crate) use ledger::Holdings;
 pub(crate) use log_events::LogEvents;
-pub(crate) use tables::{ROOT, pasid_cache};
+pub(crate) use tables::{ROOT, changed, pasid_cache};
 
 /// An address that scenarios map; its index differs at each level.
 pub(crate) const IOVA: u64 = 0x12_3456_7000;

@@ -350,3 +350,10 @@ pub(crate) fn pasid_cache(domain: u16, pasid: u32) -> Descriptor {
         },
     }
 }
+
+/// An entry with quadwords changed.
+pub(crate) fn changed(entry: &PasidEntry, change: impl FnOnce(&mut [u64; 8])) -> PasidEntry {
+    let mut quadwords = *entry.quadwords();
+    change(&mut quadwords);
+    PasidEntry::from_quadwords(quadwords)
+}

@@ -5,7 +5,9 @@ mod costs;
 mod forwarding;
 mod job;
 mod mode_changes;
+mod refusal;
 mod replacement;
+mod walk;
 
 use crate::harness::Scenario;
 
@@ -15,6 +17,8 @@ pub(crate) fn all() -> Vec<Scenario> {
         job::SCENARIOS,
         binding::SCENARIOS,
         replacement::SCENARIOS,
+        refusal::SCENARIOS,
+        walk::SCENARIOS,
         mode_changes::SCENARIOS,
         forwarding::SCENARIOS,
         costs::SCENARIOS,
