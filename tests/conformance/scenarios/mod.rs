@@ -2,9 +2,11 @@
 
 mod binding;
 mod costs;
+mod faults;
 mod forwarding;
 mod job;
 mod mode_changes;
+mod queue_and_registers;
 
 use crate::harness::Scenario;
 
@@ -16,6 +18,8 @@ pub(crate) fn all() -> Vec<Scenario> {
         mode_changes::SCENARIOS,
         forwarding::SCENARIOS,
         costs::SCENARIOS,
+        queue_and_registers::SCENARIOS,
+        faults::SCENARIOS,
     ]
     .concat()
 }

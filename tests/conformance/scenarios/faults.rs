@@ -1,0 +1,2 @@
+use crate::harness::Scenario;
+pub(super) const SCENARIOS: &[Scenario] = &[];
