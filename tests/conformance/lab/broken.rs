@@ -1,13 +1,14 @@
 //! Breaking a guest's tables and putting them back; requests that ask for more than data.
 
 use vtd_nest::arch::address::{Gpa, Iova};
+use vtd_nest::arch::context::DirectoryOrder;
 use vtd_nest::arch::descriptor::{
     ContextGranularity, Descriptor, IotlbGranularity, PasidCacheGranularity,
 };
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::paging::Rights;
 
-use super::{Guest, tables};
+use super::{D0, D1, Guest, tables};
 
 /// A guest-physical page that no machine has.
 pub(crate) const OUTSIDE: u64 = 0x7fff_f000;
@@ -52,6 +53,15 @@ impl Guest {
         self.write(structures.directory, &structures.saved.2);
         self.write(structures.entry, &structures.saved.3);
         self.invalidate_everything();
+    }
+
+    /// Gives both devices the smallest directory there is, so that a look at all of it is short.
+    #[track_caller]
+    pub(crate) fn use_small_directories(&mut self) {
+        for device in [D0, D1] {
+            self.install_context(device, DirectoryOrder::SMALLEST);
+            self.invalidate_context(device);
+        }
     }
 
     /// Global invalidations of every cache that a table change can concern.

@@ -1,7 +1,6 @@
 //! The invalidation queue and the registers of the guest's unit (S51 to S58).
 
 use vtd_nest::arch::capability::ExtendedCapabilityField;
-use vtd_nest::arch::context::DirectoryOrder;
 use vtd_nest::arch::descriptor::{
     ContextGranularity, Descriptor, IotlbGranularity, PasidIotlbGranularity,
 };
@@ -773,6 +772,7 @@ fn s56_registers(place: Place<'_>) {
 
 fn s56_writes(place: Place<'_>) {
     let mut guest = place.guest();
+    guest.use_small_directories();
     let ends = [PAGE, 0x1_0000, u64::MAX - 7, u64::MAX];
     let fixed = [0x00, 0x08, 0x10];
     let before = fixed.map(|at| guest.read_register(at, 8));
@@ -929,6 +929,7 @@ const FPD: u64 = 1 << 1;
 fn s58(place: Place<'_>) {
     use FaultReason as R;
     let mut guest = place.guest();
+    guest.use_small_directories();
     let pasid = guest.pasid;
     let (_, page) = guest.bind(D0, pasid, 7);
     guest.program_events();
@@ -1041,7 +1042,6 @@ fn s58(place: Place<'_>) {
     let quadwords = [FPD, 0, 0, 0, 0, 0, 0, 0];
     guest.set_entry(D0, pasid, &PasidEntry::from_quadwords(quadwords));
     guest.invalidate_pasid(7, pasid);
-    guest.install_context(D1, DirectoryOrder::LARGEST);
     guest.expect_blocked(D1, guest.tag, IOVA, R::PasidDirectoryEntryNotPresent);
     assert!(guest.lab.host_faults.borrow().is_empty());
     guest.finish();
