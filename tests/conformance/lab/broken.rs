@@ -6,9 +6,10 @@ use vtd_nest::arch::descriptor::{
     ContextGranularity, Descriptor, IotlbGranularity, PasidCacheGranularity,
 };
 use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::register::TranslationTableMode;
 use vtd_nest::paging::Rights;
 
-use super::{D0, D1, Guest, tables};
+use super::{D0, D1, Guest, ROOT};
 
 /// A guest-physical page that no machine has.
 pub(crate) const OUTSIDE: u64 = 0x7fff_f000;
@@ -108,10 +109,7 @@ impl Guest {
 
     /// The guest's root table, at its usual place, is used again.
     pub(crate) fn use_usual_root(&mut self) {
-        self.set_root(
-            tables::ROOT,
-            vtd_nest::arch::register::TranslationTableMode::Scalable,
-        );
+        self.set_root(ROOT, TranslationTableMode::Scalable);
     }
 
     /// A device's read that asks for supervisor privilege or execution: whether data came.
@@ -131,9 +129,16 @@ impl Guest {
         hypervisor.dma_read(requester, Iova::new(iova), &mut bytes);
         bytes != [0; 8]
     }
-}
 
-/// Quadwords of a PASID-selective PASID-cache invalidation.
-pub(crate) fn pasid_cache_words(domain: u16, pasid: u32) -> [u64; 4] {
-    tables::pasid_cache(domain, pasid).encode().words()
+    /// A legacy root table, in force, with one context: the device, translated by a second-stage
+    /// table of the guest's width under domain-id 7. Gives the place of the context entry.
+    pub(crate) fn use_legacy_table(&mut self, source_id: SourceId, table: u64) -> u64 {
+        let root = self.legacy_root(source_id, table, 7);
+        let contexts = self.read_u64(root + 16 * u64::from(source_id.bus())) & !0xfff;
+        let context = contexts + 16 * u64::from(source_id.device_function());
+        let width = u64::from(self.width().field());
+        self.change(context + 8, 7, width);
+        self.set_root(root, TranslationTableMode::Legacy);
+        context
+    }
 }

@@ -25,7 +25,7 @@ use vtd_nest::unit::{Unit, UnitConfig};
 
 use crate::bench::{Interposer, Observed, Profile, host_offset};
 
-pub(crate) use broken::{OUTSIDE, pasid_cache_words};
+pub(crate) use broken::{OUTSIDE, Structures};
 pub(crate) use descriptors::{Submitted, kind};
 pub(crate) use event::Event;
 pub(crate) use fault::{GuestFault, TakenFaults};

@@ -14,7 +14,7 @@ use vtd_nest::nest::Policy;
 
 use crate::bench::{Access, Hold};
 use crate::harness::{Scenario, scenario};
-use crate::lab::{D0, D1, Event, Guest, GuestOptions, IOVA, OUTSIDE, Place};
+use crate::lab::{D0, D1, Event, Guest, GuestOptions, IOVA, OUTSIDE, Place, pasid_cache};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -144,7 +144,7 @@ fn bad_descriptors(guest: &Guest) -> Vec<(String, [u64; 4], u64)> {
     let pasid = Pasid::new(guest.pasid).expect("20 bits");
     let domain_id = DomainId::new(7);
     let words = |descriptor: Descriptor| descriptor.encode().words();
-    let pasid_cache = crate::lab::pasid_cache_words(7, guest.pasid);
+    let pasid_cache = pasid_cache(7, guest.pasid).encode().words();
     let pasid_iotlb = words(Descriptor::PasidIotlb {
         domain_id,
         pasid,
@@ -476,7 +476,7 @@ fn s53_barrier(place: Place<'_>) {
         let old = guest.structures(D0, guest.pasid);
         guest.write(old.entry, &[0; 64]);
         guest.lab.hypervisor.hold(Hold::Forever);
-        guest.push_words(crate::lab::pasid_cache_words(7, guest.pasid));
+        guest.push_words(pasid_cache(7, guest.pasid).encode().words());
         guest.push_words(wait(flags, 1, 0));
         let last = guest.push_wait();
         guest.ring_only();
@@ -1051,10 +1051,7 @@ fn s58_legacy(place: Place<'_>) {
     let mut guest = place.shadow_guest();
     let page = guest.data_page();
     let table = guest.table(&[(IOVA, page)]);
-    let root = guest.legacy_root(D0, table, 7);
-    guest.set_root(root, TranslationTableMode::Legacy);
-    let contexts = guest.read_u64(root + 16 * u64::from(D0.bus())) & !0xfff;
-    let context = contexts + 16 * u64::from(D0.device_function());
+    let context = guest.use_legacy_table(D0, table);
     let good = guest.read_u64(context);
     guest.expect_reaches(D0, None, IOVA, page);
     for (name, value, recorded) in [
