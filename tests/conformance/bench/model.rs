@@ -21,7 +21,8 @@ impl ModelProfile {
             ("nesting-server", ModelConfig::nesting_server()),
             (
                 "nesting-client-noncoherent",
-                ModelConfig::nesting_client_noncoherent(),
+                ModelConfig::nesting_client_noncoherent()
+                    .with_capability(CapabilityField::FIRST_STAGE_1GIB_PAGES, 0),
             ),
             (
                 "nesting-server-erratum",

@@ -1,6 +1,8 @@
 //! The component on a bench: units brought up, machines with guests, and what a scenario looks at.
 
+mod broken;
 mod descriptors;
+mod event;
 mod expect;
 mod fault;
 mod guest;
@@ -27,7 +29,9 @@ use vtd_nest::unit::{Unit, UnitConfig};
 
 use crate::bench::{Interposer, Observed, Profile, host_offset};
 
+pub(crate) use broken::{OUTSIDE, Structures};
 pub(crate) use descriptors::{Submitted, kind};
+pub(crate) use event::Event;
 pub(crate) use fault::{GuestFault, TakenFaults};
 pub(crate) use guest::{D0, D1, GUEST_LEN_BYTES, Guest, GuestOptions, Vm};
 pub(crate) use ledger::Holdings;

@@ -2,12 +2,14 @@
 
 mod binding;
 mod costs;
+mod faults;
 mod forwarding;
 mod job;
 mod mode_changes;
 mod refusal;
 mod replacement;
 mod walk;
+mod queue_and_registers;
 
 use crate::harness::Scenario;
 
@@ -22,6 +24,8 @@ pub(crate) fn all() -> Vec<Scenario> {
         mode_changes::SCENARIOS,
         forwarding::SCENARIOS,
         costs::SCENARIOS,
+        queue_and_registers::SCENARIOS,
+        faults::SCENARIOS,
     ]
     .concat()
 }
