@@ -42,12 +42,18 @@ impl Guest {
             .hypervisor
             .dma_read(requester, Iova::new(iova), &mut bytes);
         let value = u64::from_le_bytes(bytes);
+        Self::page_of_stamp(self.number(), value)
+    }
+
+    /// The page that a value is the stamp of, if it is one; it must be this machine's.
+    #[track_caller]
+    pub(super) fn page_of_stamp(number: u16, value: u64) -> Option<u64> {
         if value >> 48 != STAMP >> 48 {
             return None;
         }
         assert_eq!(
             value >> 40 & 0xff,
-            u64::from(self.number()),
+            u64::from(number),
             "the device reads another machine's memory"
         );
         Some(value & 0xff_ffff_ffff)

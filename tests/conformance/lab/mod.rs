@@ -4,9 +4,12 @@ mod descriptors;
 mod expect;
 mod fault;
 mod guest;
+mod hardware;
 mod job;
 pub(crate) mod later;
 mod tables;
+mod tap;
+mod watch;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -27,6 +30,7 @@ pub(crate) use descriptors::{Submitted, kind};
 pub(crate) use fault::{GuestFault, TakenFaults};
 pub(crate) use guest::{D0, D1, GUEST_LEN_BYTES, Guest, GuestOptions, Vm};
 pub(crate) use tables::{ROOT, pasid_cache};
+pub(crate) use tap::{Tap, Tapped, probe_tapped};
 
 /// An address that scenarios map; its index differs at each level.
 pub(crate) const IOVA: u64 = 0x12_3456_7000;

@@ -3,10 +3,15 @@
 mod binding;
 mod costs;
 mod forwarding;
+mod guard_rules;
+mod hostile_guests;
+mod interrupts;
+mod isolation;
 mod job;
 mod mode_changes;
+mod page_requests;
 
-use crate::harness::Scenario;
+use crate::harness::{Scenario, Standing};
 
 /// All scenarios.
 pub(crate) fn all() -> Vec<Scenario> {
@@ -16,6 +21,22 @@ pub(crate) fn all() -> Vec<Scenario> {
         mode_changes::SCENARIOS,
         forwarding::SCENARIOS,
         costs::SCENARIOS,
+        page_requests::SCENARIOS,
+        hostile_guests::SCENARIOS,
+        interrupts::SCENARIOS,
+        isolation::SCENARIOS,
+        guard_rules::SCENARIOS,
     ]
     .concat()
+}
+
+/// A scenario that there is nothing to run of until the named work begins.
+const fn unwritten(numbers: &'static str, name: &'static str, why: &'static str) -> Scenario {
+    Scenario {
+        numbers,
+        name,
+        needs: &[],
+        standing: Standing::Unwritten(why),
+        run: |_| {},
+    }
 }
