@@ -7,6 +7,8 @@ mod guest;
 mod hardware;
 mod job;
 pub(crate) mod later;
+mod oracle;
+mod random;
 mod tables;
 mod tap;
 mod watch;
@@ -29,6 +31,7 @@ use crate::bench::{Interposer, Observed, Profile, host_offset};
 pub(crate) use descriptors::{Submitted, kind};
 pub(crate) use fault::{GuestFault, TakenFaults};
 pub(crate) use guest::{D0, D1, GUEST_LEN_BYTES, Guest, GuestOptions, Vm};
+pub(crate) use random::Random;
 pub(crate) use tables::{ROOT, pasid_cache};
 pub(crate) use tap::{Tap, Tapped, probe_tapped};
 
