@@ -64,6 +64,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         flood_of_invalidations,
     ),
     scenario(
+        "S80 R12",
+        "a large table is shadowed in slices: bounded work a call, others go on",
+        large_shadow,
+    )
+    .pending("host side, complete"),
+    scenario(
         "S81 R12 G21",
         "tail writes, translation on and off, and unplugging between any two steps",
         interleaved_actions,
@@ -206,8 +212,10 @@ fn aliased_tables(place: Place<'_>) {
     const MOST_BYTES: u64 =
         2 * (128 << 10) + 2 * 512 * 4096 + 4096 + 2 * SHADOW_TABLES as u64 * (4096 + 1024 * 3 * 8);
     for start in BACK_ENDS {
+        let mut guest = start(place);
         for (name, alias) in aliases {
-            let mut guest = start(place);
+            guest.install_tables(D0);
+            invalidate_all(&mut guest);
             let (root, page) = guest.bound();
             alias(&mut guest, root);
             let before = guest.lab.hypervisor.counts();
@@ -224,8 +232,8 @@ fn aliased_tables(place: Place<'_>) {
             // The other device was no part of it.
             let (_, other) = guest.bind(D1, guest.pasid, 9);
             guest.expect_reaches(D1, guest.tag, IOVA, other);
-            guest.finish();
         }
+        guest.finish();
     }
 }
 
@@ -476,7 +484,7 @@ fn flood_of_invalidations(place: Place<'_>) {
     let mut neighbour = neighbour(&guest);
     let (_, page) = guest.bound();
     let [context, pasids, pages] = all_invalidations();
-    for round in 0..300 {
+    for round in 0..90 {
         guest.push([context, pasids, pages][round % 3]);
     }
     let wait = guest.push_wait();
@@ -488,10 +496,38 @@ fn flood_of_invalidations(place: Place<'_>) {
     guest.finish();
 }
 
+// Pending: an invalidation brings a whole shadow in step within one step of the budget, up to the
+// machine's `shadow_table_limit`.
+fn large_shadow(place: Place<'_>) {
+    let mut options = first_of_two();
+    options.policy.forbid_nesting = true;
+    let mut guest = place.guest_with(options);
+    let mut neighbour = neighbour(&guest);
+    let (root, page) = guest.bound();
+    // One table page of 512 mappings, used 200 times.
+    let first = IOVA & !0x1f_ffff;
+    for index in 0..512 {
+        guest.map(root, first + 0x1000 * index, Some(page));
+    }
+    let table = guest.slot_at(root, first, 2);
+    let table = guest.read_u64(table);
+    for index in 0..200 {
+        guest.set_leaf(root, first + (index << 21), 2, table);
+    }
+    guest.push(all_invalidations()[2]);
+    let wait = guest.push_wait();
+    guest.ring_only();
+    let (slices, done) = run_in_slices(&mut guest, &mut neighbour, 100_000);
+    assert!(done && slices > 200 * 512 / (BUDGET * STORES_A_STEP as u32));
+    assert_eq!(guest.wait_status(), wait);
+    guest.expect_reaches(D0, guest.tag, first + (199 << 21), page);
+    guest.finish();
+}
+
 // ---- S81 ----
 
 fn interleaved_actions(place: Place<'_>) {
-    for seed in 0..4 {
+    for seed in 0..2 {
         let mut random = Random::new(seed);
         let mut guest = place.guest();
         let (pasid, tag) = (guest.pasid, guest.tag);
@@ -771,7 +807,7 @@ fn random_programs(place: Place<'_>) {
             let mut program = Program::new(start(place), seed);
             program.mend();
             let mut reached = 0;
-            for round in 0..8 {
+            for round in 0..6 {
                 if round % 4 == 3 {
                     program.mend();
                 }
@@ -1021,7 +1057,7 @@ fn protected_ranges(place: Place<'_>) {
 // ---- S93 ----
 
 fn chosen_keys(place: Place<'_>) {
-    const COUNT: usize = 200;
+    const COUNT: usize = 60;
     type Choice = fn(&mut Random, usize) -> (u32, u16);
     let choices: [(&str, Choice); 5] = [
         ("random", |random, _| {
