@@ -1,21 +1,24 @@
 //! What a machine holds, and what a change costs.
 
+use vtd_nest::unit::Unit;
+
 use super::Guest;
 
 /// What a machine has of its host, and the unit has left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Holdings {
     /// Frames charged to the machine.
-    pub(crate) frames: u32,
-    /// Domain-ids that the first unit can still give.
+    pub(crate) charged_frames: u32,
+    /// Domain-ids that the units can still give.
     pub(crate) free_domain_ids: u32,
 }
 
 impl Guest {
     pub(crate) fn holdings(&self) -> Holdings {
+        let units = self.lab.units.iter();
         Holdings {
-            frames: self.lab.hypervisor.pool().charged_frames(self.owner()),
-            free_domain_ids: self.lab.units[0].free_domain_ids(),
+            charged_frames: self.lab.hypervisor.pool().charged_frames(self.owner()),
+            free_domain_ids: units.map(Unit::free_domain_ids).sum(),
         }
     }
 

@@ -6,12 +6,16 @@ mod event;
 mod expect;
 mod fault;
 mod guest;
+mod hardware;
 mod job;
 mod kinds;
 pub(crate) mod later;
 mod ledger;
 mod log_events;
+mod oracle;
+mod random;
 mod tables;
+mod tap;
 mod watch;
 
 use std::cell::RefCell;
@@ -36,7 +40,9 @@ pub(crate) use fault::{GuestFault, TakenFaults};
 pub(crate) use guest::{D0, D1, GUEST_LEN_BYTES, Guest, GuestOptions, Vm};
 pub(crate) use ledger::Holdings;
 pub(crate) use log_events::LogEvents;
+pub(crate) use random::Random;
 pub(crate) use tables::{ROOT, changed, pasid_cache};
+pub(crate) use tap::{Tap, Tapped, probe_tapped};
 
 /// An address that scenarios map; its index differs at each level.
 pub(crate) const IOVA: u64 = 0x12_3456_7000;

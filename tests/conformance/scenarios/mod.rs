@@ -4,14 +4,19 @@ mod binding;
 mod costs;
 mod faults;
 mod forwarding;
+mod guard_rules;
+mod hostile_guests;
+mod interrupts;
+mod isolation;
 mod job;
 mod mode_changes;
+mod page_requests;
+mod queue_and_registers;
 mod refusal;
 mod replacement;
 mod walk;
-mod queue_and_registers;
 
-use crate::harness::Scenario;
+use crate::harness::{Scenario, Standing};
 
 /// All scenarios.
 pub(crate) fn all() -> Vec<Scenario> {
@@ -26,6 +31,22 @@ pub(crate) fn all() -> Vec<Scenario> {
         costs::SCENARIOS,
         queue_and_registers::SCENARIOS,
         faults::SCENARIOS,
+        page_requests::SCENARIOS,
+        hostile_guests::SCENARIOS,
+        interrupts::SCENARIOS,
+        isolation::SCENARIOS,
+        guard_rules::SCENARIOS,
     ]
     .concat()
+}
+
+/// A scenario that there is nothing to run of until the named work begins.
+const fn unwritten(numbers: &'static str, name: &'static str, why: &'static str) -> Scenario {
+    Scenario {
+        numbers,
+        name,
+        needs: &[],
+        standing: Standing::Unwritten(why),
+        run: |_| {},
+    }
 }
