@@ -4,6 +4,7 @@ mod caches;
 mod capabilities;
 mod coherency;
 mod faults;
+mod ordering;
 mod protected;
 mod queue;
 mod registers;
