@@ -3,6 +3,7 @@
 mod caches;
 mod capabilities;
 mod coherency;
+mod corners;
 mod faults;
 mod ordering;
 mod protected;
