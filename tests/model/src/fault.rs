@@ -155,10 +155,10 @@ impl Unit {
 
     fn record(&mut self, request: &Request, reason: FaultReason) {
         // FI has no bits above the largest width.
-        let mut width = 30 + 9 * (63 - self.widths().leading_zeros());
-        if width < 39 {
-            width = 64;
-        }
+        let width = match self.widths() {
+            0 => 64,
+            widths => 30 + 9 * widths.ilog2(),
+        };
         let information = request.address.as_u64() & !0xfff & !crate::bits::from_bit(width);
         let (t1, t2) = match request.access {
             Access::Write => (0, 0),
