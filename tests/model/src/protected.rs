@@ -41,7 +41,9 @@ impl Unit {
     pub(crate) fn read_protected(&self, at: u16) -> u32 {
         let registers = &self.registers.protected_memory;
         match at {
-            FIRST => u32::from(registers.wanted) * ENABLE | u32::from(registers.enabled) * STATUS,
+            FIRST => {
+                (u32::from(registers.wanted) * ENABLE) | (u32::from(registers.enabled) * STATUS)
+            }
             _ => registers.bounds[usize::from(at - 0x68) / 4],
         }
     }

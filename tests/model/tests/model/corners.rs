@@ -171,6 +171,16 @@ fn registers_are_read_only_and_write_only_where_they_are() {
     assert_eq!(unit.read64(address), 0);
     let write_only = |offset| Violation::WriteOnlyRegister { offset };
     assert_eq!(unit.take_violations(), [write_only(0xf0), write_only(0xf4)]);
+    // 64 bits where no register has them.
+    let nowhere = Register64::fault_record_low(0x340, 0).unwrap();
+    let width = Violation::AccessWidth {
+        offset: 0x340,
+        width_bytes: 8,
+    };
+    unit.read64(nowhere);
+    assert_eq!(unit.take_violations()[0], width);
+    unit.write64(nowhere, 1);
+    assert_eq!(unit.take_violations()[0], width);
     let record = Register64::fault_record_low(0x220, 0).unwrap();
     unit.write32(record.low_dword(), 5);
     assert_eq!(
@@ -202,6 +212,35 @@ fn dma_where_there_is_no_memory_is_told() {
     let added = unit.dma_fetch_add(DEVICE, None, Iova::new(nowhere), 1);
     assert_eq!(added, Ok(u64::MAX));
     assert_eq!(unit.violations(), [outside; 3]);
+}
+
+#[test]
+fn a_tail_that_moves_back_withdraws_what_was_queued() {
+    let config = ModelConfig::nesting_server();
+    let bench = Bench::new(config, Mode::Scalable);
+    let mut unit = bench.machine.unit.clone();
+    // The queue stands at an error, behind which the tail may be moved; then at none.
+    bench.post(&[[0xf, 0], IOTLB_GLOBAL]);
+    unit.write64(Register64::INVALIDATION_QUEUE_TAIL, 32);
+    unit.assert_no_violations();
+    let config = ModelConfig::nesting_server().with_extended(Ecap::DEVICE_TLB, 1);
+    let bench = Bench::new(config, Mode::Scalable);
+    let mut unit = bench.machine.unit.clone();
+    unit.set_device_silent(DEVICE, true);
+    bench.post(&[[3 | u64::from(DEVICE.as_u16()) << 32, 0]]);
+    bench.machine.hypervisor.clock().advance(2_000_000_000);
+    unit.advance();
+    // ITE: nothing is fetched any more.
+    bench.post(&[IOTLB_GLOBAL, IOTLB_GLOBAL]);
+    unit.write64(Register64::INVALIDATION_QUEUE_TAIL, 64);
+    assert_eq!(
+        unit.violations(),
+        [Violation::QueueTailMovedBack {
+            head: 32,
+            old: 96,
+            new: 64
+        }]
+    );
 }
 
 #[test]
