@@ -407,7 +407,7 @@ impl<const WORDS: usize, const OWNERS: usize> PoolState<WORDS, OWNERS> {
 
 /// Zeroes a run: the part of [`Frames::allocate`] that every implementation over a
 /// [`FramePool`] shares.
-pub fn zero_run<M: HostMemory>(memory: &M, run: &FrameRun) {
+pub fn zero_run<M: HostMemory + ?Sized>(memory: &M, run: &FrameRun) {
     let mut offset = 0;
     while offset < run.len_bytes() {
         if let Some(at) = run.address().checked_add(offset) {

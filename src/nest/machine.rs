@@ -443,6 +443,15 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         self.virtual_unit.write(offset, len, value);
     }
 
+    /// Resets the virtual unit, as a reset of its machine does: registers, queue and records are as
+    /// after power-on and translation is off. Devices stay assigned. Bindings go with the next
+    /// [`poll`](Self::poll), which completes whatever the host side refuses (R25, R26): what cannot
+    /// be bound to the machine's memory is blocked.
+    pub fn reset(&mut self) {
+        log::info!("machine {}: reset", self.host.number);
+        self.virtual_unit.reset();
+    }
+
     /// Does pending work, at most `budget` steps of about one guest table page or one host
     /// operation each.
     pub fn poll<H: Hypervisor, R: Registers>(

@@ -3,6 +3,7 @@
 //! CI calls nothing that a person could not call: `.ci/run` is `cargo xtask test`.
 
 mod command;
+mod conform;
 mod coverage;
 mod image;
 mod panic_freedom;
@@ -31,6 +32,8 @@ struct CommandLine {
 enum Command {
     /// Builds the micro-hypervisor image and boots it in QEMU.
     Run(run::Arguments),
+    /// Runs the scenarios on every bench: the model, QEMU over qtest, the image.
+    Conform(conform::Arguments),
     /// Runs every check: formatting, lints, documentation, tests, panic freedom, the image in QEMU.
     Test(test::Arguments),
     /// Tells which lines of the model its own tests run.
@@ -106,6 +109,7 @@ pub(crate) fn target_folder() -> Result<PathBuf> {
 fn main() -> ExitCode {
     let result = match CommandLine::parse().command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Conform(arguments) => conform::conform(&arguments),
         Command::Test(arguments) => test::test(&arguments),
         Command::Coverage(arguments) => coverage::coverage(&arguments),
     };

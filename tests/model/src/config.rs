@@ -58,6 +58,8 @@ pub struct ModelConfig {
     pub queue_pace: Pace,
     /// In which order fetched descriptors are executed.
     pub queue_order: QueueOrder,
+    /// When a page request that arrived is checked and written to its queue.
+    pub page_request_pace: Pace,
     /// How long an invalidation waits for a device that does not answer, in nanoseconds.
     pub device_tlb_timeout: u64,
     /// In which order large entries are fetched.
@@ -101,6 +103,7 @@ impl ModelConfig {
             command_pace: Pace::Immediate,
             queue_pace: Pace::Immediate,
             queue_order: QueueOrder::InOrder,
+            page_request_pace: Pace::Immediate,
             device_tlb_timeout: 1_000_000_000,
             fetch_order: FetchOrder::Ascending,
             fault_compression: false,
@@ -131,6 +134,23 @@ impl ModelConfig {
             .with(Ecap::PASID_SIZE, 19)
             .with(Ecap::RID_PASID, 1)
             .with(Ecap::PAGE_WALK_COHERENCY, 1);
+        config
+    }
+
+    /// [`nesting_server`](Self::nesting_server) with what devices with device-TLBs and page
+    /// requests need, and with supervisor requests.
+    pub fn device_tlb_server() -> Self {
+        let mut config = Self::nesting_server();
+        config.extended = config
+            .extended
+            .with(Ecap::DEVICE_TLB, 1)
+            .with(Ecap::PAGE_REQUESTS, 1)
+            .with(Ecap::SUPERVISOR_REQUESTS, 1)
+            .with(Ecap::NO_WRITE_FLAG, 1)
+            .with(Ecap::DEVICE_TLB_THROTTLING, 1)
+            .with(Ecap::PAGE_REQUEST_DRAIN, 1)
+            .with(Ecap::PASID_IN_TRANSLATED_REQUESTS, 1)
+            .with(Ecap::STOP_MARKERS, 1);
         config
     }
 
@@ -222,6 +242,17 @@ impl ModelConfig {
             config.extended = config.extended.with(field, value);
         }
         config
+    }
+
+    /// Adds interrupt remapping and posting: 32-bit destinations, invalidations of up to 2^15
+    /// indexes, caches that SIRTP empties.
+    #[must_use]
+    pub fn with_interrupt_remapping(self) -> Self {
+        self.with_capability(Cap::POSTED_INTERRUPTS, 1)
+            .with_capability(Cap::ENHANCED_SET_INTERRUPT_TABLE_POINTER, 1)
+            .with_extended(Ecap::INTERRUPT_REMAPPING, 1)
+            .with_extended(Ecap::EXTENDED_INTERRUPT_MODE, 1)
+            .with_extended(Ecap::MAXIMUM_HANDLE_MASK, 15)
     }
 
     /// Changes a field of `CAP_REG`.

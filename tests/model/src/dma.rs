@@ -4,13 +4,11 @@ use vtd_nest::arch::address::{Hpa, Iova};
 use vtd_nest::arch::fault::FaultReason;
 use vtd_nest::arch::id::{Pasid, SourceId};
 
-use crate::bits::{self, bit};
+use crate::bits;
 use crate::cache::Blocked;
 use crate::fault::Fault;
-use crate::registers::CFI;
 use crate::translate::Located;
 use crate::unit::{ModelUnit, Unit};
-use crate::violation::Violation;
 
 /// What a request does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,17 +64,6 @@ pub struct Translation {
     pub last: Hpa,
 }
 
-/// An interrupt that a device sent and the unit let pass.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DeviceInterrupt {
-    /// The device.
-    pub source_id: SourceId,
-    /// The address written.
-    pub address: u64,
-    /// The data written.
-    pub data: u32,
-}
-
 impl Unit {
     /// Translates a request, or blocks it.
     fn request(&mut self, request: &Request) -> Result<Located, Fault> {
@@ -109,32 +96,7 @@ impl Unit {
         }
     }
 
-    /// A write of 4 bytes without PASID into the interrupt range (§5.1).
-    fn interrupt(&mut self, request: &Request, data: u32) -> Result<(), Fault> {
-        let address = request.address.as_u64();
-        if self.registers.interrupt_remapping_enabled() {
-            let extended = bit(self.registers.interrupt_table, 11);
-            if bit(address, 4) {
-                self.violation(Violation::NotModelled("interrupt remapping"));
-            } else if extended || self.registers.status & CFI == 0 {
-                return Err(self.block(
-                    request,
-                    Blocked {
-                        reason: FaultReason::InterruptCompatibilityFormatBlocked,
-                        fault_disable: false,
-                    },
-                ));
-            }
-        }
-        self.interrupts.push(DeviceInterrupt {
-            source_id: request.source_id,
-            address,
-            data,
-        });
-        Ok(())
-    }
-
-    fn read(&mut self, mut request: Request, into: &mut [u8]) -> Result<(), Fault> {
+    pub(crate) fn read(&mut self, mut request: Request, into: &mut [u8]) -> Result<(), Fault> {
         if into.is_empty() {
             request.zero_length = true;
             return self.request(&request).map(|_| ());
@@ -155,7 +117,7 @@ impl Unit {
         Ok(())
     }
 
-    fn write(&mut self, mut request: Request, from: &[u8]) -> Result<(), Fault> {
+    pub(crate) fn write(&mut self, mut request: Request, from: &[u8]) -> Result<(), Fault> {
         let address = request.address.as_u64();
         if request.pasid.is_none()
             && bits::is_interrupt_address(address)
@@ -179,7 +141,7 @@ impl Unit {
         Ok(())
     }
 
-    fn fetch_add(&mut self, request: &Request, value: u64) -> Result<u64, Fault> {
+    pub(crate) fn fetch_add(&mut self, request: &Request, value: u64) -> Result<u64, Fault> {
         let located = self.request(request)?;
         if self.drops_protected(request.address.as_u64(), located.host, 8) {
             return Ok(u64::MAX);
@@ -196,11 +158,11 @@ impl Unit {
 }
 
 /// How much of `length` bytes lies in the request's page.
-fn chunk(request: &Request, length: usize) -> usize {
+pub(crate) fn chunk(request: &Request, length: usize) -> usize {
     length.min((4096 - request.address.page_offset()) as usize)
 }
 
-fn next(address: Iova, length: usize) -> Iova {
+pub(crate) fn next(address: Iova, length: usize) -> Iova {
     Iova::new(address.as_u64().wrapping_add(length as u64))
 }
 

@@ -19,10 +19,12 @@
 //! machine.unit.assert_no_violations();
 //! ```
 
+mod ats;
 mod bits;
 mod cache;
 mod clock;
 mod config;
+mod device_tlb;
 mod dma;
 mod domain_rules;
 mod edu;
@@ -30,7 +32,10 @@ mod event;
 mod fault;
 mod guest;
 mod hypervisor;
+mod initiator;
+mod interrupt;
 mod memory;
+mod page_request;
 pub mod pieces;
 mod protected;
 mod queue;
@@ -41,16 +46,21 @@ mod unit;
 mod violation;
 mod walk;
 
+pub use ats::{CompletionStatus, TranslationCompletion, TranslationData};
 pub use cache::CacheMode;
 pub use clock::Clock;
 pub use config::{FetchOrder, ModelConfig, Pace};
-pub use dma::{Access, DeviceInterrupt, Request, Translation};
+pub use device_tlb::{DeviceTlbEntry, DeviceTlbMode};
+pub use dma::{Access, Request, Translation};
 pub use edu::Edu;
 pub use event::{EventKind, EventMessage};
 pub use fault::Fault;
 pub use guest::GuestRam;
 pub use hypervisor::{BusMasterChange, DeliveredInterrupt, Machine, ModelHypervisor};
+pub use initiator::{DmaError, Initiator};
+pub use interrupt::{DeliveryMode, DeviceInterrupt, InterruptOutcome, ProcessorInterrupt};
 pub use memory::{Fetch, FlushMode, Memory, MemoryEvent, MemorySnapshot};
+pub use page_request::{PageRequest, PageRequestOutcome, PageResponse, ResponseCode};
 pub use queue::SubmittedDescriptor;
 pub use queue_order::QueueOrder;
 pub use unit::{Counters, ModelUnit};

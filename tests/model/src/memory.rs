@@ -43,7 +43,7 @@ pub enum MemoryEvent {
     },
     /// A fence.
     Fence,
-    /// A store of the remapping unit: wait status, accessed and dirty bits.
+    /// A store of the remapping unit: wait status, accessed and dirty bits, posted interrupts.
     HardwareStore {
         /// Where.
         address: Hpa,
@@ -66,7 +66,7 @@ pub enum MemoryEvent {
 pub struct Fetch {
     /// Where.
     pub address: Hpa,
-    /// How much: 8 or 16 bytes, read as one access.
+    /// How much, read as one access: 8 or 16 bytes, 64 of a posted-interrupt descriptor.
     pub len_bytes: u8,
 }
 

@@ -8,8 +8,8 @@ use vtd_nest::arch::id::SourceId;
 use crate::bits::{self, bit, field};
 use crate::cache::{Block, FunctionSet};
 use crate::queue_order::QueueOrder;
-use crate::registers::{IQE, ITE};
-use crate::unit::{Due, Unit};
+use crate::registers::{ICE, IQE, ITE};
+use crate::unit::{Due, ModelUnit, Unit};
 use crate::violation::Violation;
 
 /// A descriptor that the unit fetched and found valid.
@@ -325,6 +325,8 @@ impl Unit {
                     source_id: SourceId::from_u16(device_of(words)),
                 });
             }
+            (3, _) => self.invalidate_device_tlb(words, false),
+            (4, _) => self.invalidate_interrupt_entries(q0),
             (5, _) => self.complete_wait(q0, q1),
             (6, 2) => self.caches.drop_iotlb_of_pasid(domain, pasid),
             (6, _) => {
@@ -335,7 +337,9 @@ impl Unit {
             (7, 0) => self.drop_pasid_entries(Some(domain), None),
             (7, 1) => self.drop_pasid_entries(Some(domain), Some(pasid)),
             (7, _) => self.drop_pasid_entries(None, None),
-            // No device-TLBs, interrupt-entry cache, page requests or host permission tables yet.
+            (8, _) => self.invalidate_device_tlb(words, true),
+            (9, _) => self.respond(words),
+            // No host permission tables yet.
             _ => {}
         }
     }
@@ -347,6 +351,9 @@ impl Unit {
 
     fn complete_wait(&mut self, q0: u64, q1: u64) {
         self.counters.waits += 1;
+        if bit(q0, 7) {
+            self.drain_page_requests();
+        }
         if bit(q0, 5) {
             let host_bits = u32::from(self.config.host_address_width);
             let address = q1 & !3 & !bits::from_bit(host_bits);
@@ -359,6 +366,28 @@ impl Unit {
             self.messages
                 .extend(self.registers.completion_event.raise());
         }
+    }
+}
+
+impl ModelUnit {
+    /// A device sends a device-TLB invalidation completion with a tag that it was not given
+    /// (§6.5.2.11): ICE. The queue goes on.
+    ///
+    /// # Panics
+    ///
+    /// If the unit has no device-TLBs: completions do not reach it, and ICE is a reserved bit.
+    pub fn send_invalid_completion(&self, source_id: SourceId) {
+        let mut unit = self.0.borrow_mut();
+        assert!(unit.config.has(Ecap::DEVICE_TLB), "no device-TLBs");
+        unit.advance(false);
+        let was_quiet = unit.is_fault_event_quiet();
+        // ICESID keeps the first one until ICE is cleared.
+        if unit.registers.fault_status & ICE == 0 {
+            let record = &mut unit.registers.queue_error_record;
+            *record = *record & !(0xffff << 48) | u64::from(source_id.as_u16()) << 48;
+        }
+        unit.registers.fault_status |= ICE;
+        unit.raise_fault_event(was_quiet);
     }
 }
 

@@ -73,7 +73,8 @@ pub(crate) struct RegisterFile {
     root_set: bool,
     interrupt_table_written: u64,
     pub(crate) interrupt_table: u64,
-    interrupt_table_set: bool,
+    /// SIRTP was done since reset and since IRE was last cleared.
+    pub(crate) interrupt_table_set: bool,
     context_command: u64,
     invalidate_address: u64,
     iotlb_command: u64,
@@ -81,15 +82,15 @@ pub(crate) struct RegisterFile {
     pub(crate) records: FaultRecords,
     pub(crate) fault_event: EventRegisters,
     pub(crate) completion_event: EventRegisters,
-    page_request_event: EventRegisters,
+    pub(crate) page_request_event: EventRegisters,
     pub(crate) wait_complete: bool,
     pub(crate) queue_tail: u64,
     pub(crate) queue_address: u64,
     pub(crate) queue_error_record: u64,
     pub(crate) protected_memory: ProtectedMemory,
     /// PQH, PQT, PQA, 0xC0 to 0xD7.
-    page_request_queue: [u32; 6],
-    page_request_status: u32,
+    pub(crate) page_request_queue: [u32; 6],
+    pub(crate) page_request_status: u32,
 }
 
 impl RegisterFile {
@@ -244,6 +245,9 @@ impl Unit {
     }
 
     fn read_dword(&mut self, at: u16) -> u32 {
+        if self.lacks_queue_register(at) {
+            return 0;
+        }
         let page_requests = self.has_page_requests();
         let registers = &self.registers;
         let index = at % 8 / 4;
@@ -298,6 +302,11 @@ impl Unit {
         }
     }
 
+    /// Registers of the invalidation queue are reserved where there is none (§11.4.9).
+    fn lacks_queue_register(&self, at: u16) -> bool {
+        (offset::IQH..offset::IRTA).contains(&at) && !self.config.has(Ecap::QUEUED_INVALIDATION)
+    }
+
     fn has_page_requests(&self) -> bool {
         self.config.has(Ecap::PAGE_REQUESTS)
     }
@@ -311,6 +320,10 @@ impl Unit {
     fn write_dword(&mut self, at: u16, value: u32) {
         if self.is_read_only(at) {
             self.violation(Violation::ReadOnlyRegister { offset: at, value });
+            return;
+        }
+        if self.lacks_queue_register(at) {
+            self.reserved(at, value);
             return;
         }
         let index = at % 8 / 4;
@@ -380,14 +393,7 @@ impl Unit {
                 self.messages.extend(message);
             }
             0xb8 | 0xbc => {
-                let extended = u32::from(self.config.has(Ecap::EXTENDED_INTERRUPT_MODE));
-                let reserved = if index == 0 {
-                    0xff0 & !(extended << 11)
-                } else {
-                    beyond_host
-                };
-                self.reserved(at, value & reserved);
-                set_half(&mut self.registers.interrupt_table_written, index, value);
+                self.write_interrupt_table(index, value, beyond_host);
             }
             offset::PQH..=0xd4 if self.has_page_requests() => {
                 let reserved = match at {
@@ -397,11 +403,11 @@ impl Unit {
                     _ => u32::MAX,
                 };
                 self.reserved(at, value & reserved);
-                self.registers.page_request_queue[usize::from(at - offset::PQH) / 4] = value;
+                self.write_page_request_queue(usize::from(at - offset::PQH) / 4, value);
             }
             offset::PRS if self.has_page_requests() => {
                 self.reserved(at, value & !3);
-                self.registers.page_request_status &= !value;
+                self.clear_page_request_status(value);
             }
             offset::PECTL..=offset::PEUADDR if self.has_page_requests() => {
                 let index = (at - offset::PECTL) / 4;
@@ -411,6 +417,35 @@ impl Unit {
             }
             _ => self.write_placed_register(at, value),
         }
+    }
+
+    /// `IRTA_REG` (§11.4.10): the dword at `index`.
+    fn write_interrupt_table(&mut self, index: u16, value: u32, beyond_host: u32) {
+        const EXTENDED_MODE: u32 = 1 << 11;
+        let mut reserved = match index {
+            0 if self.config.has(Ecap::EXTENDED_INTERRUPT_MODE) => 0x7f0,
+            0 => 0xff0,
+            _ => beyond_host,
+        };
+        if !self.config.has(Ecap::INTERRUPT_REMAPPING) {
+            reserved = u32::MAX;
+        }
+        self.reserved(offset::IRTA + 4 * index, value & reserved);
+        // What is reserved in the low dword reads 0 and does nothing. A pointer beyond HAW is kept:
+        // requests fault on it.
+        let value = if index == 0 || reserved == u32::MAX {
+            value & !reserved
+        } else {
+            value
+        };
+        let old = half(self.registers.interrupt_table_written, index);
+        if index == 0
+            && (old ^ value) & EXTENDED_MODE != 0
+            && self.registers.interrupt_remapping_enabled()
+        {
+            self.violation(Violation::ExtendedInterruptModeChangedWhileEnabled);
+        }
+        set_half(&mut self.registers.interrupt_table_written, index, value);
     }
 
     /// The registers whose place the capabilities tell.
@@ -551,13 +586,7 @@ impl Unit {
             self.switch_queue(command & QIE != 0);
         }
         if changed & IRE != 0 {
-            if command & IRE != 0 && !self.registers.interrupt_table_set {
-                self.violation(Violation::InterruptRemappingWithoutTable);
-            }
-            if command & IRE == 0 {
-                self.registers.interrupt_table_set = false;
-            }
-            self.registers.status ^= IRE;
+            self.switch_interrupt_remapping(command & IRE != 0);
         }
         self.registers.status ^= changed & CFI;
         if changed & TE != 0 {
@@ -593,16 +622,6 @@ impl Unit {
         if !keeps_caches {
             self.drop_all_caches();
         }
-    }
-
-    fn set_interrupt_table(&mut self, table: u64) {
-        let mode_changed = bit(self.registers.interrupt_table ^ table, 11);
-        if mode_changed && self.registers.interrupt_remapping_enabled() {
-            self.violation(Violation::ExtendedInterruptModeChangedWhileEnabled);
-        }
-        self.registers.interrupt_table = table;
-        self.registers.interrupt_table_set = true;
-        self.registers.status |= SIRTP;
     }
 
     fn switch_queue(&mut self, on: bool) {

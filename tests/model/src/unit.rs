@@ -13,10 +13,13 @@ use crate::bits;
 use crate::cache::Caches;
 use crate::clock::Clock;
 use crate::config::{ModelConfig, Pace};
-use crate::dma::{DeviceInterrupt, Request};
+use crate::device_tlb::Devices;
+use crate::dma::Request;
 use crate::domain_rules::DomainRules;
 use crate::event::EventMessage;
+use crate::interrupt::{DeviceInterrupt, InterruptEntryCache};
 use crate::memory::Memory;
+use crate::page_request::PageRequests;
 use crate::queue::{Queue, SubmittedDescriptor};
 use crate::registers::{RegisterFile, SRTP};
 use crate::violation::Violation;
@@ -30,6 +33,8 @@ pub struct Counters {
     pub iotlb_hits: u64,
     /// Requests that needed more.
     pub iotlb_misses: u64,
+    /// Remappable interrupt requests answered by the interrupt-entry cache.
+    pub interrupt_entry_hits: u64,
     /// Invalidation descriptors executed, waits included.
     pub descriptors: u64,
     /// Wait descriptors completed.
@@ -75,7 +80,10 @@ pub(crate) struct Unit {
     pub(crate) registers: RegisterFile,
     pub(crate) queue: Queue,
     pub(crate) caches: Caches,
+    pub(crate) interrupt_entries: InterruptEntryCache,
     pub(crate) domains: DomainRules,
+    pub(crate) devices: Devices,
+    pub(crate) page_requests: PageRequests,
     pub(crate) violations: Vec<Violation>,
     pub(crate) messages: Vec<EventMessage>,
     pub(crate) interrupts: Vec<DeviceInterrupt>,
@@ -104,6 +112,7 @@ impl Unit {
     /// Does what is due by now.
     pub(crate) fn advance(&mut self, manual: bool) {
         self.complete_command(manual);
+        self.accept_page_requests(manual);
         self.run_queue(manual);
     }
 }
@@ -129,6 +138,7 @@ impl ModelUnit {
     /// A unit after reset.
     pub fn new(config: ModelConfig, memory: &Memory, clock: &Clock) -> Self {
         let caches = Caches::new(config.cache_mode, config.seed);
+        let interrupt_entries = InterruptEntryCache::new(config.cache_mode, config.seed);
         let registers = RegisterFile::new(config.fault_records());
         Self(Rc::new(RefCell::new(Unit {
             config,
@@ -137,7 +147,10 @@ impl ModelUnit {
             registers,
             queue: Queue::default(),
             caches,
+            interrupt_entries,
             domains: DomainRules::default(),
+            devices: Devices::default(),
+            page_requests: PageRequests::default(),
             violations: Vec::new(),
             messages: Vec::new(),
             interrupts: Vec::new(),
@@ -224,7 +237,7 @@ impl ModelUnit {
         std::mem::take(&mut self.0.borrow_mut().messages)
     }
 
-    /// The interrupts that devices sent since the last call.
+    /// The interrupts that devices sent, and that were not blocked, since the last call.
     pub fn take_interrupts(&self) -> Vec<DeviceInterrupt> {
         std::mem::take(&mut self.0.borrow_mut().interrupts)
     }
@@ -246,7 +259,9 @@ impl ModelUnit {
 
     /// Empties every cache, as hardware may at any time.
     pub fn evict_all(&self) {
-        self.0.borrow_mut().caches.clear();
+        let mut unit = self.0.borrow_mut();
+        unit.caches.clear();
+        unit.interrupt_entries.clear();
     }
 }
 

@@ -64,7 +64,18 @@ pub enum Violation {
         /// The new one.
         new: u64,
     },
-    /// EIME changed while IRES=1 (§11.4.10).
+    /// IRE after a new table, with no global interrupt-entry-cache invalidation in between, where
+    /// CAP.ESIRTPS=0 (§6.7).
+    InterruptEntryCacheNotInvalidated,
+    /// SIRTP while IRES=1 with a table that lacks a present entry of the old one, or has another
+    /// (§6.7).
+    InterruptTableDiffers {
+        /// The first such index.
+        index: u16,
+    },
+    /// IRE with EIME=0 while ECAP.EIMER=1 (§11.4.10).
+    ExtendedInterruptModeRequired,
+    /// EIME changed while IRES=1 (§11.4.10): written so, or put into force.
     ExtendedInterruptModeChangedWhileEnabled,
     /// QIE with a tail that is not 0 (§6.5.2).
     QueueEnabledWithTail {
@@ -113,6 +124,57 @@ pub enum Violation {
     DeviceTlbWhileDisabled {
         /// The device.
         source_id: SourceId,
+    },
+    /// A device-TLB descriptor names another physical function than the device's (§6.5.2.5,
+    /// §6.5.2.6).
+    PhysicalFunctionDiffers {
+        /// The device.
+        source_id: SourceId,
+        /// Its physical function: itself, if it is one.
+        wanted: SourceId,
+        /// `PFSID`.
+        given: SourceId,
+    },
+    /// The page request queue's head moved to where no request was, or out of the queue (§7.4.1).
+    PageRequestHeadMisplaced {
+        /// `PQH_REG` before.
+        old: u32,
+        /// The value written.
+        new: u32,
+        /// `PQT_REG`.
+        tail: u32,
+    },
+    /// `PQT_REG` was written with another value than 0, though hardware moves it (§7.4.1).
+    PageRequestTailWritten {
+        /// The value.
+        value: u32,
+    },
+    /// A page request was allowed (PRE=1) before `PQA_REG` was written (§11.4.11.3).
+    PageRequestQueueNotSet,
+    /// The page request queue is not memory (§11.4.11.3).
+    PageRequestQueueAddress {
+        /// Where a descriptor was to be written.
+        address: u64,
+    },
+    /// A stop marker that could not be queued, on a unit without ECAP.SMS: undefined, so that
+    /// software should not have enabled page requests for the device (§11.4.3).
+    StopMarkerLost {
+        /// The device.
+        source_id: SourceId,
+    },
+    /// A page group response to no request that waits for one (§7.6).
+    PageResponseUnexpected {
+        /// The device.
+        source_id: SourceId,
+        /// The PASID, if the response has one.
+        pasid: Option<u32>,
+        /// The page request group index.
+        group: u16,
+    },
+    /// A page group response with a reserved response code (Table 32).
+    PageResponseCode {
+        /// The code.
+        code: u8,
     },
     /// Register-based invalidation where it does not work (§6.5.1).
     RegisterInvalidation {

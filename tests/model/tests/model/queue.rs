@@ -337,3 +337,61 @@ fn switching_the_queue_off_behind_a_wait_is_clean() {
     assert_eq!(head(&bench), 0);
     bench.machine.unit.assert_no_violations();
 }
+
+#[test]
+fn an_invalid_completion_is_recorded_and_the_queue_goes_on() {
+    const ICE: u32 = 1 << 5;
+    let bench = Bench::new(
+        ModelConfig::nesting_server().with_extended(Ecap::DEVICE_TLB, 1),
+        Mode::Scalable,
+    );
+    let mut unit = bench.machine.unit.clone();
+    unit.write32(Register32::FAULT_EVENT_ADDRESS, 0xfee0_2000);
+    unit.write32(Register32::FAULT_EVENT_CONTROL, 0);
+    let record = || {
+        let record = unit.read64(Register64::INVALIDATION_QUEUE_ERROR_RECORD);
+        // ICESID, ITESID, IQEI.
+        ((record >> 48) as u16, (record >> 32) as u16, record & 0xf)
+    };
+    unit.send_invalid_completion(DEVICE);
+    assert_eq!(fault_status(&bench), ICE);
+    assert_eq!(record(), (DEVICE.as_u16(), 0, 0));
+    assert_eq!(unit.take_messages().len(), 1);
+    assert!(bench.submit(&[IOTLB_GLOBAL]), "ICE stops nothing");
+    // The record keeps the first, and a cause that joins another sends nothing.
+    unit.send_invalid_completion(OTHER);
+    assert_eq!(record().0, DEVICE.as_u16());
+    assert!(!bench.submit(&[[0, 0]]));
+    assert_eq!(fault_status(&bench), ICE | IQE);
+    assert_eq!(record(), (DEVICE.as_u16(), 0, 3));
+    assert!(unit.take_messages().is_empty());
+    // Each cause is cleared by itself.
+    let mut writer = unit.clone();
+    writer.write32(Register32::FAULT_STATUS, ICE);
+    assert_eq!(fault_status(&bench), IQE);
+    unit.send_invalid_completion(OTHER);
+    assert_eq!(record(), (OTHER.as_u16(), 0, 3));
+    assert!(unit.take_messages().is_empty());
+    unit.assert_no_violations();
+}
+
+#[test]
+fn registers_of_an_absent_queue_are_reserved() {
+    let bench = Bench::off(
+        ModelConfig::nesting_server().with_extended(Ecap::QUEUED_INVALIDATION, 0),
+        Mode::Legacy,
+    );
+    let mut unit = bench.machine.unit.clone();
+    unit.write64(Register64::INVALIDATION_QUEUE_TAIL, 0x20);
+    unit.write64(Register64::INVALIDATION_QUEUE_ADDRESS, 0x5000);
+    unit.write32(Register32::INVALIDATION_EVENT_CONTROL, 0);
+    let reserved = |offset, bits| Violation::ReservedRegisterBits { offset, bits };
+    assert_eq!(
+        unit.take_violations(),
+        [reserved(0x88, 0x20), reserved(0x90, 0x5000)]
+    );
+    assert_eq!(unit.read64(Register64::INVALIDATION_QUEUE_TAIL), 0);
+    assert_eq!(unit.read64(Register64::INVALIDATION_QUEUE_ADDRESS), 0);
+    assert_eq!(unit.read32(Register32::INVALIDATION_EVENT_CONTROL), 0);
+    unit.assert_no_violations();
+}

@@ -335,7 +335,9 @@ fn interrupt_remapping_blocks_the_compatibility_format_until_allowed() {
     const IRE: u32 = 1 << 25;
     const SIRTP: u32 = 1 << 24;
     const CFI: u32 = 1 << 23;
-    let bench = Bench::off(ModelConfig::qemu_second_stage(), Mode::Scalable);
+    let config = ModelConfig::qemu_second_stage()
+        .with_capability(Cap::ENHANCED_SET_INTERRUPT_TABLE_POINTER, 1);
+    let bench = Bench::off(config, Mode::Scalable);
     let mut unit = unit(&bench);
     let send = || {
         let at = vtd_nest::arch::address::Iova::new(0xfee0_0000);

@@ -1,0 +1,188 @@
+//! The component on a bench: units brought up, machines with guests, and what a scenario looks at.
+
+mod descriptors;
+mod expect;
+mod fault;
+mod guest;
+mod job;
+pub(crate) mod later;
+mod tables;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use vtd_nest::arch::address::Hpa;
+use vtd_nest::arch::context::ScalableContextEntry;
+use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::pasid::PasidEntry;
+use vtd_nest::arch::register::{FaultRecord, Register64, RootTableAddress};
+use vtd_nest::arch::root::RootHalf;
+use vtd_nest::mem::{HostMemory, Registers};
+use vtd_nest::nest::{FaultOutcome, Policy};
+use vtd_nest::unit::{Unit, UnitConfig};
+
+use crate::bench::{Interposer, Observed, Profile, host_offset};
+
+pub(crate) use descriptors::{Submitted, kind};
+pub(crate) use fault::{GuestFault, TakenFaults};
+pub(crate) use guest::{D0, D1, GUEST_LEN_BYTES, Guest, GuestOptions, Vm};
+pub(crate) use tables::{ROOT, pasid_cache};
+
+/// An address that scenarios map; its index differs at each level.
+pub(crate) const IOVA: u64 = 0x12_3456_7000;
+
+/// A bench, with every unit brought up.
+pub(crate) struct Lab {
+    pub(crate) hypervisor: Rc<Interposer>,
+    pub(crate) units: Vec<Unit<Observed>>,
+    /// Hardware's records that no machine has taken yet.
+    unclaimed: RefCell<Vec<(u8, FaultRecord)>>,
+    /// Records that were the hypervisor's business.
+    pub(crate) host_faults: RefCell<Vec<(FaultRecord, FaultOutcome)>>,
+}
+
+/// Where a scenario runs: it starts what it needs from here.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) profile: &'a dyn Profile,
+}
+
+impl Place<'_> {
+    /// Units brought up, no machine.
+    pub(crate) fn lab(self) -> Rc<Lab> {
+        self.lab_of(1)
+    }
+
+    /// Several units brought up, no machine.
+    pub(crate) fn lab_of(self, units: usize) -> Rc<Lab> {
+        let bench = self.profile.start(units).expect("the bench starts");
+        Rc::new(Lab::new(Interposer::new(bench), units))
+    }
+
+    /// One machine with both devices, tables and translation on, no PASID entry.
+    pub(crate) fn guest(self) -> Guest {
+        self.guest_with(GuestOptions::default())
+    }
+
+    /// As [`guest`](Self::guest), otherwise.
+    pub(crate) fn guest_with(self, options: GuestOptions) -> Guest {
+        Guest::start(&self.lab(), options)
+    }
+
+    /// A guest that is shown the second stage, whatever the hardware.
+    pub(crate) fn shadow_guest(self) -> Guest {
+        self.guest_with(GuestOptions {
+            policy: Policy {
+                forbid_nesting: true,
+                ..Policy::default()
+            },
+            ..GuestOptions::default()
+        })
+    }
+}
+
+impl Lab {
+    fn new(hypervisor: Rc<Interposer>, units: usize) -> Self {
+        let width = hypervisor.bench().host_address_width();
+        let units = (0..units).map(|index| {
+            let registers = hypervisor.registers(index).expect("the bench has the unit");
+            let unit = Unit::probe(registers, UnitConfig::new(0, width)).expect("a usable unit");
+            unit.bring_up(&*hypervisor).expect("the unit comes up");
+            unit
+        });
+        let units = units.collect();
+        Self {
+            hypervisor,
+            units,
+            unclaimed: RefCell::default(),
+            host_faults: RefCell::default(),
+        }
+    }
+
+    /// Takes what hardware has recorded.
+    fn collect_faults(&self) {
+        for (index, unit) in self.units.iter().enumerate() {
+            while let Some(record) = unit.next_fault() {
+                self.unclaimed.borrow_mut().push((index as u8, record));
+            }
+        }
+    }
+
+    /// Gives each record that `claim` takes away.
+    fn route_faults(&self, mut claim: impl FnMut(u8, &FaultRecord) -> bool) {
+        self.collect_faults();
+        let records = self.unclaimed.take();
+        let left = records
+            .into_iter()
+            .filter(|(unit, record)| !claim(*unit, record));
+        let left: Vec<_> = left.collect();
+        self.unclaimed.borrow_mut().extend(left);
+    }
+
+    /// Hardware's records that are no machine's.
+    pub(crate) fn take_unclaimed_faults(&self) -> Vec<FaultRecord> {
+        self.collect_faults();
+        let records = self.unclaimed.take().into_iter();
+        records.map(|(_, record)| record).collect()
+    }
+
+    /// Nothing that the architecture forbids has been done.
+    #[track_caller]
+    pub(crate) fn expect_no_violations(&self) {
+        let violations = self.hypervisor.bench().violations();
+        assert!(violations.is_empty(), "forbidden: {violations:#?}");
+    }
+
+    /// The entry for a device and PASID in the physical unit's tables, if it is present.
+    pub(crate) fn hardware_entry(&self, source_id: SourceId, pasid: u32) -> Option<PasidEntry> {
+        self.hardware_entry_of(0, source_id, pasid)
+    }
+
+    /// As [`hardware_entry`](Self::hardware_entry), of another unit.
+    pub(crate) fn hardware_entry_of(
+        &self,
+        unit: usize,
+        source_id: SourceId,
+        pasid: u32,
+    ) -> Option<PasidEntry> {
+        let memory = self.hypervisor.bench().memory();
+        let registers = self.hypervisor.registers(unit)?;
+        let root = registers.read64(Register64::ROOT_TABLE_ADDRESS);
+        let at = |base: Hpa, offset: u64| memory.read64(host_offset(base, offset));
+        let root = RootTableAddress::from_bits(root).root::<Hpa>();
+        let half = u64::from(RootHalf::of(source_id).quadword());
+        let contexts = at(root, 16 * u64::from(source_id.bus()) + 8 * half);
+        if contexts & 1 == 0 {
+            return None;
+        }
+        let page = |entry: u64| Hpa::new(entry & 0x000f_ffff_ffff_f000);
+        let context = at(
+            page(contexts),
+            32 * u64::from(ScalableContextEntry::index(source_id)),
+        );
+        if context & 1 == 0 {
+            return None;
+        }
+        // PDTS: 2^(PDTS + 7) directory entries of 64 PASIDs each.
+        if pasid >> (13 + (context >> 9 & 7)) != 0 {
+            return None;
+        }
+        let directory = at(page(context), u64::from(pasid >> 6) * 8);
+        if directory & 1 == 0 {
+            return None;
+        }
+        let quadwords = std::array::from_fn(|index| {
+            at(
+                page(directory),
+                u64::from(pasid & 63) * 64 + 8 * index as u64,
+            )
+        });
+        let entry = PasidEntry::from_quadwords(quadwords);
+        entry.is_present().then_some(entry)
+    }
+
+    /// A value read from memory that hardware may use.
+    pub(crate) fn host_read64(&self, at: Hpa) -> u64 {
+        self.hypervisor.bench().memory().read64(at)
+    }
+}

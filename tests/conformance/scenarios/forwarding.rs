@@ -1,0 +1,477 @@
+//! Invalidations of the guest's translations reach hardware for what they cover (S41 to S50).
+
+use vtd_nest::arch::address::Gpa;
+use vtd_nest::arch::capability::ExtendedCapabilityField;
+use vtd_nest::arch::descriptor::{Descriptor, DeviceTlbRange, IotlbGranularity};
+use vtd_nest::arch::id::{DomainId, Pasid, SourceId};
+use vtd_nest::arch::register::{FaultStatus, Register32, Register64};
+
+use crate::bench::Ability;
+use crate::harness::{Need, Scenario, scenario};
+use crate::lab::{D0, D1, Guest, GuestOptions, IOVA, Place, kind};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "S41 R30 G32",
+        "what a flush covers is forgotten by every device, and it reaches nothing else",
+        flush_of_one_pasid,
+    ),
+    scenario(
+        "S42 R30",
+        "a flush of a range reaches hardware for at least that range",
+        flush_of_a_range,
+    ),
+    scenario(
+        "S42 R7",
+        "an address mask beyond MAMV is a queue error for the IOTLB only",
+        mask_beyond_maximum,
+    ),
+    scenario(
+        "S43",
+        "any address mask and any address: no overflow, everything named is forgotten",
+        any_mask_and_address,
+    ),
+    scenario(
+        "S44",
+        "a flush for what is not bound reaches no hardware",
+        flush_of_nothing,
+    ),
+    scenario(
+        "S45",
+        "a flush of a domain covers each of its bindings",
+        flush_of_a_domain,
+    ),
+    scenario(
+        "S46",
+        "a global flush covers this guest's bindings, and never another's",
+        flush_of_everything,
+    ),
+    scenario(
+        "S47 R30 G39",
+        "1,000 page flushes and a wait are one submission and one wait of hardware",
+        thousand_flushes,
+    )
+    .pending("guest side, complete"),
+    scenario(
+        "S47 R12 R30",
+        "the guest's wait is written after hardware's, in budgeted slices",
+        wait_after_hardware,
+    ),
+    scenario(
+        "S48",
+        "without DT device-TLB descriptors are queue errors",
+        device_tlb_not_offered,
+    ),
+    scenario(
+        "S48 R30 G22",
+        "device-TLB descriptors reach the device's own TLB; a foreign source-id is dropped",
+        device_tlb_forwarded,
+    )
+    .needs(&[Need::Ability(Ability::DeviceTlb)])
+    .pending("host side, complete"),
+    scenario(
+        "S49 G22",
+        "a device that answers no flush: bounded wait, quarantine, the guest goes on",
+        device_that_never_answers,
+    )
+    .needs(&[Need::Ability(Ability::DeviceTlb)])
+    .pending("host side, complete"),
+    scenario(
+        "S50 R30",
+        "memory taken from the machine is forgotten by every binding above it",
+        unmap_below_bindings,
+    ),
+];
+
+/// Binds D0 and D1 under domain-id 7 to one table: root and page.
+fn bind_both(guest: &mut Guest) -> (u64, u64) {
+    let (root, page) = guest.bound();
+    let entry = guest.entry(root, 7);
+    let pasid = guest.pasid;
+    guest.set_entry(D1, pasid, &entry);
+    guest.invalidate_pasid(7, pasid);
+    guest.expect_reaches(D1, guest.tag, IOVA, page);
+    guest.lab.take_submitted();
+    (root, page)
+}
+
+fn flush_of_one_pasid(place: Place<'_>) {
+    let mut guest = place.guest();
+    let (root, page) = bind_both(&mut guest);
+    let (pasid, tag) = (guest.pasid, guest.tag);
+    let domain_id = guest.host_domain_id(D0, pasid);
+    let other = guest.data_page();
+    guest.map(root, IOVA, Some(other));
+    // Hardware may go on with what it has until it is told.
+    for device in [D0, D1] {
+        let reached = guest.reached(device, tag, IOVA);
+        assert!(reached == Some(page) || reached == Some(other));
+    }
+    guest.invalidate_pages(7, IOVA, 0);
+    guest.expect_reaches(D0, tag, IOVA, other);
+    guest.expect_reaches(D1, tag, IOVA, other);
+    let submitted = guest.lab.take_submitted();
+    assert!(
+        submitted.iter().any(|one| one.covers(domain_id, IOVA, 1)),
+        "{submitted:x?}"
+    );
+    for one in &submitted {
+        assert_eq!(one.domain_id, domain_id, "another domain's: {one:x?}");
+        assert!(
+            one.granularity != 1 || one.kind != kind::IOTLB,
+            "global: {one:x?}"
+        );
+        assert!(
+            one.kind != kind::PASID_IOTLB || one.pasid == pasid,
+            "{one:x?}"
+        );
+    }
+    guest.finish();
+}
+
+fn flush_of_a_range(place: Place<'_>) {
+    for leaf_hint in [false, true] {
+        let mut guest = place.guest();
+        let (root, _) = guest.bound();
+        let base = IOVA & !0x7fff;
+        let pages: Vec<_> = (0..8).map(|_| guest.data_page()).collect();
+        for round in 0..2 {
+            for (index, page) in pages.iter().enumerate() {
+                let page = if round == 0 { *page } else { pages[7 - index] };
+                guest.map(root, base + 0x1000 * index as u64, Some(page));
+            }
+            let domain_id = guest.host_domain_id(D0, guest.pasid);
+            guest.lab.take_submitted();
+            let mut flush = guest.page_invalidation(7, base, 3);
+            set_leaf_hint(&mut flush, leaf_hint && round == 1);
+            guest.submit(&[flush]);
+            let submitted = guest.lab.take_submitted();
+            if guest.is_first_stage() {
+                let covers = |one: &&crate::lab::Submitted| one.covers(domain_id, base, 8);
+                let found = submitted.iter().find(covers);
+                let found = found.unwrap_or_else(|| panic!("not covered: {submitted:x?}"));
+                assert!(
+                    leaf_hint || !found.leaf_hint,
+                    "a hint that the guest did not give"
+                );
+            }
+            for (index, page) in pages.iter().enumerate() {
+                let page = if round == 0 { *page } else { pages[7 - index] };
+                guest.expect_reaches(D0, guest.tag, base + 0x1000 * index as u64, page);
+            }
+        }
+        guest.finish();
+    }
+}
+
+fn set_leaf_hint(descriptor: &mut Descriptor, hint: bool) {
+    use vtd_nest::arch::descriptor::PasidIotlbGranularity;
+    match descriptor {
+        Descriptor::Iotlb {
+            granularity: IotlbGranularity::Page { leaf_hint, .. },
+            ..
+        }
+        | Descriptor::PasidIotlb {
+            granularity: PasidIotlbGranularity::Page { leaf_hint, .. },
+            ..
+        } => *leaf_hint = hint,
+        _ => {}
+    }
+}
+
+fn mask_beyond_maximum(place: Place<'_>) {
+    let mut guest = place.guest();
+    guest.bound();
+    let maximum = guest.vm.offer().features.capability.maximum_address_mask();
+    for (order, is_error) in [(maximum, false), (maximum + 1, true), (63, true)] {
+        let head = guest.tail();
+        let flush = Descriptor::Iotlb {
+            granularity: IotlbGranularity::Page {
+                domain_id: DomainId::new(7),
+                address: 0,
+                address_mask: order,
+                leaf_hint: false,
+            },
+            drain_reads: false,
+            drain_writes: false,
+        };
+        guest.push(flush);
+        guest.ring();
+        let status = guest.read32(Register32::FAULT_STATUS);
+        let error = status & FaultStatus::INVALIDATION_QUEUE_ERROR.bits() != 0;
+        assert_eq!(error, is_error, "mask {order}");
+        if is_error {
+            assert_eq!(guest.read64(Register64::INVALIDATION_QUEUE_HEAD), head);
+            // Correct it and go on.
+            guest.set_tail(head);
+            guest.push(Descriptor::Iotlb {
+                granularity: IotlbGranularity::Global,
+                drain_reads: false,
+                drain_writes: false,
+            });
+            let clear = FaultStatus::INVALIDATION_QUEUE_ERROR.bits();
+            guest.write32(Register32::FAULT_STATUS, clear);
+        }
+    }
+    guest.finish();
+}
+
+fn any_mask_and_address(place: Place<'_>) {
+    let mut guest = place.guest();
+    let (root, _) = guest.bound();
+    let maximum = guest.vm.offer().features.capability.maximum_address_mask();
+    let orders: Vec<u8> = if guest.is_first_stage() {
+        vec![0, 1, 9, 18, 35, 51, 52, 63]
+    } else {
+        (0..=maximum).step_by(3).collect()
+    };
+    for order in orders {
+        // An address inside the block, not at its start.
+        for address in [IOVA, u64::MAX & !0xfff] {
+            let page = guest.data_page();
+            guest.map(root, IOVA, Some(page));
+            let flush = guest.page_invalidation(7, address, order);
+            guest.submit(&[flush]);
+            if address == IOVA || order >= 52 {
+                guest.expect_reaches(D0, guest.tag, IOVA, page);
+            }
+        }
+    }
+    guest.finish();
+}
+
+fn flush_of_nothing(place: Place<'_>) {
+    let mut guest = place.guest();
+    guest.bound();
+    let counts = guest.lab.hypervisor.counts();
+    let flush = guest.page_invalidation(8, IOVA, 0);
+    guest.submit(&[flush]);
+    guest.invalidate_iotlb(IotlbGranularity::Domain(DomainId::new(8)));
+    if guest.is_first_stage() {
+        for (domain, pasid) in [(7, 9), (8, 5)] {
+            guest.submit(&[Descriptor::PasidIotlb {
+                domain_id: DomainId::new(domain),
+                pasid: Pasid::new(pasid).unwrap(),
+                granularity: vtd_nest::arch::descriptor::PasidIotlbGranularity::All,
+            }]);
+        }
+    }
+    let counts = guest.lab.hypervisor.counts().since(counts);
+    assert_eq!((counts.submissions, counts.descriptors), (0, 0));
+    guest.finish();
+}
+
+fn flush_of_a_domain(place: Place<'_>) {
+    let mut guest = place.guest();
+    let (root, _) = bind_both(&mut guest);
+    let other = guest.data_page();
+    guest.map(root, IOVA, Some(other));
+    guest.invalidate_iotlb(IotlbGranularity::Domain(DomainId::new(7)));
+    for device in [D0, D1] {
+        guest.expect_reaches(device, guest.tag, IOVA, other);
+    }
+    guest.finish();
+}
+
+fn flush_of_everything(place: Place<'_>) {
+    let lab = place.lab();
+    let alone = |number, device| GuestOptions {
+        number,
+        devices: vec![(D0, device, 0)],
+        ..GuestOptions::default()
+    };
+    let mut first = Guest::start(&lab, alone(0, 0));
+    let mut second = Guest::start(&lab, alone(1, 1));
+    let (root, _) = first.bound();
+    let (_, page) = second.bound();
+    let foreign = second.host_domain_id(D0, second.pasid);
+    let other = first.data_page();
+    first.map(root, IOVA, Some(other));
+    lab.take_submitted();
+    first.invalidate_iotlb(IotlbGranularity::Global);
+    first.expect_reaches(D0, first.tag, IOVA, other);
+    for one in lab.take_submitted() {
+        assert!(
+            one.kind != kind::IOTLB || one.granularity != 1,
+            "global on hardware"
+        );
+        assert_ne!(one.domain_id, foreign, "the other guest pays for it");
+    }
+    second.expect_reaches(D0, second.tag, IOVA, page);
+    first.finish();
+}
+
+/// Queues `count` flushes of single pages and a wait; hardware is not told.
+fn queue_flushes(guest: &mut Guest, count: u64) -> u32 {
+    for index in 0..count {
+        let flush = guest.page_invalidation(7, IOVA + 0x1000 * index, 0);
+        guest.push(flush);
+    }
+    guest.push_wait()
+}
+
+fn thousand_flushes(place: Place<'_>) {
+    let mut guest = place.guest();
+    bind_both(&mut guest);
+    let wait = queue_flushes(&mut guest, 1_000);
+    let counts = guest.lab.hypervisor.counts();
+    guest.ring();
+    assert_eq!(guest.wait_status(), wait);
+    let counts = guest.lab.hypervisor.counts().since(counts);
+    assert_eq!((counts.submissions, counts.waits), (1, 1), "{counts:?}");
+    guest.finish();
+}
+
+fn wait_after_hardware(place: Place<'_>) {
+    use crate::bench::Hold;
+    use vtd_nest::viommu::Poll;
+    let mut guest = place.guest();
+    let (root, _) = bind_both(&mut guest);
+    let other = guest.data_page();
+    guest.map(root, IOVA, Some(other));
+    guest.lab.hypervisor.hold(Hold::For(100_000));
+    let before = guest.wait_status();
+    let wait = queue_flushes(&mut guest, 30);
+    guest.ring_only();
+    let lab = guest.lab.clone();
+    let mut slices = 0;
+    loop {
+        slices += 1;
+        assert!(slices < 10_000);
+        let submitted = lab.hypervisor.counts().submissions;
+        let polled = guest.vm.poll(&*lab.hypervisor, &lab.units, 8);
+        // What one slice sends is bounded by its budget.
+        assert!(lab.hypervisor.counts().submissions - submitted <= 8);
+        if guest.wait_status() == wait {
+            break;
+        }
+        assert_eq!(guest.wait_status(), before);
+        if polled == Poll::Wait {
+            lab.hypervisor.pass(1_000);
+        }
+    }
+    lab.hypervisor.hold(Hold::Nothing);
+    for device in [D0, D1] {
+        guest.expect_reaches(device, guest.tag, IOVA, other);
+    }
+    guest.finish();
+}
+
+fn device_tlb(source_id: SourceId, pasid: Option<u32>) -> Descriptor {
+    let range = DeviceTlbRange::page(IOVA);
+    match pasid {
+        None => Descriptor::DeviceTlb {
+            source_id,
+            range,
+            physical_function: SourceId::from_u16(0),
+            max_pending: 0,
+        },
+        Some(pasid) => Descriptor::PasidDeviceTlb {
+            source_id,
+            pasid: Pasid::new(pasid).unwrap(),
+            range,
+            all_pasids: false,
+            physical_function: SourceId::from_u16(0),
+            max_pending: 0,
+        },
+    }
+}
+
+fn device_tlb_not_offered(place: Place<'_>) {
+    for pasid in [None, Some(5)] {
+        let mut guest = place.guest();
+        let extended = guest.vm.offer().features.extended;
+        assert_eq!(extended.field(ExtendedCapabilityField::DEVICE_TLB), 0);
+        let head = guest.tail();
+        guest.push(device_tlb(D0, pasid));
+        guest.ring();
+        let status = guest.read32(Register32::FAULT_STATUS);
+        assert_ne!(status & FaultStatus::INVALIDATION_QUEUE_ERROR.bits(), 0);
+        assert_eq!(guest.read64(Register64::INVALIDATION_QUEUE_HEAD), head);
+        guest.finish();
+    }
+}
+
+fn device_tlb_forwarded(place: Place<'_>) {
+    let mut guest = place.guest();
+    let extended = guest.vm.offer().features.extended;
+    assert_ne!(
+        extended.field(ExtendedCapabilityField::DEVICE_TLB),
+        0,
+        "DT is offered"
+    );
+    bind_both(&mut guest);
+    guest.submit(&[device_tlb(D0, guest.tag)]);
+    let words = guest.lab.hypervisor.take_descriptors();
+    assert!(
+        words.iter().any(|words| matches!(words[0] & 0xf, 3 | 8)),
+        "{words:x?}"
+    );
+    guest.submit(&[device_tlb(SourceId::from_u16(0x1234), guest.tag)]);
+    assert_eq!(guest.lab.hypervisor.take_descriptors(), [[0; 4]; 0]);
+    guest.finish();
+}
+
+fn device_that_never_answers(place: Place<'_>) {
+    let mut guest = place.guest();
+    let (root, _) = bind_both(&mut guest);
+    let physical = guest.physical(D0);
+    guest
+        .lab
+        .hypervisor
+        .bench()
+        .set_device_silent(physical, true);
+    let other = guest.data_page();
+    guest.map(root, IOVA, Some(other));
+    let flush = guest.page_invalidation(7, IOVA, 0);
+    guest.submit(&[flush, device_tlb(D0, guest.tag)]);
+    assert_eq!(guest.vm.statistics().quarantines, 1);
+    guest.expect_no_data(D0, guest.tag, IOVA);
+    guest.expect_reaches(D1, guest.tag, IOVA, other);
+    guest.finish();
+}
+
+fn unmap_below_bindings(place: Place<'_>) {
+    let mut guest = place.guest();
+    let neighbour = guest.data_page();
+    // Several children above one second stage: other domain-ids, other tables, both devices.
+    let (_, page) = bind_both(&mut guest);
+    let mut children = vec![(D0, guest.tag), (D1, guest.tag)];
+    if guest.tag.is_some() {
+        for pasid in 6..12 {
+            let root = guest.table(&[(IOVA, page)]);
+            let entry = guest.entry(root, pasid as u16 + 10);
+            guest.set_entry(D0, pasid, &entry);
+            children.push((D0, Some(pasid)));
+        }
+        guest.invalidate_pasid_global();
+    }
+    for (device, tag) in &children {
+        guest.expect_reaches(*device, *tag, IOVA, page);
+    }
+    let counts = guest.lab.hypervisor.counts();
+    let lab = guest.lab.clone();
+    let unmapped = guest
+        .vm
+        .unmap_memory(&*lab.hypervisor, &lab.units, Gpa::new(page), 0x1000);
+    unmapped.expect("the page is taken away");
+    let counts = lab.hypervisor.counts().since(counts);
+    for (device, tag) in &children {
+        assert!(
+            guest.reached(*device, *tag, IOVA).is_none(),
+            "{device} {tag:?} reaches it"
+        );
+    }
+    guest.take_faults();
+    // Its cost: a few descriptors for each host domain-id in use, one wait for each batch.
+    assert!(
+        counts.waits <= 2 && counts.descriptors <= 2 * children.len() as u64 + 2,
+        "{counts:?} for {} children",
+        children.len()
+    );
+    // Its neighbours stay the machine's.
+    guest.set_translation(false);
+    guest.expect_reaches(D0, None, neighbour, neighbour);
+    assert!(guest.reached(D0, None, page).is_none());
+    guest.finish();
+}

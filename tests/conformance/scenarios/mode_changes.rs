@@ -1,0 +1,400 @@
+//! Mode changes, reset, plug and unplug, save and restore (S31 to S40).
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use vtd_nest::arch::address::Iova;
+use vtd_nest::arch::fault::FaultReason;
+use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::register::TranslationTableMode;
+use vtd_nest::arch::root::RootHalf;
+use vtd_nest::nest::{Backend, DeviceConfig, InterruptIsolation, Policy};
+
+use crate::bench::Hold;
+use crate::harness::{Need, Scenario, scenario};
+use crate::lab::{D0, D1, Guest, GuestOptions, IOVA, Place, later};
+
+const GUEST_SIDE: &str = "guest side, complete";
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "S31 R21",
+        "translation off: bindings go, devices reach guest-physical memory",
+        translation_off,
+    ),
+    scenario(
+        "S32 R25",
+        "translation on again: the bindings return without an invalidation",
+        translation_on_again,
+    ),
+    scenario(
+        "S33 R25",
+        "a root table without the device: all unbound, and blocked",
+        root_without_the_device,
+    ),
+    scenario(
+        "S34 R25",
+        "a root table where one entry differs: exactly that one is replaced",
+        root_with_one_difference,
+    ),
+    scenario(
+        "S35 R21",
+        "a legacy root: shadowed by legacy tables, nothing nested left, never open",
+        legacy_root,
+    ),
+    scenario(
+        "S35 R21",
+        "from nested bindings to a legacy root and back",
+        legacy_root_after_bindings,
+    ),
+    scenario(
+        "S36 R25 R26",
+        "reset of the unit completes while the host fails",
+        reset_while_the_host_fails,
+    ),
+    scenario(
+        "S37 R5 G17",
+        "unplugging a device with 100 bindings leaves nothing behind",
+        unplug_with_many_bindings,
+    ),
+    scenario(
+        "S38 R21 G19",
+        "a device plugged while its entries are present is never open",
+        plug_with_entries_present,
+    ),
+    scenario(
+        "S39 R32",
+        "save and restore: same registers, pending fault and queue, bindings rebuilt",
+        save_and_restore,
+    )
+    .pending(GUEST_SIDE),
+    scenario(
+        "S39 R32",
+        "a saved state with indices out of range is rejected",
+        restore_of_hostile_state,
+    )
+    .pending(GUEST_SIDE),
+    scenario(
+        "S40",
+        "a device behind a unit with too few PASID bits is refused with both numbers",
+        too_few_pasid_bits,
+    )
+    .needs(&[Need::PASID])
+    .pending(GUEST_SIDE),
+];
+
+/// Devices and PASIDs of three bindings: one per device where requests have no PASID.
+fn three(guest: &Guest) -> Vec<(SourceId, u32, Option<u32>)> {
+    if guest.tag.is_some() {
+        vec![(D0, 5, Some(5)), (D0, 6, Some(6)), (D1, 5, Some(5))]
+    } else {
+        vec![(D0, 0, None), (D1, 0, None)]
+    }
+}
+
+/// Binds all of [`three`] to one table: root and page.
+fn bind_three(guest: &mut Guest) -> (u64, u64) {
+    let page = guest.data_page();
+    let root = guest.table(&[(IOVA, page)]);
+    let entry = guest.entry(root, 7);
+    for (device, pasid, _) in three(guest) {
+        guest.set_entry(device, pasid, &entry);
+    }
+    guest.invalidate_pasid_global();
+    for (device, _, tag) in three(guest) {
+        guest.expect_reaches(device, tag, IOVA, page);
+    }
+    (root, page)
+}
+
+fn translation_off(place: Place<'_>) {
+    let mut guest = place.guest();
+    let (_, page) = bind_three(&mut guest);
+    guest.set_translation(false);
+    for (device, pasid, tag) in three(&guest) {
+        if pasid != 0 {
+            assert_eq!(guest.hardware_entry(device, pasid), None);
+            guest.expect_no_data(device, tag, IOVA);
+        }
+        guest.expect_reaches(device, None, page, page);
+        guest.expect_writes_reach(device, None, page, page);
+        assert!(
+            guest.reached(device, None, IOVA).is_none(),
+            "the guest's own translation is gone"
+        );
+    }
+    guest.finish();
+}
+
+fn translation_on_again(place: Place<'_>) {
+    let mut guest = place.guest();
+    let (_, page) = bind_three(&mut guest);
+    for _ in 0..2 {
+        guest.set_translation(false);
+        guest.expect_reaches(D0, None, page, page);
+        guest.set_translation(true);
+        for (device, _, tag) in three(&guest) {
+            guest.expect_reaches(device, tag, IOVA, page);
+        }
+        assert!(guest.reached(D0, None, page).is_none(), "closed again");
+        guest.take_faults();
+    }
+    guest.finish();
+}
+
+fn root_without_the_device(place: Place<'_>) {
+    let mut guest = place.guest();
+    let (_, page) = bind_three(&mut guest);
+    let empty = guest.page();
+    guest.set_root(empty, TranslationTableMode::Scalable);
+    for (device, pasid, tag) in three(&guest) {
+        assert_eq!(guest.hardware_entry(device, pasid), None);
+        guest.expect_blocked(device, tag, IOVA, FaultReason::ScalableRootEntryNotPresent);
+        guest.expect_blocked(device, None, page, FaultReason::ScalableRootEntryNotPresent);
+    }
+    guest.finish();
+}
+
+fn root_with_one_difference(place: Place<'_>) {
+    let mut guest = place.guest();
+    let (_, page) = bind_three(&mut guest);
+    let (table, other) = guest.other_table();
+    // A copy of D1's part of the tree that leads to another entry.
+    let source = guest.root_entry_at(D1);
+    let (contexts, directory, entries, root) =
+        (guest.page(), guest.pages(32), guest.page(), guest.page());
+    let mut bytes = [0; 32];
+    guest.read(guest.context_at(D1), &mut bytes);
+    let attributes = u64::from_le_bytes(bytes[..8].try_into().unwrap()) & 0xfff;
+    bytes[..8].copy_from_slice(&(directory | attributes).to_le_bytes());
+    let context_offset = guest.context_at(D1) % 0x1000;
+    guest.write(contexts + context_offset, &bytes);
+    guest.write_u64(directory, entries | 1);
+    let pasid = guest.pasid;
+    let entry = guest.entry(table, 7).to_bytes();
+    guest.write(entries + 64 * u64::from(pasid), &entry);
+    let mut old_root = [0; 4096];
+    guest.read(source & !0xfff, &mut old_root);
+    guest.write(root, &old_root);
+    let half = 8 * u64::from(RootHalf::of(D1).quadword());
+    guest.write_u64(root + 16 * u64::from(D1.bus()) + half, contexts | 1);
+
+    let kept: Vec<_> = three(&guest)
+        .into_iter()
+        .filter(|(device, ..)| *device == D0)
+        .map(|(device, pasid, tag)| (device, pasid, tag, guest.hardware_entry(device, pasid)))
+        .collect();
+    let before = guest.vm.statistics();
+    guest.set_root(root, TranslationTableMode::Scalable);
+    guest.expect_reaches(D1, guest.tag, IOVA, other);
+    for (device, pasid, tag, entry) in kept {
+        assert_eq!(guest.hardware_entry(device, pasid), entry, "untouched");
+        guest.expect_reaches(device, tag, IOVA, page);
+    }
+    let after = guest.vm.statistics();
+    let changes =
+        (after.binds - before.binds) + (after.replaced_in_place - before.replaced_in_place);
+    assert_eq!(changes, 1, "one replacement, whichever way: {after:?}");
+    guest.finish();
+}
+
+fn legacy_root(place: Place<'_>) {
+    let mut guest = place.guest_with(GuestOptions {
+        policy: Policy {
+            forbid_nesting: true,
+            ..Policy::default()
+        },
+        ..GuestOptions::default()
+    });
+    assert_eq!(guest.vm.offer().backend, Backend::Shadow);
+    let page = guest.data_page();
+    let (table, slot) = guest.second_stage_table(IOVA, page);
+    let root = guest.legacy_root(D0, table, 7);
+    guest.set_root(root, TranslationTableMode::Legacy);
+    guest.expect_reaches(D0, None, IOVA, page);
+    guest.expect_writes_reach(D0, None, IOVA, page);
+    guest.expect_blocked(D0, None, IOVA + 0x1000, FaultReason::LegacyReadDenied);
+    guest.expect_blocked(D0, None, page, FaultReason::LegacyReadDenied);
+    guest.expect_blocked(D1, None, IOVA, FaultReason::LegacyRootEntryNotPresent);
+    // And it follows the guest's table.
+    let other = guest.data_page();
+    let leaf = guest.read_u64(slot) & 0xfff | other;
+    guest.write_u64(slot, leaf);
+    guest.invalidate_iotlb(vtd_nest::arch::descriptor::IotlbGranularity::Global);
+    guest.expect_reaches(D0, None, IOVA, other);
+    guest.finish();
+}
+
+fn legacy_root_after_bindings(place: Place<'_>) {
+    let mut guest = place.guest();
+    let (_, page) = bind_three(&mut guest);
+    let other = guest.data_page();
+    let (table, _) = guest.second_stage_table(IOVA, other);
+    let root = guest.legacy_root(D0, table, 7);
+    guest.set_root(root, TranslationTableMode::Legacy);
+    for (device, pasid, tag) in three(&guest) {
+        if pasid != 0 {
+            assert_eq!(
+                guest.hardware_entry(device, pasid),
+                None,
+                "nothing nested left"
+            );
+            guest.expect_no_data(device, tag, IOVA);
+        }
+    }
+    guest.expect_reaches(D0, None, IOVA, other);
+    guest.expect_no_data(D1, None, IOVA);
+    guest.expect_no_data(D0, None, page);
+    guest.set_root(crate::lab::ROOT, TranslationTableMode::Scalable);
+    for (device, _, tag) in three(&guest) {
+        guest.expect_reaches(device, tag, IOVA, page);
+    }
+    guest.finish();
+}
+
+fn reset_while_the_host_fails(place: Place<'_>) {
+    for allocations in [None, Some(0)] {
+        let mut guest = place.guest();
+        let (_, page) = bind_three(&mut guest);
+        guest.lab.hypervisor.fail_allocations_after(allocations);
+        guest.vm.reset();
+        guest.settle();
+        guest.lab.hypervisor.fail_allocations_after(None);
+        for (device, pasid, _) in three(&guest) {
+            if pasid != 0 {
+                assert_eq!(guest.hardware_entry(device, pasid), None);
+            }
+            // Translation is off after reset: the machine's own memory or nothing.
+            let reached = guest.reached(device, None, page);
+            assert!(reached == Some(page) || allocations.is_some() && reached.is_none());
+        }
+        // A driver starts from the beginning and finds a unit that works.
+        guest.take_faults();
+        guest.bring_up(vtd_nest::arch::register::DescriptorWidth::Bits256);
+        guest.bound();
+        guest.finish();
+    }
+}
+
+fn unplug_with_many_bindings(place: Place<'_>) {
+    let mut guest = place.guest();
+    let ids_before = {
+        let mut bare = place.guest();
+        bare.unassign(D0).unwrap();
+        let charged = bare.lab.hypervisor.pool().charged_frames(bare.owner());
+        (bare.lab.units[0].free_domain_ids(), charged)
+    };
+    let (root, page) = guest.bound();
+    let last = if guest.tag.is_some() { 105 } else { 1 };
+    for pasid in guest.pasid..last {
+        let entry = guest.entry(root, 7 + (pasid % 10) as u16);
+        guest.set_entry(D0, pasid, &entry);
+    }
+    guest.invalidate_pasid_global();
+    guest.unassign(D0).unwrap();
+    for pasid in guest.pasid..last {
+        assert_eq!(guest.hardware_entry(D0, pasid), None);
+    }
+    assert!(!guest.gets_through(D0, guest.tag, IOVA, crate::bench::Access::Read));
+    assert!(guest.reached(D0, None, page).is_none());
+    guest.lab.take_unclaimed_faults();
+    let charged = guest.lab.hypervisor.pool().charged_frames(guest.owner());
+    assert_eq!(
+        (guest.lab.units[0].free_domain_ids(), charged),
+        ids_before,
+        "domain-ids and frames"
+    );
+    // It can come back, and is bound as before.
+    guest.assign(D0, 0, 0);
+    guest.settle();
+    guest.expect_reaches(D0, guest.tag, IOVA, page);
+    guest.finish();
+}
+
+fn plug_with_entries_present(place: Place<'_>) {
+    let mut guest = place.guest();
+    let (_, page) = bind_three(&mut guest);
+    guest.unassign(D0).unwrap();
+    // The device never rests: between any two stores of the hypervisor it reads the page by its
+    // guest-physical address, which no table of the guest allows.
+    let escapes = Rc::new(RefCell::new(Vec::new()));
+    let seen = escapes.clone();
+    let requester = guest.requester(D0, None);
+    guest.lab.hypervisor.on_step(move |interposer| {
+        let mut bytes = [0; 8];
+        interposer.dma_read(requester, Iova::new(page), &mut bytes);
+        if bytes != [0; 8] {
+            seen.borrow_mut().push(u64::from_le_bytes(bytes));
+        }
+    });
+    guest.assign(D0, 0, 0);
+    guest.settle();
+    guest.lab.hypervisor.clear_hooks();
+    assert_eq!(*escapes.borrow(), [0u64; 0], "open while it was plugged");
+    guest.take_faults();
+    for (device, _, tag) in three(&guest) {
+        guest.expect_reaches(device, tag, IOVA, page);
+    }
+    guest.finish();
+}
+
+fn save_and_restore(place: Place<'_>) {
+    let mut guest = place.guest();
+    let (_, page) = bind_three(&mut guest);
+    // A fault that the guest has not read, and a wait that hardware has not confirmed.
+    guest.gets_through(D0, guest.tag, IOVA + 0x1000, crate::bench::Access::Read);
+    guest.settle();
+    let record = guest.fault_record(0);
+    guest.lab.hypervisor.hold(Hold::Forever);
+    let invalidation = guest.page_invalidation(7, IOVA, 0);
+    guest.push(invalidation);
+    let wait = guest.push_wait();
+    guest.ring_only();
+    let registers: Vec<_> = (0..0x100)
+        .step_by(4)
+        .map(|offset| guest.read_register(offset, 4))
+        .collect();
+    let saved = later::save(&guest);
+    guest.lab.hypervisor.hold(Hold::Nothing);
+    let mut restored = later::restore(guest, &saved);
+    let after: Vec<_> = (0..0x100)
+        .step_by(4)
+        .map(|offset| restored.read_register(offset, 4))
+        .collect();
+    assert_eq!(after, registers);
+    restored.settle();
+    assert_eq!(restored.wait_status(), wait);
+    assert_eq!(restored.fault_record(0), record);
+    for (device, _, tag) in three(&restored) {
+        restored.expect_reaches(device, tag, IOVA, page);
+    }
+    restored.finish();
+}
+
+fn restore_of_hostile_state(place: Place<'_>) {
+    let mut guest = place.guest();
+    guest.bound();
+    for bytes in later::hostile_states(&guest) {
+        assert!(later::is_refused(&mut guest, &bytes));
+    }
+    guest.finish();
+}
+
+fn too_few_pasid_bits(place: Place<'_>) {
+    // The machine was shown 20 bits by its first unit; the second one has fewer.
+    let lab = place.lab();
+    let mut guest = Guest::start(&lab, GuestOptions::default());
+    let extended = guest.vm.offer().features.extended;
+    let config = DeviceConfig {
+        source_id: SourceId::from_u16(0x0400),
+        guest_source_id: SourceId::from_u16(0x0400),
+        unit: 0,
+        interrupts: InterruptIsolation::WaivedByEmbedder,
+    };
+    let refused = later::assign_with_pasid_bits(&mut guest, config, 4);
+    let text = format!("{refused:?}");
+    assert!(
+        text.contains(&extended.pasid_bits().to_string()) && text.contains('4'),
+        "both numbers: {text}"
+    );
+}
