@@ -1,6 +1,6 @@
 //! The order in which descriptors are executed (§6.5.2.12).
 
-use vtd_model::{Access, ModelConfig, Pace, QueueOrder, Request};
+use vtd_model::{Access, DeviceTlbMode, ModelConfig, Pace, QueueOrder, Request};
 use vtd_nest::arch::address::Iova;
 use vtd_nest::arch::capability::ExtendedCapabilityField as Ecap;
 
@@ -159,4 +159,47 @@ fn others_go_on_while_a_silent_device_is_waited_for() {
     bench.machine.hypervisor.clock().advance(2_000);
     unit.advance();
     assert!(!unit.run_one(), "the wait is aborted");
+}
+
+/// Whether any seed leaves a translation of the old page in the device-TLB of a device without
+/// PASIDs, that asks again for what is taken from it.
+fn leaves_stale_device_tlb(batch: &[[u64; 2]]) -> bool {
+    SEEDS.into_iter().any(|seed| {
+        let bench = Bench::new(config(seed), Mode::Scalable);
+        let unit = &bench.machine.unit;
+        let root = bench.page();
+        let (old, new) = (bench.data_page(1), bench.data_page(2));
+        let leaf = bench.map_first(root, AT, old);
+        bench.set_pasid(DEVICE, 0, bench.first_entry(7, root));
+        let context = bench.context_at(DEVICE);
+        bench.put(context, bench.get(context) | 1 << 2);
+        unit.set_device_tlb_mode(DEVICE, DeviceTlbMode::Refilling);
+        let device = unit.initiator(DEVICE).through_device_tlb();
+        let read = || {
+            let mut bytes = [0; 8];
+            device.read(Iova::new(AT), &mut bytes).unwrap();
+            u64::from_le_bytes(bytes)
+        };
+        assert_eq!(read(), 1);
+        bench.put(leaf, new | 0x67);
+        assert!(bench.submit(batch));
+        read() == 1
+    })
+}
+
+#[test]
+fn device_tlbs_are_not_ordered_behind_pasid_based_invalidations() {
+    // Type 3 follows type 2, and not type 6: that takes a fence.
+    let device = u64::from(DEVICE.as_u16());
+    let device_tlb = [3 | device << 32, 0x7fff_ffff_ffff_f001];
+    let pasid_iotlb = pasid_iotlb_all(7, 0);
+    for (batch, stale) in [
+        (&[pasid_iotlb, device_tlb][..], true),
+        (&[pasid_iotlb, barrier(false), device_tlb], true),
+        (&[pasid_iotlb, barrier(true), device_tlb], false),
+        (&[iotlb_domain(7), device_tlb], false),
+        (&[device_tlb, iotlb_domain(7)], true),
+    ] {
+        assert_eq!(leaves_stale_device_tlb(batch), stale, "{batch:x?}");
+    }
 }
