@@ -5,6 +5,7 @@ use vtd_nest::arch::capability::{
 };
 
 use crate::cache::CacheMode;
+use crate::queue_order::QueueOrder;
 
 /// When something that hardware does by itself is done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,6 +56,8 @@ pub struct ModelConfig {
     pub command_pace: Pace,
     /// When a fetched descriptor is executed, a wait's status write included.
     pub queue_pace: Pace,
+    /// In which order fetched descriptors are executed.
+    pub queue_order: QueueOrder,
     /// When a page request that arrived is checked and written to its queue.
     pub page_request_pace: Pace,
     /// How long an invalidation waits for a device that does not answer, in nanoseconds.
@@ -71,7 +74,7 @@ pub struct ModelConfig {
     /// Whether remapped requests are kept out of protected memory regions too, as all units of
     /// major version 2 and later do.
     pub protects_from_remapped: bool,
-    /// Seed of the evictions of [`CacheMode::Tiny`].
+    /// Seed of the evictions of [`CacheMode::Tiny`] and of [`QueueOrder::Shuffled`].
     pub seed: u64,
 }
 
@@ -99,6 +102,7 @@ impl ModelConfig {
             cache_mode: CacheMode::Hoarder,
             command_pace: Pace::Immediate,
             queue_pace: Pace::Immediate,
+            queue_order: QueueOrder::InOrder,
             page_request_pace: Pace::Immediate,
             device_tlb_timeout: 1_000_000_000,
             fetch_order: FetchOrder::Ascending,
@@ -276,6 +280,13 @@ impl ModelConfig {
     #[must_use]
     pub fn with_queue_pace(mut self, pace: Pace) -> Self {
         self.queue_pace = pace;
+        self
+    }
+
+    /// Changes in which order descriptors are executed, and by which seed.
+    #[must_use]
+    pub fn with_queue_order(mut self, order: QueueOrder, seed: u64) -> Self {
+        (self.queue_order, self.seed) = (order, seed);
         self
     }
 

@@ -160,10 +160,10 @@ impl Unit {
         blocked: Blocked,
     ) -> Fault {
         // FI has no bits above the largest width.
-        let mut width = 30 + 9 * (63 - self.widths().leading_zeros());
-        if width < 39 {
-            width = 64;
-        }
+        let width = match self.widths() {
+            0 => 64,
+            widths => 30 + 9 * widths.ilog2(),
+        };
         let information = request.address.as_u64() & !0xfff & !crate::bits::from_bit(width);
         self.block_with(origin, request, blocked, information)
     }

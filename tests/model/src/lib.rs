@@ -39,6 +39,7 @@ mod page_request;
 pub mod pieces;
 mod protected;
 mod queue;
+mod queue_order;
 mod registers;
 mod translate;
 mod unit;
@@ -61,5 +62,6 @@ pub use interrupt::{DeliveryMode, DeviceInterrupt, InterruptOutcome, ProcessorIn
 pub use memory::{Fetch, FlushMode, Memory, MemoryEvent, MemorySnapshot};
 pub use page_request::{PageRequest, PageRequestOutcome, PageResponse, ResponseCode};
 pub use queue::SubmittedDescriptor;
+pub use queue_order::QueueOrder;
 pub use unit::{Counters, ModelUnit};
 pub use violation::Violation;

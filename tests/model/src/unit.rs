@@ -14,6 +14,7 @@ use crate::cache::Caches;
 use crate::clock::Clock;
 use crate::config::{ModelConfig, Pace};
 use crate::device_tlb::Devices;
+use crate::dma::Request;
 use crate::domain_rules::DomainRules;
 use crate::event::EventMessage;
 use crate::interrupt::{DeviceInterrupt, InterruptEntryCache};
@@ -87,6 +88,8 @@ pub(crate) struct Unit {
     pub(crate) messages: Vec<EventMessage>,
     pub(crate) interrupts: Vec<DeviceInterrupt>,
     pub(crate) counters: Counters,
+    /// What devices ask for again and again.
+    pub(crate) busy: Vec<Request>,
 }
 
 impl Unit {
@@ -152,6 +155,7 @@ impl ModelUnit {
             messages: Vec::new(),
             interrupts: Vec::new(),
             counters: Counters::default(),
+            busy: Vec::new(),
         })))
     }
 
@@ -185,6 +189,18 @@ impl ModelUnit {
     /// Does what is due, and everything of [`Pace::Manual`].
     pub fn run(&self) {
         self.0.borrow_mut().advance(true);
+    }
+
+    /// Executes one fetched descriptor, also one of [`Pace::Manual`]; whether there was one.
+    pub fn run_one(&self) -> bool {
+        self.0.borrow_mut().execute_one(true)
+    }
+
+    /// From now on devices make these requests again behind every descriptor that the unit
+    /// executes, as devices do that are never told of an invalidation. What they find is cached;
+    /// faults are not recorded. An empty list ends it.
+    pub fn set_busy(&self, requests: &[Request]) {
+        self.0.borrow_mut().busy = requests.to_vec();
     }
 
     /// Makes a device answer device-TLB invalidations, or not.
@@ -229,6 +245,11 @@ impl ModelUnit {
     /// The descriptors found valid since the last call, in queue order.
     pub fn take_descriptors(&self) -> Vec<SubmittedDescriptor> {
         std::mem::take(&mut self.0.borrow_mut().queue.submitted)
+    }
+
+    /// The descriptors executed since the last call, in the order of their execution.
+    pub fn take_executed(&self) -> Vec<[u64; 4]> {
+        std::mem::take(&mut self.0.borrow_mut().queue.executed)
     }
 
     /// What was counted since the start.

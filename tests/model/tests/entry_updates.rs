@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use vtd_model::pieces::{Entry, PieceOrder, Verdict, windows};
-use vtd_model::{Machine, Memory, MemoryEvent, ModelConfig, ModelUnit, Pace};
+use vtd_model::{Machine, Memory, MemoryEvent, ModelConfig, ModelUnit, Pace, QueueOrder};
 use vtd_nest::arch::address::{AddressWidth, FirstStagePaging, Gpa, Hpa};
 use vtd_nest::arch::capability::ExtendedCapabilityField as Ecap;
 use vtd_nest::arch::context::{ContextAttributes, DirectoryOrder, ScalableContextEntry};
@@ -35,7 +35,7 @@ const D1: SourceId = SourceId::from_u16(0x0288);
 const PASIDS: [u32; 4] = [0, 1, 2, 70];
 
 /// Units that differ in what they cache and snoop, each with a queue that is done at once and one
-/// that is not.
+/// that is not; neither keeps more of the order of descriptors than it must.
 fn configs() -> Vec<ModelConfig> {
     let profiles = [
         ModelConfig::nesting_server(),
@@ -47,6 +47,7 @@ fn configs() -> Vec<ModelConfig> {
     profiles
         .iter()
         .flat_map(|profile| paces.map(|pace| profile.clone().with_queue_pace(pace)))
+        .map(|config| config.with_queue_order(QueueOrder::Shuffled, 0x0dd5))
         .collect()
 }
 

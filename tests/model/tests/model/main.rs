@@ -3,9 +3,11 @@
 mod caches;
 mod capabilities;
 mod coherency;
+mod corners;
 mod device_tlb;
 mod faults;
 mod interrupts;
+mod ordering;
 mod page_requests;
 mod protected;
 mod queue;
