@@ -3,7 +3,7 @@
 
 use core::fmt;
 
-use super::address::{AddressWidth, PAGE_SIZE_BYTES, PageSize};
+use super::address::{AddressWidth, Iova, PAGE_SIZE_BYTES, PageSize};
 use super::id::DomainId;
 use super::register::{FAULT_RECORD_BYTES, REGISTER_WINDOW_MAX_BYTES};
 
@@ -395,6 +395,16 @@ impl Capability {
         } else {
             None
         }
+    }
+
+    /// The page that a fault record keeps of an address (`FI`, §11.4.7.6): no bits at and above the
+    /// largest second-stage width.
+    pub const fn recorded_page(self, address: Iova) -> Iova {
+        let kept = match self.largest_address_width() {
+            Some(width) => !(u64::MAX << width.bits()) & u64::MAX << 12,
+            None => u64::MAX << 12,
+        };
+        Iova::new(address.as_u64() & kept)
     }
 
     /// The width of addresses that go through a second stage (`MGAW`), in bits: 1 to 64.
@@ -993,6 +1003,26 @@ mod tests {
                     assert_eq!(after.field(field), value & room, "{}", field.mnemonic());
                 }
             }
+        }
+    }
+
+    #[test]
+    fn records_keep_no_address_bits_above_the_largest_width() {
+        // §11.4.7.6.
+        let sent = Iova::new(0xfedc_ba98_7654_3210);
+        for (widths, kept) in [
+            (0b0000, 0xfedc_ba98_7654_3000),
+            (0b0010, 0x0000_0018_7654_3000),
+            (0b0110, 0x0000_ba98_7654_3000),
+            (0b1110, 0x00dc_ba98_7654_3000),
+        ] {
+            let field = CapabilityField::ADJUSTED_GUEST_ADDRESS_WIDTHS;
+            let capability = Capability::from_bits(0).with(field, widths);
+            assert_eq!(
+                capability.recorded_page(sent),
+                Iova::new(kept),
+                "{widths:b}"
+            );
         }
     }
 

@@ -6,6 +6,7 @@
 //! with a change that came after the request.
 
 use crate::arch::address::{Gpa, Iova};
+use crate::arch::capability::Capability;
 use crate::arch::fault::FaultReason;
 use crate::arch::id::{Pasid, SourceId};
 use crate::arch::register::{FaultRecord, RequestType};
@@ -87,6 +88,43 @@ pub(super) fn pasid_of(record: &FaultRecord, has_pasid: bool) -> Option<Pasid> {
         .filter(|pasid| has_pasid && is_carried(pasid))
 }
 
+/// What a reason says of the address that the device sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum AddressFault {
+    NotCanonical,
+    TooLarge,
+}
+
+const fn address_fault(reason: FaultReason) -> Option<AddressFault> {
+    match reason {
+        FaultReason::AddressNotCanonical => Some(AddressFault::NotCanonical),
+        FaultReason::AddressBeyondSecondStage
+        | FaultReason::AddressBeyondHostWidth
+        | FaultReason::LegacyAddressTooLarge => Some(AddressFault::TooLarge),
+        _ => None,
+    }
+}
+
+/// Whether the guest's tables say of an address what hardware said of the one that it saw.
+pub(super) fn agrees(hardware: FaultReason, walked: Option<FaultReason>) -> bool {
+    address_fault(hardware) == walked.and_then(address_fault)
+}
+
+/// What else a device may have sent than the address that was recorded: records have no bits above
+/// the largest second-stage width (§11.4.7.6).
+pub(super) fn sent_addresses(recorded: Iova, capability: Capability) -> [Iova; 2] {
+    let address = recorded.as_u64();
+    // In neither canonical half, and too large for any table.
+    let beyond = address | 1 << 62;
+    let lost = capability
+        .largest_address_width()
+        .map_or(0, |width| u64::MAX << width.bits());
+    // The highest bit that was kept is the sign.
+    let is_upper = address & lost == 0 && address & lost >> 1 != 0;
+    let upper_half = if is_upper { address | lost } else { address };
+    [beyond, upper_half].map(Iova::new)
+}
+
 /// The reason for an address that the guest's tables allow but its machine does not have: the
 /// guest's doing, shown as the missing right in its unit's mode.
 pub(super) const fn outside_machine(access: Access, legacy: bool) -> FaultReason {
@@ -95,5 +133,64 @@ pub(super) const fn outside_machine(access: Access, legacy: bool) -> FaultReason
         (true, true) => FaultReason::LegacyWriteDenied,
         (false, false) => FaultReason::ReadDenied,
         (false, true) => FaultReason::LegacyReadDenied,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::capability::CapabilityField;
+
+    #[test]
+    fn lost_address_bits_are_found_again() {
+        // §11.4.7.6, §3.6: 48 bits are recorded, bit 47 is the sign.
+        let capability =
+            Capability::from_bits(0).with(CapabilityField::ADJUSTED_GUEST_ADDRESS_WIDTHS, 0b0110);
+        for (recorded, beyond, upper_half) in [
+            (0x1000, 0x4000_0000_0000_1000, 0x1000),
+            (
+                0x8000_0000_1000,
+                0x4000_8000_0000_1000,
+                0xffff_8000_0000_1000,
+            ),
+            // A unit that records all bits.
+            (
+                0x0001_8000_0000_1000,
+                0x4001_8000_0000_1000,
+                0x0001_8000_0000_1000,
+            ),
+        ] {
+            let found = sent_addresses(Iova::new(recorded), capability);
+            assert_eq!(found, [beyond, upper_half].map(Iova::new), "{recorded:#x}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_said_of_the_address_has_to_agree() {
+        use FaultReason as R;
+        for (hardware, walked, expected) in [
+            (R::AddressNotCanonical, Some(R::AddressNotCanonical), true),
+            (R::AddressNotCanonical, Some(R::FirstStageNotPresent), false),
+            (R::FirstStageNotPresent, Some(R::AddressNotCanonical), false),
+            (R::AddressBeyondSecondStage, None, false),
+            (
+                R::AddressBeyondSecondStage,
+                Some(R::LegacyAddressTooLarge),
+                true,
+            ),
+            (
+                R::AddressBeyondSecondStage,
+                Some(R::AddressBeyondHostWidth),
+                true,
+            ),
+            (
+                R::SecondStageNotPresent,
+                Some(R::PasidEntryNotPresent),
+                true,
+            ),
+            (R::SecondStageNotPresent, None, true),
+        ] {
+            assert_eq!(agrees(hardware, walked), expected, "{hardware} {walked:?}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use crate::arch::address::{AddressWidth, Gpa, Hpa};
+use crate::arch::capability::Capability;
 use crate::arch::fault::FaultReason;
 use crate::arch::features::TableFeatures;
 use crate::arch::register::{FaultRecord, TranslationTableMode};
@@ -14,7 +15,8 @@ use crate::nest::device::{
 };
 use crate::nest::domain::DomainTable;
 use crate::nest::fault::{
-    FaultOutcome, HostFault, HostFaultCause, access_of, outside_machine, pasid_of,
+    FaultOutcome, HostFault, HostFaultCause, access_of, agrees, outside_machine, pasid_of,
+    sent_addresses,
 };
 use crate::nest::invalidate::{Forwarding, MAXIMUM_UNITS};
 use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
@@ -443,6 +445,15 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         self.virtual_unit.write(offset, len, value);
     }
 
+    /// Resets the virtual unit, as a reset of its machine does: registers, queue and records are as
+    /// after power-on and translation is off. Devices stay assigned. Bindings go with the next
+    /// [`poll`](Self::poll), which completes whatever the host side refuses (R25, R26): what cannot
+    /// be bound to the machine's memory is blocked.
+    pub fn reset(&mut self) {
+        log::info!("machine {}: reset", self.host.number);
+        self.virtual_unit.reset();
+    }
+
     /// Does pending work, at most `budget` steps of about one guest table page or one host
     /// operation each.
     pub fn poll<H: Hypervisor, R: Registers>(
@@ -471,9 +482,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         };
         let guest_source_id = device.config.guest_source_id;
         let access = access_of(record);
-        let has_pasid = units
-            .get(usize::from(unit))
-            .is_some_and(|unit| unit.features().extended.has_pasid());
+        let features = units.get(usize::from(unit)).map(Unit::features);
+        let has_pasid = features.is_some_and(|features| features.extended.has_pasid());
+        let capability = features.map_or(Capability::from_bits(0), |features| features.capability);
         let pasid = pasid_of(record, has_pasid);
         let host = |cause| {
             FaultOutcome::Host(HostFault {
@@ -491,7 +502,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             access,
             execute: record.is_execute(),
         };
-        let outcome = match self.explain(h, &request, record.reason_code()) {
+        let outcome = match self.explain(h, request, record.reason_code(), capability) {
             Ok(fault) => {
                 self.virtual_unit
                     .record_fault(&fault, &mut port!(self, h, units));
@@ -513,19 +524,32 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         outcome
     }
 
-    /// The fault that a guest sees for a request that hardware blocked for a reason.
+    /// The fault that a guest sees for a request that hardware, with this capability register,
+    /// blocked for a reason. The request's address is the recorded one.
     fn explain<H: Hypervisor>(
         &mut self,
         h: &H,
-        request: &DmaRequest,
+        mut request: DmaRequest,
         reason_code: u8,
+        capability: Capability,
     ) -> Result<GuestFault, HostFaultCause> {
         if !self.virtual_unit.is_translating() {
             return Err(HostFaultCause::TranslationOff);
         }
         let hardware = FaultReason::from_code(reason_code).ok_or(HostFaultCause::UnknownReason)?;
         let memory = MachineMemory::new(h, &self.memory);
-        let (walked, disabled) = self.virtual_unit.walk(&memory, request);
+        let (mut walked, mut disabled) = self.virtual_unit.walk(&memory, &request);
+        if !agrees(hardware, walked.err().map(|fault| fault.reason)) {
+            // Hardware may have seen more of the address than it recorded.
+            for address in sent_addresses(request.address, capability) {
+                let sent = DmaRequest { address, ..request };
+                let (found, disables) = self.virtual_unit.walk(&memory, &sent);
+                if agrees(hardware, found.err().map(|fault| fault.reason)) {
+                    (walked, disabled, request) = (found, disables, sent);
+                    break;
+                }
+            }
+        }
         let translation = match walked {
             Err(fault) => return Ok(fault),
             Ok(translation) => translation,

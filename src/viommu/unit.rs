@@ -1000,8 +1000,12 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     /// As [`record_fault`](Self::record_fault); the message is sent by the next
     /// [`poll`](Self::poll).
     pub(super) fn record(&mut self, fault: &GuestFault) {
+        let fault = GuestFault {
+            address: self.features.capability.recorded_page(fault.address),
+            ..*fault
+        };
         self.faults
-            .record(fault, &mut self.registers, &mut self.statistics);
+            .record(&fault, &mut self.registers, &mut self.statistics);
     }
 
     /// Resets the unit as power does: all registers, all state of the queue. Devices stay. The

@@ -3,6 +3,8 @@
 //! CI calls nothing that a person could not call: `.ci/run` is `cargo xtask test`.
 
 mod command;
+mod conform;
+mod coverage;
 mod image;
 mod panic_freedom;
 mod progress;
@@ -15,6 +17,7 @@ mod test;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 /// Builds, boots and tests vtd-nest.
@@ -29,8 +32,12 @@ struct CommandLine {
 enum Command {
     /// Builds the micro-hypervisor image and boots it in QEMU.
     Run(run::Arguments),
+    /// Runs the scenarios on every bench: the model, QEMU over qtest, the image.
+    Conform(conform::Arguments),
     /// Runs every check: formatting, lints, documentation, tests, panic freedom, the image in QEMU.
     Test(test::Arguments),
+    /// Tells which lines of the model its own tests run.
+    Coverage(coverage::Arguments),
 }
 
 /// Which emulated machine to use; the same on every command that boots one.
@@ -82,10 +89,29 @@ pub(crate) fn workspace_root() -> &'static Path {
     package.parent().unwrap_or(package)
 }
 
+/// Cargo's folder for what it builds.
+pub(crate) fn target_folder() -> Result<PathBuf> {
+    let metadata = command::ask(command::cargo().args([
+        "metadata",
+        "--format-version",
+        "1",
+        "--no-deps",
+        "--offline",
+    ]))
+    .context("`cargo metadata` failed")?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
+    let folder = metadata["target_directory"]
+        .as_str()
+        .context("`cargo metadata` names no target folder")?;
+    Ok(PathBuf::from(folder))
+}
+
 fn main() -> ExitCode {
     let result = match CommandLine::parse().command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Conform(arguments) => conform::conform(&arguments),
         Command::Test(arguments) => test::test(&arguments),
+        Command::Coverage(arguments) => coverage::coverage(&arguments),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -97,6 +97,11 @@ impl Qemu {
         })
     }
 
+    /// The program.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Its version.
     pub(crate) fn version(&self) -> Version {
         self.version

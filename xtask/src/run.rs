@@ -73,17 +73,27 @@ fn build_and_boot(machine: &MachineArguments) -> Result<Report> {
         edu: true,
         others: machine.devices(),
     };
-    let report = boot(&qemu, &image, &devices, &progress)?;
+    let report = boot(&qemu, &image, &devices, Console::Shown, &progress)?;
     let mark = if report.ok { Mark::Pass } else { Mark::Fail };
     progress.finish(mark, &summary(&report));
     Ok(report)
 }
 
-/// Boots the image once, shows its console and returns the settled report.
+/// What is shown of the image's console.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Console {
+    /// Every line, as it comes.
+    Shown,
+    /// Nothing; the report has the steps.
+    Hidden,
+}
+
+/// Boots the image once and returns the settled report.
 pub(crate) fn boot(
     qemu: &Qemu,
     image: &Path,
     devices: &Devices<'_>,
+    console: Console,
     progress: &Progress,
 ) -> Result<Report> {
     let mut command = qemu.command(image, devices);
@@ -93,6 +103,8 @@ pub(crate) fn boot(
         Line::Qemu(line) => errors.push(line),
         Line::Console(line) => match report.take(&line) {
             Taken::Merged => {}
+            Taken::Step(step) if console == Console::Hidden => progress.at(&step.name),
+            Taken::Text(_) if console == Console::Hidden => {}
             Taken::Step(step) => {
                 let mark = if step.ok { Mark::Pass } else { Mark::Fail };
                 let figures = report::shown_figures(&step.figures);

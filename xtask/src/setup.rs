@@ -42,6 +42,37 @@ pub(crate) fn components() -> Result<()> {
     Ok(())
 }
 
+/// Where the LLVM tools of the toolchain in use are, added unless it has them.
+pub(crate) fn llvm_tools() -> Result<PathBuf> {
+    let rustc = |argument: &[&str]| {
+        let mut command = Command::new("rustc");
+        command.args(argument).current_dir(crate::workspace_root());
+        ask(&mut command).context("`rustc` tells nothing of itself")
+    };
+    let version = rustc(&["-vV"])?;
+    let host = version
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .context("`rustc -vV` names no host")?;
+    let sysroot = PathBuf::from(rustc(&["--print", "sysroot"])?.trim());
+    let folder = sysroot.join("lib/rustlib").join(host).join("bin");
+    let is_there = || {
+        ["llvm-profdata", "llvm-cov"]
+            .iter()
+            .all(|tool| folder.join(tool).is_file())
+    };
+    if !is_there() {
+        rustup(&["component", "add", "llvm-tools"])?;
+    }
+    if !is_there() {
+        bail!(
+            "llvm-profdata and llvm-cov of the component llvm-tools are missing in {}",
+            folder.display()
+        );
+    }
+    Ok(folder)
+}
+
 fn rustup(arguments: &[&str]) -> Result<()> {
     let line = format!("rustup {}", arguments.join(" "));
     let progress = Progress::start(format!("setting up: {line}"));

@@ -15,7 +15,8 @@ use crate::image::{self, TARGET};
 use crate::progress::{Mark, Progress};
 use crate::qemu::{Devices, Qemu};
 use crate::report::{self, Report};
-use crate::{panic_freedom, run, setup};
+use crate::run::Console;
+use crate::{conform, panic_freedom, run, setup};
 
 /// Lines of a failed step's output that are shown again at the end.
 const LAST_LINES: usize = 30;
@@ -223,6 +224,17 @@ pub(crate) fn test(arguments: &Arguments) -> Result<bool> {
                 .into()
         });
     }
+    steps.step("scenarios on the model and over qtest", |progress| {
+        let everything = conform::Arguments::everything(&arguments.machine);
+        conform::check_suite(&everything, qemu.as_ref(), progress)
+            .map(|sums| {
+                format!(
+                    "{} passed, {} skipped, {} pending",
+                    sums.passed, sums.skipped, sums.pending
+                )
+            })
+            .into()
+    });
     steps.step("undefined behaviour (Miri)", miri);
     steps.step("panic freedom", |progress| {
         panic_freedom::check(progress)
@@ -273,6 +285,8 @@ fn cargo_steps() -> Vec<(&'static str, Command)> {
                 "clippy",
                 "--workspace",
                 "--all-targets",
+                "--test",
+                "conformance",
                 "--",
                 "-D",
                 "warnings",
@@ -281,7 +295,7 @@ fn cargo_steps() -> Vec<(&'static str, Command)> {
         ("lints, image", image::clippy_command()),
         ("documentation", documentation),
         (
-            "unit and scenario tests",
+            "unit tests",
             with(&["test", "--workspace", "--all-targets", "--no-fail-fast"]),
         ),
         (
@@ -373,7 +387,7 @@ fn image_steps(steps: &mut Steps, arguments: &Arguments, qemu: Option<&Qemu>) {
                 edu: true,
                 others: arguments.machine.devices(),
             };
-            match run::boot(qemu, image, &devices, progress) {
+            match run::boot(qemu, image, &devices, Console::Shown, progress) {
                 Err(error) => (Ended::Fail(error), None),
                 Ok(report) if report.ok => (Ended::Pass(run::summary(&report)), Some(report)),
                 Ok(report) => (

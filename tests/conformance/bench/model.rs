@@ -1,6 +1,6 @@
 //! The model in process, in each of its profiles and cache modes.
 
-use vtd_model::{Access, CacheMode, Machine, ModelConfig, ModelUnit, Request};
+use vtd_model::{Access, CacheMode, Machine, ModelConfig, ModelUnit, Pace, Request};
 use vtd_nest::arch::address::Iova;
 use vtd_nest::arch::capability::{CapabilityField, ExtendedCapabilityField};
 use vtd_nest::arch::id::SourceId;
@@ -21,9 +21,15 @@ impl ModelProfile {
             ("nesting-server", ModelConfig::nesting_server()),
             (
                 "nesting-client-noncoherent",
-                ModelConfig::nesting_client_noncoherent(),
+                ModelConfig::nesting_client_noncoherent()
+                    .with_capability(CapabilityField::FIRST_STAGE_1GIB_PAGES, 0),
+            ),
+            (
+                "nesting-server-erratum",
+                ModelConfig::nesting_server_erratum(),
             ),
             ("caching-mode", ModelConfig::caching_mode()),
+            ("everything-on", ModelConfig::everything_on()),
             ("legacy-server", ModelConfig::legacy_server()),
             ("qemu-second-stage", ModelConfig::qemu_second_stage()),
             ("qemu-first-stage", ModelConfig::qemu_first_stage()),
@@ -33,7 +39,10 @@ impl ModelProfile {
             ("tiny", CacheMode::Tiny),
             ("none", CacheMode::None),
         ];
-        let mut all = Vec::new();
+        let mut all = vec![Self {
+            name: "nesting-server-late/hoarder".into(),
+            config: ModelConfig::nesting_server().with_queue_pace(Pace::After(20_000)),
+        }];
         for (profile, config) in profiles {
             for (mode, cache_mode) in modes {
                 all.push(Self {

@@ -45,6 +45,12 @@ impl QtestProfile {
         all
     }
 
+    /// Adds devices to the machine.
+    pub(crate) fn with_devices(mut self, devices: &[String]) -> Self {
+        self.options.devices.extend_from_slice(devices);
+        self
+    }
+
     /// The unit with just these options.
     pub(crate) fn named_by(qemu: &Qemu, iommu: &str) -> Self {
         let mut options = Options::legacy(qemu);

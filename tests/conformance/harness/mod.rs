@@ -3,6 +3,7 @@
 mod report;
 mod runner;
 mod scenario;
+pub(crate) mod table;
 
 pub(crate) use report::{print_line, print_matrix, write_json};
 pub(crate) use runner::{Outcome, Row, pending_for_nothing, run};

@@ -39,7 +39,7 @@ pub(crate) struct Row {
     pub(crate) outcome: Outcome,
     /// It ran, whatever that counts as.
     pub(crate) ran: bool,
-    /// A pending scenario that passed.
+    /// A pending scenario that passed here.
     pub(crate) passed_early: bool,
     pub(crate) time: Duration,
 }
@@ -111,11 +111,11 @@ fn run_one(
         (Ok(()), standing) => {
             ran = true;
             match (attempt(scenario, profile), standing) {
-                (result, Standing::Pending(why)) => {
-                    passed_early = result.is_ok();
-                    Outcome::Pending(why.into())
+                (Ok(()), standing) => {
+                    passed_early = standing != Standing::Passes;
+                    Outcome::Pass
                 }
-                (Ok(()), _) => Outcome::Pass,
+                (Err(_), Standing::Pending(why)) => Outcome::Pending(why.into()),
                 (Err(why), _) => Outcome::Fail(why),
             }
         }

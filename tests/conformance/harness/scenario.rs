@@ -48,8 +48,8 @@ impl Need {
 pub(crate) enum Standing {
     /// It passes wherever the bench can run it.
     Passes,
-    /// It waits for the named work. It is run all the same: where it passes on every bench that
-    /// can run it, the mark has to go.
+    /// It waits for the named work. It is run all the same: where it passes it counts as passed,
+    /// and if it passes on every bench that can run it, the mark has to go.
     Pending(&'static str),
     /// There is nothing to run until the named work begins.
     Unwritten(&'static str),

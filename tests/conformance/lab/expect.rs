@@ -41,16 +41,7 @@ impl Guest {
         self.lab
             .hypervisor
             .dma_read(requester, Iova::new(iova), &mut bytes);
-        let value = u64::from_le_bytes(bytes);
-        if value >> 48 != STAMP >> 48 {
-            return None;
-        }
-        assert_eq!(
-            value >> 40 & 0xff,
-            u64::from(self.number()),
-            "the device reads another machine's memory"
-        );
-        Some(value & 0xff_ffff_ffff)
+        stamped_page(u64::from_le_bytes(bytes), self.number())
     }
 
     /// A device's read at an address gives the page's stamp.
@@ -186,4 +177,18 @@ impl Guest {
     pub(crate) fn finish(self) {
         self.lab.expect_no_violations();
     }
+}
+
+/// The page of a machine whose stamp a device has read; `None` if it is no stamp.
+#[track_caller]
+pub(super) fn stamped_page(value: u64, number: u16) -> Option<u64> {
+    if value >> 48 != STAMP >> 48 {
+        return None;
+    }
+    assert_eq!(
+        value >> 40 & 0xff,
+        u64::from(number),
+        "the device reads another machine's memory"
+    );
+    Some(value & 0xff_ffff_ffff)
 }

@@ -85,6 +85,8 @@ pub(crate) struct Guest {
     tail: u64,
     waits: u32,
     next_page: u64,
+    /// Directory entries that lead to a PASID table.
+    pub(super) directory_entries: Vec<u64>,
     pub(super) data_pages: Vec<u64>,
     pub(super) edu: super::job::EduRegisters,
 }
@@ -117,6 +119,7 @@ impl Guest {
             tail: 0,
             waits: 0,
             next_page: FIRST_FREE_PAGE,
+            directory_entries: Vec::new(),
             data_pages: Vec::new(),
             edu: Default::default(),
         };
@@ -291,12 +294,11 @@ impl Guest {
         u64::from_le_bytes(bytes)
     }
 
-    /// A zeroed page of guest memory.
+    /// A zeroed page of guest memory: none is given twice, and memory is zero at power-on.
     pub(crate) fn page(&mut self) -> u64 {
         let page = self.next_page;
         self.next_page += 0x1000;
         assert!(self.next_page <= GUEST_LEN_BYTES, "guest memory is used up");
-        self.write(page, &[0; 4096]);
         page
     }
 

@@ -1,17 +1,13 @@
 //! What scenarios ask of the library and it does not have yet. Each says so; the scenarios that
 //! call it are pending.
 
+use vtd_nest::arch::id::SourceId;
 use vtd_nest::nest::{AssignError, DeviceConfig};
 
 use super::Guest;
 
 /// State of a virtual unit, saved.
 pub(crate) struct Saved(Vec<u8>);
-
-/// Resets the guest's unit, as a reset of its machine does.
-pub(crate) fn reset(_guest: &mut Guest) {
-    panic!("the library cannot reset a machine's virtual unit yet");
-}
 
 /// Saves the state of a machine's virtual unit.
 pub(crate) fn save(_guest: &Guest) -> Saved {
@@ -48,4 +44,21 @@ pub(crate) fn assign_with_pasid_bits(
     _bits: u8,
 ) -> Result<(), AssignError> {
     panic!("the library takes no width of PASIDs of a single device yet");
+}
+
+/// Tells a machine's virtual unit of a device that the hypervisor emulates.
+pub(crate) fn add_emulated_device(_guest: &mut Guest, _source_id: SourceId) {
+    panic!("a machine takes no emulated devices yet");
+}
+
+/// A lab whose units are known to have erratum 772415 SPR17: with snooped walks, updates of
+/// first-stage entries reach pages that the second stage lets them read only.
+pub(crate) fn lab_with_erratum_772415(_place: super::Place<'_>) -> std::rc::Rc<super::Lab> {
+    panic!("the library cannot be told of a unit's errata yet");
+}
+
+/// Destroys a machine; gives it back if hardware did not confirm.
+pub(crate) fn destroy(guest: Guest) -> Result<(), Guest> {
+    let _ = guest.number();
+    panic!("the library cannot destroy a machine yet");
 }

@@ -1,12 +1,22 @@
 //! The component on a bench: units brought up, machines with guests, and what a scenario looks at.
 
+mod broken;
 mod descriptors;
+mod event;
 mod expect;
 mod fault;
 mod guest;
+mod hardware;
 mod job;
+mod kinds;
 pub(crate) mod later;
+mod ledger;
+mod log_events;
+mod oracle;
+mod random;
 mod tables;
+mod tap;
+mod watch;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -23,10 +33,16 @@ use vtd_nest::unit::{Unit, UnitConfig};
 
 use crate::bench::{Interposer, Observed, Profile, host_offset};
 
+pub(crate) use broken::{OUTSIDE, Structures};
 pub(crate) use descriptors::{Submitted, kind};
+pub(crate) use event::Event;
 pub(crate) use fault::{GuestFault, TakenFaults};
 pub(crate) use guest::{D0, D1, GUEST_LEN_BYTES, Guest, GuestOptions, Vm};
-pub(crate) use tables::{ROOT, pasid_cache};
+pub(crate) use ledger::Holdings;
+pub(crate) use log_events::LogEvents;
+pub(crate) use random::Random;
+pub(crate) use tables::{ROOT, changed, pasid_cache};
+pub(crate) use tap::{Tap, Tapped, probe_tapped};
 
 /// An address that scenarios map; its index differs at each level.
 pub(crate) const IOVA: u64 = 0x12_3456_7000;

@@ -31,7 +31,14 @@ const fn directory(source_id: SourceId) -> u64 {
 impl Guest {
     /// Root, context and an empty directory for a device.
     pub(crate) fn install_tables(&mut self, source_id: SourceId) {
-        self.write(directory(source_id), &[0; 128 << 10]);
+        let range = directory(source_id)..directory(source_id) + (128 << 10);
+        for slot in std::mem::take(&mut self.directory_entries) {
+            if range.contains(&slot) {
+                self.write_u64(slot, 0);
+            } else {
+                self.directory_entries.push(slot);
+            }
+        }
         self.install_context(source_id, DirectoryOrder::LARGEST);
     }
 
@@ -72,6 +79,7 @@ impl Guest {
         if entry & 1 == 0 {
             entry = PasidDirectoryEntry::new(Gpa::new(self.page())).as_u64();
             self.write_u64(slot, entry);
+            self.directory_entries.push(slot);
         }
         (entry & ADDRESS) + 64 * u64::from(pasid & 63)
     }
@@ -341,4 +349,11 @@ pub(crate) fn pasid_cache(domain: u16, pasid: u32) -> Descriptor {
             pasid: Pasid::new(pasid).expect("20 bits"),
         },
     }
+}
+
+/// An entry with quadwords changed.
+pub(crate) fn changed(entry: &PasidEntry, change: impl FnOnce(&mut [u64; 8])) -> PasidEntry {
+    let mut quadwords = *entry.quadwords();
+    change(&mut quadwords);
+    PasidEntry::from_quadwords(quadwords)
 }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use vtd_nest::arch::fault::FaultReason;
 
+use crate::bits::field;
+
 /// How much the caches keep.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CacheMode {
@@ -46,6 +48,16 @@ impl CachedPasid {
     pub(crate) fn domain(&self) -> u16 {
         self.words[1] as u16
     }
+
+    /// PGTT.
+    pub(crate) fn kind(&self) -> Kind {
+        match field(self.words[0], 8, 6) {
+            1 => Kind::First,
+            2 => Kind::Second,
+            3 => Kind::Nested,
+            _ => Kind::PassThrough,
+        }
+    }
 }
 
 /// By what kind of entry a translation came about.
@@ -65,7 +77,7 @@ impl Kind {
     }
 }
 
-/// The rights along a walk.
+/// The rights along a walk, and what else of the way a translation completion tells.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Rights {
     /// U/S of the first stage.
@@ -76,6 +88,8 @@ pub(crate) struct Rights {
     pub(crate) write_protect: bool,
     pub(crate) second_read: bool,
     pub(crate) second_write: bool,
+    /// SNP of the second-stage leaf.
+    pub(crate) second_snoop: bool,
 }
 
 impl Rights {
@@ -85,6 +99,7 @@ impl Rights {
         write_protect: false,
         second_read: true,
         second_write: true,
+        second_snoop: false,
     };
 }
 

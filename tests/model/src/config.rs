@@ -5,6 +5,7 @@ use vtd_nest::arch::capability::{
 };
 
 use crate::cache::CacheMode;
+use crate::queue_order::QueueOrder;
 
 /// When something that hardware does by itself is done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +30,16 @@ pub enum FetchOrder {
 }
 
 /// All knobs of a model. Start from a profile and change single ones.
+///
+/// Every field of the capability registers is a knob, and what it brings is there or not, and its
+/// bits in tables are used or reserved, as it says. These change only what the registers read:
+///
+/// - DWD and DRD: the model has no requests in flight, so every invalidation drains;
+/// - ECMDS, PMS, VCS, RDTS, TDXCS: no such registers and commands;
+/// - ERS: withdrawn; execute requests fault, by the major version;
+/// - HPT1GPS: no host permission tables are walked;
+/// - SC beyond the reserved bits that go with it, and MTS likewise: a final access has no memory
+///   type here and is always snooped.
 #[derive(Clone, Debug)]
 pub struct ModelConfig {
     /// `VER_REG`: minor in bits 3:0, major in 7:4.
@@ -45,6 +56,10 @@ pub struct ModelConfig {
     pub command_pace: Pace,
     /// When a fetched descriptor is executed, a wait's status write included.
     pub queue_pace: Pace,
+    /// In which order fetched descriptors are executed.
+    pub queue_order: QueueOrder,
+    /// When a page request that arrived is checked and written to its queue.
+    pub page_request_pace: Pace,
     /// How long an invalidation waits for a device that does not answer, in nanoseconds.
     pub device_tlb_timeout: u64,
     /// In which order large entries are fetched.
@@ -54,7 +69,12 @@ pub struct ModelConfig {
     /// Erratum 772415 SPR17: with PWSNP=1, nested translation sets first-stage accessed and dirty
     /// bits in pages that the second stage lets it only read.
     pub erratum_772415: bool,
-    /// Seed of the evictions of [`CacheMode::Tiny`].
+    /// Bits that bases and limits of protected memory regions lack: N+1 (§11.4.8).
+    pub protected_memory_bits: u8,
+    /// Whether remapped requests are kept out of protected memory regions too, as all units of
+    /// major version 2 and later do.
+    pub protects_from_remapped: bool,
+    /// Seed of the evictions of [`CacheMode::Tiny`] and of [`QueueOrder::Shuffled`].
     pub seed: u64,
 }
 
@@ -82,10 +102,14 @@ impl ModelConfig {
             cache_mode: CacheMode::Hoarder,
             command_pace: Pace::Immediate,
             queue_pace: Pace::Immediate,
+            queue_order: QueueOrder::InOrder,
+            page_request_pace: Pace::Immediate,
             device_tlb_timeout: 1_000_000_000,
             fetch_order: FetchOrder::Ascending,
             fault_compression: false,
             erratum_772415: false,
+            protected_memory_bits: 20,
+            protects_from_remapped: true,
             seed: 0x9e37_79b9_7f4a_7c15,
         }
     }
@@ -110,6 +134,23 @@ impl ModelConfig {
             .with(Ecap::PASID_SIZE, 19)
             .with(Ecap::RID_PASID, 1)
             .with(Ecap::PAGE_WALK_COHERENCY, 1);
+        config
+    }
+
+    /// [`nesting_server`](Self::nesting_server) with what devices with device-TLBs and page
+    /// requests need, and with supervisor requests.
+    pub fn device_tlb_server() -> Self {
+        let mut config = Self::nesting_server();
+        config.extended = config
+            .extended
+            .with(Ecap::DEVICE_TLB, 1)
+            .with(Ecap::PAGE_REQUESTS, 1)
+            .with(Ecap::SUPERVISOR_REQUESTS, 1)
+            .with(Ecap::NO_WRITE_FLAG, 1)
+            .with(Ecap::DEVICE_TLB_THROTTLING, 1)
+            .with(Ecap::PAGE_REQUEST_DRAIN, 1)
+            .with(Ecap::PASID_IN_TRANSLATED_REQUESTS, 1)
+            .with(Ecap::STOP_MARKERS, 1);
         config
     }
 
@@ -148,6 +189,61 @@ impl ModelConfig {
         Self::nesting_server().with_capability(Cap::CACHING_MODE, 1)
     }
 
+    /// [`nesting_server`](Self::nesting_server) with erratum 772415 SPR17.
+    pub fn nesting_server_erratum() -> Self {
+        Self {
+            erratum_772415: true,
+            ..Self::nesting_server()
+        }
+    }
+
+    /// A unit with every feature that the model knows, at its largest: all widths and page sizes,
+    /// accessed and dirty bits, memory types, supervisor requests, device-TLBs, page requests,
+    /// interrupt remapping, abort-DMA mode, protected memory, 256 fault records in a page of their
+    /// own. Not what takes something away: CM, RWBF, EIMER, IRREQ.
+    pub fn everything_on() -> Self {
+        let mut config = Self::nesting_server();
+        config.version = 0x80;
+        config.host_address_width = 52;
+        for (field, value) in [
+            (Cap::PROTECTED_LOW_MEMORY, 1),
+            (Cap::PROTECTED_HIGH_MEMORY, 1),
+            (Cap::ADJUSTED_GUEST_ADDRESS_WIDTHS, 0b1110),
+            (Cap::MAXIMUM_GUEST_ADDRESS_WIDTH, 56),
+            (Cap::FAULT_RECORD_OFFSET, 0x100),
+            (Cap::FAULT_RECORD_COUNT, 255),
+            (Cap::MAXIMUM_ADDRESS_MASK, 63),
+            (Cap::POSTED_INTERRUPTS, 1),
+            (Cap::FIRST_STAGE_5_LEVEL, 1),
+            (Cap::ENHANCED_SET_INTERRUPT_TABLE_POINTER, 1),
+        ] {
+            config.capability = config.capability.with(field, value);
+        }
+        for (field, value) in [
+            (Ecap::DEVICE_TLB, 1),
+            (Ecap::INTERRUPT_REMAPPING, 1),
+            (Ecap::EXTENDED_INTERRUPT_MODE, 1),
+            (Ecap::MAXIMUM_HANDLE_MASK, 15),
+            (Ecap::MEMORY_TYPES, 1),
+            (Ecap::PAGE_REQUESTS, 1),
+            (Ecap::SUPERVISOR_REQUESTS, 1),
+            (Ecap::NO_WRITE_FLAG, 1),
+            (Ecap::EXTENDED_ACCESSED, 1),
+            (Ecap::DEVICE_TLB_THROTTLING, 1),
+            (Ecap::PAGE_REQUEST_DRAIN, 1),
+            (Ecap::SECOND_STAGE_ACCESSED_DIRTY, 1),
+            (Ecap::ABORT_DMA_MODE, 1),
+            (Ecap::RID_PRIV, 1),
+            (Ecap::HOST_PERMISSION_TABLES, 1),
+            (Ecap::PASID_IN_TRANSLATED_REQUESTS, 1),
+            (Ecap::SECOND_STAGE_IO_PERMISSIONS, 1),
+            (Ecap::STOP_MARKERS, 1),
+        ] {
+            config.extended = config.extended.with(field, value);
+        }
+        config
+    }
+
     /// Adds interrupt remapping and posting: 32-bit destinations, invalidations of up to 2^15
     /// indexes, caches that SIRTP empties.
     #[must_use]
@@ -184,6 +280,13 @@ impl ModelConfig {
     #[must_use]
     pub fn with_queue_pace(mut self, pace: Pace) -> Self {
         self.queue_pace = pace;
+        self
+    }
+
+    /// Changes in which order descriptors are executed, and by which seed.
+    #[must_use]
+    pub fn with_queue_order(mut self, order: QueueOrder, seed: u64) -> Self {
+        (self.queue_order, self.seed) = (order, seed);
         self
     }
 

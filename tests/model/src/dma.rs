@@ -96,7 +96,7 @@ impl Unit {
         }
     }
 
-    fn read(&mut self, mut request: Request, into: &mut [u8]) -> Result<(), Fault> {
+    pub(crate) fn read(&mut self, mut request: Request, into: &mut [u8]) -> Result<(), Fault> {
         if into.is_empty() {
             request.zero_length = true;
             return self.request(&request).map(|_| ());
@@ -106,7 +106,9 @@ impl Unit {
             let located = self.request(&request)?;
             let length = chunk(&request, rest.len());
             let (now, later) = rest.split_at_mut(length);
-            if !self.memory.device_read(located.host, now) {
+            if self.drops_protected(request.address.as_u64(), located.host, length) {
+                now.fill(0xff);
+            } else if !self.memory.device_read(located.host, now) {
                 self.note_outside(located.host);
             }
             request.address = next(request.address, length);
@@ -115,7 +117,7 @@ impl Unit {
         Ok(())
     }
 
-    fn write(&mut self, mut request: Request, from: &[u8]) -> Result<(), Fault> {
+    pub(crate) fn write(&mut self, mut request: Request, from: &[u8]) -> Result<(), Fault> {
         let address = request.address.as_u64();
         if request.pasid.is_none()
             && bits::is_interrupt_address(address)
@@ -128,7 +130,9 @@ impl Unit {
         while !rest.is_empty() {
             let located = self.request(&request)?;
             let (now, later) = rest.split_at(chunk(&request, rest.len()));
-            if !self.memory.device_write(located.host, now) {
+            let is_dropped =
+                self.drops_protected(request.address.as_u64(), located.host, now.len());
+            if !is_dropped && !self.memory.device_write(located.host, now) {
                 self.note_outside(located.host);
             }
             request.address = next(request.address, now.len());
@@ -137,8 +141,11 @@ impl Unit {
         Ok(())
     }
 
-    fn fetch_add(&mut self, request: &Request, value: u64) -> Result<u64, Fault> {
+    pub(crate) fn fetch_add(&mut self, request: &Request, value: u64) -> Result<u64, Fault> {
         let located = self.request(request)?;
+        if self.drops_protected(request.address.as_u64(), located.host, 8) {
+            return Ok(u64::MAX);
+        }
         let mut bytes = [0; 8];
         let there = self.memory.device_read(located.host, &mut bytes);
         let old = u64::from_le_bytes(bytes);
@@ -151,11 +158,11 @@ impl Unit {
 }
 
 /// How much of `length` bytes lies in the request's page.
-fn chunk(request: &Request, length: usize) -> usize {
+pub(crate) fn chunk(request: &Request, length: usize) -> usize {
     length.min((4096 - request.address.page_offset()) as usize)
 }
 
-fn next(address: Iova, length: usize) -> Iova {
+pub(crate) fn next(address: Iova, length: usize) -> Iova {
     Iova::new(address.as_u64().wrapping_add(length as u64))
 }
 
@@ -174,7 +181,8 @@ impl ModelUnit {
         })
     }
 
-    /// A device reads memory, page by page. An empty buffer is a zero-length read.
+    /// A device reads memory, page by page. An empty buffer is a zero-length read. Protected memory
+    /// reads as all ones, and writes to it are dropped.
     ///
     /// # Errors
     ///

@@ -107,6 +107,14 @@ impl Unit {
         if new.domain == 0 && self.config.has_cap(Cap::CACHING_MODE) {
             self.violation(Violation::DomainZeroInCachingMode { source_id: second });
         }
+        let attributes = (words[1] >> 32) as u32;
+        let has_reserved_type = (0..8).any(|index| matches!(attributes >> (4 * index) & 7, 2 | 3));
+        if has_reserved_type {
+            self.violation(Violation::ReservedPageAttribute {
+                source_id: second,
+                value: attributes,
+            });
+        }
         let mut found = Vec::new();
         for (&(other, other_pasid), seen) in &self.domains.pasids {
             if (other, other_pasid) == (source_id, pasid) {

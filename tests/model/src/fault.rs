@@ -24,6 +24,15 @@ pub struct Fault {
     pub access: Access,
 }
 
+/// How a request reached the unit: by its AT field (§4.1), or as a message (§7.4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Origin {
+    Untranslated,
+    TranslationRequest,
+    Translated,
+    PageRequest,
+}
+
 /// Table 30 and 15: whether FPD silences a reason. What is found before an entry with FPD was
 /// read, and errors reading the PASID tables, are always recorded.
 fn is_qualified(reason: FaultReason) -> bool {
@@ -138,27 +147,38 @@ impl Unit {
         (self.registers.fault_status | self.registers.records.status()) & 0xff == 0
     }
 
-    /// Blocks a request: records the fault, unless it is silenced.
+    /// Blocks an untranslated request: records the fault, unless it is silenced.
     pub(crate) fn block(&mut self, request: &Request, blocked: Blocked) -> Fault {
-        // FI has no bits above the largest width.
-        let mut width = 30 + 9 * (63 - self.widths().leading_zeros());
-        if width < 39 {
-            width = 64;
-        }
-        let information = request.address.as_u64() & !0xfff & !crate::bits::from_bit(width);
-        self.block_with(request, blocked, information)
+        self.block_from(Origin::Untranslated, request, blocked)
     }
 
-    /// [`block`](Self::block) with what the record is to hold as FI, in bits 63:12.
+    /// Blocks a request of any origin.
+    pub(crate) fn block_from(
+        &mut self,
+        origin: Origin,
+        request: &Request,
+        blocked: Blocked,
+    ) -> Fault {
+        // FI has no bits above the largest width.
+        let width = match self.widths() {
+            0 => 64,
+            widths => 30 + 9 * widths.ilog2(),
+        };
+        let information = request.address.as_u64() & !0xfff & !crate::bits::from_bit(width);
+        self.block_with(origin, request, blocked, information)
+    }
+
+    /// [`block_from`](Self::block_from) with what the record is to hold as FI, in bits 63:12.
     pub(crate) fn block_with(
         &mut self,
+        origin: Origin,
         request: &Request,
         blocked: Blocked,
         information: u64,
     ) -> Fault {
         self.counters.faults += 1;
         if !(blocked.fault_disable && is_qualified(blocked.reason)) {
-            self.record(request, blocked.reason, information);
+            self.record(origin, request, blocked.reason, information);
         }
         Fault {
             reason: blocked.reason,
@@ -169,17 +189,23 @@ impl Unit {
         }
     }
 
-    fn record(&mut self, request: &Request, reason: FaultReason, information: u64) {
-        let (t1, t2) = match request.access {
-            Access::Write => (0, 0),
-            Access::Read => (1, 0),
-            Access::Atomic => (1, 1),
+    fn record(&mut self, origin: Origin, request: &Request, reason: FaultReason, information: u64) {
+        let (t1, t2) = match (origin, request.access) {
+            (Origin::PageRequest, _) => (0, 1),
+            (Origin::TranslationRequest, _) | (_, Access::Read) => (1, 0),
+            (_, Access::Write) => (0, 0),
+            (_, Access::Atomic) => (1, 1),
+        };
+        let address_type = match origin {
+            Origin::Untranslated | Origin::PageRequest => 0,
+            Origin::TranslationRequest => 1,
+            Origin::Translated => 2,
         };
         let mut third = u32::from(request.source_id.as_u16()) | t2 << 28;
-        let mut fourth = VALID | t1 << 30 | u32::from(reason.code());
+        let mut fourth = VALID | t1 << 30 | address_type << 28 | u32::from(reason.code());
         if let Some(pasid) = request.pasid {
             third |= 1 << 31 | u32::from(request.privileged) << 29;
-            if request.access == Access::Read {
+            if (t1, t2) == (1, 0) {
                 third |= u32::from(request.execute) << 30;
             }
             fourth |= pasid.as_u32() << 8;

@@ -11,7 +11,7 @@ use vtd_nest::mem::HostMemory;
 use crate::bits::{self, bit, field};
 use crate::cache::{self, Blocked, CacheMode};
 use crate::dma::Request;
-use crate::fault::Fault;
+use crate::fault::{Fault, Origin};
 use crate::registers::{CFI, IRE, SIRTP};
 use crate::unit::{ModelUnit, Unit};
 use crate::violation::Violation;
@@ -323,7 +323,7 @@ impl Unit {
                 // FI has the index in bits 63:48; where it has none it is undefined (§11.4.7.6),
                 // so that it is no index that anybody uses.
                 let information = index.map_or(0xdead_dead_dead_d000, |i| u64::from(i) << 48);
-                Err(self.block_with(request, blocked, information))
+                Err(self.block_with(Origin::Untranslated, request, blocked, information))
             }
         }
     }

@@ -52,6 +52,13 @@ pub enum MemoryEvent {
         /// Width in bytes: 4 or 8.
         width_bytes: u8,
     },
+    /// The remapping unit took a valid descriptor from its invalidation queue.
+    Descriptor {
+        /// The quadwords; the last two are 0 in a queue of 128-bit descriptors.
+        words: [u64; 4],
+    },
+    /// The test called [`Memory::mark`].
+    Mark,
 }
 
 /// A read that the remapping unit is about to make.
@@ -264,6 +271,11 @@ impl Memory {
         state.log.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
+    /// Puts a mark into the log: what software was at is complete.
+    pub fn mark(&self) {
+        self.0.state.borrow_mut().note(MemoryEvent::Mark);
+    }
+
     /// Number of stores of the processor so far.
     pub fn store_count(&self) -> u64 {
         self.0.state.borrow().stores
@@ -348,6 +360,12 @@ impl Memory {
             width_bytes: 8,
         });
         Some(true)
+    }
+
+    /// Puts a descriptor that the unit fetched into the log.
+    pub(crate) fn note_descriptor(&self, words: [u64; 4]) {
+        let mut state = self.0.state.borrow_mut();
+        state.note(MemoryEvent::Descriptor { words });
     }
 
     /// A 32-bit store of the unit; whether there is memory.
@@ -589,7 +607,7 @@ mod tests {
                 MemoryEvent::Store { width_bytes, .. } => *width_bytes,
                 MemoryEvent::Flush { .. } => 64,
                 MemoryEvent::Fence => 0,
-                MemoryEvent::HardwareStore { .. } => 99,
+                _ => 99,
             })
             .collect();
         assert_eq!(widths, [16, 1, 4, 8, 1, 64, 64, 0, 8]);

@@ -7,6 +7,7 @@ use vtd_nest::arch::id::SourceId;
 
 use crate::bits::{self, bit, field};
 use crate::cache::{Block, FunctionSet};
+use crate::queue_order::QueueOrder;
 use crate::registers::{ICE, IQE, ITE};
 use crate::unit::{Due, ModelUnit, Unit};
 use crate::violation::Violation;
@@ -27,16 +28,16 @@ impl SubmittedDescriptor {
     }
 }
 
-fn kind(q0: u64) -> u64 {
+pub(crate) fn kind(q0: u64) -> u64 {
     field(q0, 3, 0) | field(q0, 11, 9) << 4
 }
 
 /// A fetched descriptor that has not been executed.
-struct InFlight {
-    words: [u64; 4],
-    due: Due,
+pub(crate) struct InFlight {
+    pub(crate) words: [u64; 4],
+    pub(crate) due: Due,
     /// When a device that does not answer is given up.
-    deadline: Option<u64>,
+    pub(crate) deadline: Option<u64>,
 }
 
 #[derive(Default)]
@@ -44,10 +45,13 @@ pub(crate) struct Queue {
     pub(crate) head: u32,
     /// IQA as it was when the queue was enabled.
     pub(crate) address: u64,
-    in_flight: VecDeque<InFlight>,
+    pub(crate) in_flight: VecDeque<InFlight>,
     /// Whether the last executed descriptor was a wait; `None` before the first one.
     ended_with_wait: Option<bool>,
     pub(crate) submitted: Vec<SubmittedDescriptor>,
+    pub(crate) executed: Vec<[u64; 4]>,
+    /// State of the shuffle; 0 before the first one.
+    shuffle: u64,
     pub(crate) silent_devices: BTreeSet<u16>,
 }
 
@@ -55,6 +59,20 @@ impl Queue {
     /// Whether everything is executed and a wait was the last.
     pub(crate) fn is_drained(&self) -> bool {
         self.in_flight.is_empty() && self.ended_with_wait != Some(false)
+    }
+
+    /// A pseudo-random number (xorshift).
+    pub(crate) fn random(&mut self, seed: u64) -> u64 {
+        let mut state = if self.shuffle == 0 {
+            seed | 1
+        } else {
+            self.shuffle
+        };
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        self.shuffle = state;
+        state >> 32
     }
 
     pub(crate) fn restart(&mut self, address: u64) {
@@ -94,7 +112,9 @@ impl Unit {
     /// Fetches and executes whatever can be by now.
     pub(crate) fn run_queue(&mut self, manual: bool) {
         loop {
-            self.execute_due(manual);
+            if self.config.queue_order == QueueOrder::InOrder {
+                self.execute_due(manual);
+            }
             if !self.fetch_descriptor() {
                 break;
             }
@@ -116,6 +136,7 @@ impl Unit {
                 let length = if self.has_wide_descriptors() { 32 } else { 16 };
                 self.queue.head = (head + length) % self.queue_size_bytes();
                 let now = self.clock.now();
+                self.memory.note_descriptor(words);
                 self.queue.submitted.push(SubmittedDescriptor {
                     words,
                     fetched_at: now,
@@ -227,33 +248,36 @@ impl Unit {
         }
     }
 
-    /// Executes fetched descriptors in order as far as they are due.
+    /// Executes fetched descriptors as far as they are due.
     fn execute_due(&mut self, manual: bool) {
+        while self.execute_one(manual) {}
+    }
+
+    /// Executes one fetched descriptor, or gives up its device; whether there was one.
+    pub(crate) fn execute_one(&mut self, manual: bool) -> bool {
         let now = self.clock.now();
-        while let Some(front) = self.queue.in_flight.front_mut() {
-            if let Some(deadline) = front.deadline {
-                if deadline > now {
-                    return;
-                }
-                let source_id = device_of(front.words);
-                self.time_out(source_id);
-                return;
+        while let Some(index) = self.choose_descriptor(manual) {
+            let chosen = &mut self.queue.in_flight[index];
+            let words = chosen.words;
+            if chosen.deadline.is_some() {
+                self.time_out(device_of(words));
+                return false;
             }
-            if !front.due.is_over(now, manual) {
-                return;
-            }
-            let words = front.words;
             if matches!(kind(words[0]), 3 | 8)
                 && self.queue.silent_devices.contains(&device_of(words))
             {
-                front.deadline = Some(now.saturating_add(self.config.device_tlb_timeout));
+                chosen.deadline = Some(now.saturating_add(self.config.device_tlb_timeout));
                 continue;
             }
-            self.queue.in_flight.pop_front();
+            self.queue.in_flight.remove(index);
             self.queue.ended_with_wait = Some(kind(words[0]) == 5);
+            self.queue.executed.push(words);
             self.counters.descriptors += 1;
             self.execute(words);
+            self.repeat_requests();
+            return true;
         }
+        false
     }
 
     /// ITE: nothing from the oldest pending device-TLB descriptor on has run, and no wait of it
@@ -301,6 +325,7 @@ impl Unit {
                     source_id: SourceId::from_u16(device_of(words)),
                 });
             }
+            (3, _) => self.invalidate_device_tlb(words, false),
             (4, _) => self.invalidate_interrupt_entries(q0),
             (5, _) => self.complete_wait(q0, q1),
             (6, 2) => self.caches.drop_iotlb_of_pasid(domain, pasid),
@@ -312,7 +337,9 @@ impl Unit {
             (7, 0) => self.drop_pasid_entries(Some(domain), None),
             (7, 1) => self.drop_pasid_entries(Some(domain), Some(pasid)),
             (7, _) => self.drop_pasid_entries(None, None),
-            // No device-TLBs, page requests or host permission tables yet.
+            (8, _) => self.invalidate_device_tlb(words, true),
+            (9, _) => self.respond(words),
+            // No host permission tables yet.
             _ => {}
         }
     }
@@ -324,6 +351,9 @@ impl Unit {
 
     fn complete_wait(&mut self, q0: u64, q1: u64) {
         self.counters.waits += 1;
+        if bit(q0, 7) {
+            self.drain_page_requests();
+        }
         if bit(q0, 5) {
             let host_bits = u32::from(self.config.host_address_width);
             let address = q1 & !3 & !bits::from_bit(host_bits);

@@ -6,6 +6,7 @@ use crate::bits::{self, bit, field};
 use crate::cache::{Block, FunctionSet};
 use crate::event::{EventKind, EventRegisters};
 use crate::fault::FaultRecords;
+use crate::protected::{self, ProtectedMemory};
 use crate::unit::{Due, Unit};
 use crate::violation::Violation;
 
@@ -36,8 +37,6 @@ mod offset {
     pub(super) const FSTS: u16 = 0x34;
     pub(super) const FECTL: u16 = 0x38;
     pub(super) const FEUADDR: u16 = 0x44;
-    pub(super) const PMEN: u16 = 0x64;
-    pub(super) const PLMBASE: u16 = 0x68;
     pub(super) const PHMBASE: u16 = 0x70;
     pub(super) const IQH: u16 = 0x80;
     pub(super) const IQT: u16 = 0x88;
@@ -83,17 +82,15 @@ pub(crate) struct RegisterFile {
     pub(crate) records: FaultRecords,
     pub(crate) fault_event: EventRegisters,
     pub(crate) completion_event: EventRegisters,
-    page_request_event: EventRegisters,
+    pub(crate) page_request_event: EventRegisters,
     pub(crate) wait_complete: bool,
     pub(crate) queue_tail: u64,
     pub(crate) queue_address: u64,
     pub(crate) queue_error_record: u64,
-    /// PLM and PHM base and limit, 0x68 to 0x7F.
-    protected_memory: [u32; 6],
-    protected_memory_enabled: bool,
+    pub(crate) protected_memory: ProtectedMemory,
     /// PQH, PQT, PQA, 0xC0 to 0xD7.
-    page_request_queue: [u32; 6],
-    page_request_status: u32,
+    pub(crate) page_request_queue: [u32; 6],
+    pub(crate) page_request_status: u32,
 }
 
 impl RegisterFile {
@@ -119,8 +116,7 @@ impl RegisterFile {
             queue_tail: 0,
             queue_address: 0,
             queue_error_record: 0,
-            protected_memory: [0; 6],
-            protected_memory_enabled: false,
+            protected_memory: ProtectedMemory::default(),
             page_request_queue: [0; 6],
             page_request_status: 0,
         }
@@ -252,7 +248,7 @@ impl Unit {
         if self.lacks_queue_register(at) {
             return 0;
         }
-        let (page_requests, protected) = (self.has_page_requests(), self.has_protected_memory());
+        let page_requests = self.has_page_requests();
         let registers = &self.registers;
         let index = at % 8 / 4;
         match at {
@@ -268,15 +264,8 @@ impl Unit {
             0x28 | 0x2c => half(registers.context_command, index),
             offset::FSTS => registers.fault_status | registers.records.status(),
             offset::FECTL..=offset::FEUADDR => registers.fault_event.read((at - offset::FECTL) / 4),
-            offset::PMEN if protected => {
-                if registers.protected_memory_enabled {
-                    1 << 31 | 1
-                } else {
-                    0
-                }
-            }
-            offset::PLMBASE..=0x7c if protected => {
-                registers.protected_memory[usize::from(at - offset::PLMBASE) / 4]
+            protected::FIRST..=protected::LAST if self.has_protected_register(at) => {
+                self.read_protected(at)
             }
             0x80 => self.queue.head,
             0x84 => 0,
@@ -322,12 +311,7 @@ impl Unit {
         self.config.has(Ecap::PAGE_REQUESTS)
     }
 
-    fn has_protected_memory(&self) -> bool {
-        self.config.has_cap(Cap::PROTECTED_LOW_MEMORY)
-            || self.config.has_cap(Cap::PROTECTED_HIGH_MEMORY)
-    }
-
-    fn reserved(&mut self, offset: u16, bits: u32) {
+    pub(crate) fn reserved(&mut self, offset: u16, bits: u32) {
         if bits != 0 {
             self.violation(Violation::ReservedRegisterBits { offset, bits });
         }
@@ -375,15 +359,8 @@ impl Unit {
                 self.reserved(at, reserved);
                 self.messages.extend(message);
             }
-            offset::PMEN if self.has_protected_memory() => {
-                self.reserved(at, value & 0x7fff_fffe);
-                self.registers.protected_memory_enabled = value >> 31 == 1;
-                if value >> 31 == 1 {
-                    self.violation(Violation::NotModelled("protected memory regions"));
-                }
-            }
-            offset::PLMBASE..=0x7c if self.has_protected_memory() => {
-                self.registers.protected_memory[usize::from(at - offset::PLMBASE) / 4] = value;
+            protected::FIRST..=protected::LAST if self.has_protected_register(at) => {
+                self.write_protected(at, value);
             }
             0x88 | 0x8c => {
                 let reserved = if index == 0 { !0x7_fff0 } else { u32::MAX };
@@ -426,11 +403,11 @@ impl Unit {
                     _ => u32::MAX,
                 };
                 self.reserved(at, value & reserved);
-                self.registers.page_request_queue[usize::from(at - offset::PQH) / 4] = value;
+                self.write_page_request_queue(usize::from(at - offset::PQH) / 4, value);
             }
             offset::PRS if self.has_page_requests() => {
                 self.reserved(at, value & !3);
-                self.registers.page_request_status &= !value;
+                self.clear_page_request_status(value);
             }
             offset::PECTL..=offset::PEUADDR if self.has_page_requests() => {
                 let index = (at - offset::PECTL) / 4;
@@ -531,7 +508,7 @@ impl Unit {
                 command: value,
             });
         }
-        if self.registers.pending.is_some() {
+        if self.has_pending_command() {
             self.violation(Violation::CommandInProgress {
                 offset: offset::GCMD,
             });
@@ -572,8 +549,14 @@ impl Unit {
         self.complete_command(false);
     }
 
+    /// Whether a command to `GCMD_REG` or `PMEN_REG` is in progress: one at a time (§6.9).
+    pub(crate) fn has_pending_command(&self) -> bool {
+        self.registers.pending.is_some() || self.is_protecting_pending()
+    }
+
     /// Completes the command in progress if it is due.
     pub(crate) fn complete_command(&mut self, manual: bool) {
+        self.complete_protected(manual);
         let now = self.clock.now();
         if self
             .registers

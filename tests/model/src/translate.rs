@@ -9,6 +9,7 @@ use crate::cache::{
 };
 use crate::config::FetchOrder;
 use crate::dma::{Access, Request};
+use crate::fault::Origin;
 use crate::unit::Unit;
 use crate::violation::Violation;
 use crate::walk::{FirstStage, SecondStage, WalkStop};
@@ -48,7 +49,7 @@ impl Asker {
     }
 }
 
-const fn stop(reason: FaultReason, fault_disable: bool) -> Blocked {
+pub(crate) const fn stop(reason: FaultReason, fault_disable: bool) -> Blocked {
     Blocked {
         reason,
         fault_disable,
@@ -58,6 +59,31 @@ const fn stop(reason: FaultReason, fault_disable: bool) -> Blocked {
 impl Unit {
     /// Translates one request while TES=1.
     pub(crate) fn translate(&mut self, request: &Request) -> Result<Located, Blocked> {
+        self.check_mode(request)?;
+        let executes = request.pasid.is_some() && request.execute;
+        let asker = Asker {
+            access: request.access,
+            supervisor: request.pasid.is_some() && request.privileged,
+            zero_length: request.zero_length,
+        };
+        // Supervisor and execute requests are looked at anew: the PASID entry must allow them.
+        if !asker.supervisor
+            && !executes
+            && let Some(found) = self.look_up(request, &asker)
+        {
+            self.counters.iotlb_hits += 1;
+            return found;
+        }
+        self.counters.iotlb_misses += 1;
+        if self.registers.table_mode() == 0 {
+            self.translate_legacy(request, &asker)
+        } else {
+            self.translate_scalable(request, &asker)
+        }
+    }
+
+    /// What is wrong before any table is read (RTA.1, 2, 4 and 5).
+    pub(crate) fn check_mode(&self, request: &Request) -> Result<(), Blocked> {
         use FaultReason::*;
         let mode = self.registers.table_mode();
         let has = |feature| self.config.has(feature);
@@ -78,25 +104,7 @@ impl Unit {
         if executes && self.config.major_version() >= 8 {
             return Err(stop(ExecuteRequestBlocked, false));
         }
-        let asker = Asker {
-            access: request.access,
-            supervisor: request.pasid.is_some() && request.privileged,
-            zero_length: request.zero_length,
-        };
-        // Supervisor and execute requests are looked at anew: the PASID entry must allow them.
-        if !asker.supervisor
-            && !executes
-            && let Some(found) = self.look_up(request, &asker)
-        {
-            self.counters.iotlb_hits += 1;
-            return found;
-        }
-        self.counters.iotlb_misses += 1;
-        if mode == 0 {
-            self.translate_legacy(request, &asker)
-        } else {
-            self.translate_scalable(request, &asker)
-        }
+        Ok(())
     }
 
     /// The IOTLB's answer, if it has one that needs no walk.
@@ -176,15 +184,31 @@ impl Unit {
     // ---- legacy mode ----
 
     fn translate_legacy(&mut self, request: &Request, asker: &Asker) -> Result<Located, Blocked> {
-        use FaultReason::*;
-        let source_id = request.source_id.as_u16();
+        let context = self.legacy_context(request.source_id.as_u16())?;
+        let mapping = self.map_legacy(request, &context, asker)?;
+        self.check_rights(&mapping.rights, asker, true)
+            .map_err(|reason| stop(reason, bit(context.words[0], 1)))?;
+        Ok(located(&mapping, request.address.as_u64()))
+    }
+
+    /// The legacy context entry of a device, from the cache or from memory.
+    pub(crate) fn legacy_context(&mut self, source_id: u16) -> Result<CachedContext, Blocked> {
         let context = match self.caches.context(source_id) {
             Some(cached) => cached,
             None => self.fetch_legacy_context(source_id)?,
         };
-        if let Some(blocked) = context.blocked {
-            return Err(blocked);
-        }
+        context.blocked.map_or(Ok(context), Err)
+    }
+
+    /// Translates by a legacy context entry, and fills the IOTLB. The rights are those of the page.
+    pub(crate) fn map_legacy(
+        &mut self,
+        request: &Request,
+        context: &CachedContext,
+        asker: &Asker,
+    ) -> Result<Mapping, Blocked> {
+        use FaultReason::*;
+        let source_id = request.source_id.as_u16();
         let [q0, q1, ..] = context.words;
         let fault_disable = bit(q0, 1);
         let domain = field(q1, 23, 8) as u16;
@@ -252,9 +276,7 @@ impl Unit {
             mapping.block.first,
             entry(value, mapping.block.last),
         );
-        self.check_rights(&mapping.rights, asker, true)
-            .map_err(|reason| stop(reason, fault_disable))?;
-        Ok(located(&mapping, address))
+        Ok(mapping)
     }
 
     /// Fetches, checks and caches a legacy context entry.
@@ -339,65 +361,114 @@ impl Unit {
     // ---- scalable mode ----
 
     fn translate_scalable(&mut self, request: &Request, asker: &Asker) -> Result<Located, Blocked> {
-        use FaultReason::*;
         let source_id = request.source_id.as_u16();
+        let context = self.scalable_context(source_id)?;
+        let pasid = self.check_context(&context, request, Origin::Untranslated)?;
+        let entry = self.pasid_entry(source_id, pasid, &context)?;
+        let asker = Self::check_asker(request, &context, &entry, asker)?;
+        let mapping = self.map_by_entry(request, pasid, &entry, &asker)?;
+        self.check_rights(&mapping.rights, &asker, false)
+            .map_err(|reason| stop(reason, entry.fault_disable))?;
+        Ok(located(&mapping, request.address.as_u64()))
+    }
+
+    /// The scalable-mode context entry of a device, from the cache or from memory.
+    pub(crate) fn scalable_context(&mut self, source_id: u16) -> Result<CachedContext, Blocked> {
         let context = match self.caches.context(source_id) {
             Some(cached) => cached,
             None => self.fetch_scalable_context(source_id)?,
         };
-        if let Some(blocked) = context.blocked {
-            return Err(blocked);
-        }
+        context.blocked.map_or(Ok(context), Err)
+    }
+
+    /// What a context entry says of a request (SCT.5 to SCT.10, SGN.10): the PASID to use.
+    pub(crate) fn check_context(
+        &self,
+        context: &CachedContext,
+        request: &Request,
+        origin: Origin,
+    ) -> Result<u32, Blocked> {
+        use FaultReason::*;
         let [q0, q1, ..] = context.words;
-        let context_fault_disable = bit(q0, 1);
+        let blocked = |reason| Err(stop(reason, bit(q0, 1)));
+        let uses_device_tlb = matches!(origin, Origin::TranslationRequest | Origin::Translated);
+        if uses_device_tlb && !bit(q0, 2) {
+            return blocked(DeviceTlbDisabled);
+        }
         let rid_pasid = field(q1, 19, 0) as u32;
-        let pasid = match request.pasid {
-            None => rid_pasid,
-            Some(pasid) => {
-                let pasid = pasid.as_u32();
-                let reason = if !bit(q0, 3) {
-                    Some(PasidDisabled)
-                } else if u64::from(pasid) >> (self.config.ecap(Ecap::PASID_SIZE) + 1) != 0 {
-                    Some(PasidTooLarge)
-                } else if pasid >> (field(q0, 11, 9) + 13) != 0 {
-                    Some(PasidBeyondDirectory)
-                } else if pasid == rid_pasid {
-                    Some(PasidEqualsRidPasid)
-                } else {
-                    None
-                };
-                if let Some(reason) = reason {
-                    return Err(stop(reason, context_fault_disable));
-                }
-                pasid
-            }
-        };
+        let pasid = request.pasid.map(|pasid| pasid.as_u32());
+        let is_above = |bits: u64| pasid.is_some_and(|pasid| u64::from(pasid) >> bits != 0);
+        // Translated requests need EPTR, which includes PASIDE.
+        if pasid.is_some() && origin != Origin::Translated && !bit(q0, 3) {
+            return blocked(PasidDisabled);
+        }
+        if origin != Origin::PageRequest && is_above(self.config.ecap(Ecap::PASID_SIZE) + 1) {
+            return blocked(PasidTooLarge);
+        }
+        if is_above(field(q0, 11, 9) + 13) {
+            return blocked(PasidBeyondDirectory);
+        }
+        if origin == Origin::PageRequest && !bit(q0, 4) {
+            return blocked(PageRequestDisabled);
+        }
+        if pasid == Some(rid_pasid) {
+            return blocked(PasidEqualsRidPasid);
+        }
+        if pasid.is_some() && origin == Origin::Translated && !bit(q0, 6) {
+            return blocked(TranslatedPasidDisabled);
+        }
+        Ok(pasid.unwrap_or(rid_pasid))
+    }
+
+    /// A PASID-table entry, from the cache or from memory.
+    pub(crate) fn pasid_entry(
+        &mut self,
+        source_id: u16,
+        pasid: u32,
+        context: &CachedContext,
+    ) -> Result<CachedPasid, Blocked> {
         let entry = match self.caches.pasid(source_id, pasid) {
             Some(cached) => cached,
-            None => self.fetch_pasid(source_id, pasid, &context)?,
+            None => self.fetch_pasid(source_id, pasid, context)?,
         };
-        if let Some(blocked) = entry.blocked {
-            return Err(blocked);
-        }
-        let fault_disable = entry.fault_disable;
+        entry.blocked.map_or(Ok(entry), Err)
+    }
+
+    /// What a PASID-table entry says of who asks (SPT.5, SPT.6): privilege by RID_PRIV included.
+    pub(crate) fn check_asker(
+        request: &Request,
+        context: &CachedContext,
+        entry: &CachedPasid,
+        asker: &Asker,
+    ) -> Result<Asker, Blocked> {
+        use FaultReason::*;
         if request.pasid.is_some() && request.execute {
-            return Err(stop(ExecuteRequestUnsupported, fault_disable));
+            return Err(stop(ExecuteRequestUnsupported, entry.fault_disable));
         }
         let asker = Asker {
-            supervisor: asker.supervisor || request.pasid.is_none() && bit(q1, 20),
+            supervisor: asker.supervisor || request.pasid.is_none() && bit(context.words[1], 20),
             ..*asker
         };
         if asker.supervisor && !bit(entry.words[2], 0) {
-            return Err(stop(SupervisorRequestDisabled, fault_disable));
+            return Err(stop(SupervisorRequestDisabled, entry.fault_disable));
         }
+        Ok(asker)
+    }
+
+    /// Translates by a PASID-table entry, and fills the IOTLB. The rights are those of the page.
+    pub(crate) fn map_by_entry(
+        &mut self,
+        request: &Request,
+        pasid: u32,
+        entry: &CachedPasid,
+        asker: &Asker,
+    ) -> Result<Mapping, Blocked> {
+        use FaultReason::*;
+        let source_id = request.source_id.as_u16();
+        let fault_disable = entry.fault_disable;
         let domain = entry.domain();
         let address = request.address.as_u64();
-        let kind = match field(entry.words[0], 8, 6) {
-            1 => Kind::First,
-            2 => Kind::Second,
-            3 => Kind::Nested,
-            _ => Kind::PassThrough,
-        };
+        let kind = entry.kind();
         let tlb_pasid = request.pasid.map(|pasid| pasid.as_u32());
         let tlb_entry = |value, last| IotlbEntry {
             last,
@@ -407,7 +478,7 @@ impl Unit {
             kind,
             fault_disable,
         };
-        let mapping = match self.map_scalable(&entry.words, kind, pasid, address, &asker) {
+        let mapping = match self.map_scalable(&entry.words, kind, pasid, address, asker) {
             Ok(mapping) => mapping,
             Err(stopped) => {
                 if stopped.may_cache && self.caches_faults() {
@@ -448,9 +519,7 @@ impl Unit {
             mapping.block.first,
             tlb_entry(value, mapping.block.last),
         );
-        self.check_rights(&mapping.rights, &asker, false)
-            .map_err(|reason| stop(reason, fault_disable))?;
-        Ok(located(&mapping, address))
+        Ok(mapping)
     }
 
     /// Translates by a PASID-table entry.
@@ -648,7 +717,7 @@ impl Unit {
         if !bit(words[0], 0) {
             return Err(PasidEntryNotPresent);
         }
-        let reserved = self.reserved_pasid_bits(words);
+        let reserved = self.reserved_pasid_bits();
         if words
             .iter()
             .zip(reserved)
@@ -663,31 +732,31 @@ impl Unit {
     }
 
     /// The reserved bits of a present PASID-table entry, absent features included.
-    fn reserved_pasid_bits(&self, words: &[u64; 8]) -> [u64; 8] {
+    fn reserved_pasid_bits(&self) -> [u64; 8] {
         let beyond = self.beyond_host();
         let absent = |feature, mask: u64| if self.config.has(feature) { 0 } else { mask };
-        let translation = field(words[0], 8, 6);
-        let uses_second = matches!(translation, 2 | 3);
-        let uses_first = matches!(translation, 1 | 3);
         let mut reserved = [0, 0, 0, u64::MAX, u64::MAX, u64::MAX, u64::MAX, u64::MAX];
+        // What lies beyond the host address width is no part of the pointers: it is reserved
+        // whether or not PGTT uses them.
         reserved[0] = 0xc20
-            | if uses_second { beyond } else { 0 }
+            | beyond
             | absent(Ecap::SECOND_STAGE, !0xfff | 1 << 9 | 0b111 << 2)
             | absent(Ecap::SECOND_STAGE_ACCESSED_DIRTY, 1 << 9);
+        let beyond_domain = bits::from_bit(self.config.domain_id_bits()) & 0xffff;
         reserved[1] = 0x8888_8888_f87f_0000
-            | bits::from_bit(self.config.domain_id_bits()) & 0xffff
+            | beyond_domain
             | absent(Ecap::PAGE_WALK_COHERENCY, 1 << 23)
             | absent(Ecap::SNOOP_CONTROL, 1 << 24)
             | absent(Ecap::MEMORY_TYPES, 0xffff_ffff_0000_0000 | 0b11 << 25);
         reserved[2] = 0xf02
-            | if uses_first { beyond } else { 0 }
+            | beyond
             | absent(Ecap::FIRST_STAGE, !0xfff | 0b1_1100)
             | absent(Ecap::SUPERVISOR_REQUESTS, 1)
             | absent(Ecap::EXTENDED_ACCESSED, 1 << 7);
         if self.config.has(Ecap::HOST_PERMISSION_TABLES) {
             // HPTE is not modelled: its fields are ignored, as with HPTE=0.
-            reserved[4] = 0xff8;
-            reserved[5] = 0xffff_ffff_ffff_0000;
+            reserved[4] = 0xff8 | beyond;
+            reserved[5] = 0xffff_ffff_ffff_0000 | beyond_domain;
         }
         reserved
     }

@@ -13,10 +13,13 @@ use crate::bits;
 use crate::cache::Caches;
 use crate::clock::Clock;
 use crate::config::{ModelConfig, Pace};
+use crate::device_tlb::Devices;
+use crate::dma::Request;
 use crate::domain_rules::DomainRules;
 use crate::event::EventMessage;
 use crate::interrupt::{DeviceInterrupt, InterruptEntryCache};
 use crate::memory::Memory;
+use crate::page_request::PageRequests;
 use crate::queue::{Queue, SubmittedDescriptor};
 use crate::registers::{RegisterFile, SRTP};
 use crate::violation::Violation;
@@ -38,6 +41,8 @@ pub struct Counters {
     pub waits: u64,
     /// Faults that blocked a request, recorded or not.
     pub faults: u64,
+    /// Accesses dropped for touching a protected memory region.
+    pub protected: u64,
 }
 
 /// When something is due.
@@ -77,10 +82,14 @@ pub(crate) struct Unit {
     pub(crate) caches: Caches,
     pub(crate) interrupt_entries: InterruptEntryCache,
     pub(crate) domains: DomainRules,
+    pub(crate) devices: Devices,
+    pub(crate) page_requests: PageRequests,
     pub(crate) violations: Vec<Violation>,
     pub(crate) messages: Vec<EventMessage>,
     pub(crate) interrupts: Vec<DeviceInterrupt>,
     pub(crate) counters: Counters,
+    /// What devices ask for again and again.
+    pub(crate) busy: Vec<Request>,
 }
 
 impl Unit {
@@ -103,6 +112,7 @@ impl Unit {
     /// Does what is due by now.
     pub(crate) fn advance(&mut self, manual: bool) {
         self.complete_command(manual);
+        self.accept_page_requests(manual);
         self.run_queue(manual);
     }
 }
@@ -139,10 +149,13 @@ impl ModelUnit {
             caches,
             interrupt_entries,
             domains: DomainRules::default(),
+            devices: Devices::default(),
+            page_requests: PageRequests::default(),
             violations: Vec::new(),
             messages: Vec::new(),
             interrupts: Vec::new(),
             counters: Counters::default(),
+            busy: Vec::new(),
         })))
     }
 
@@ -176,6 +189,18 @@ impl ModelUnit {
     /// Does what is due, and everything of [`Pace::Manual`].
     pub fn run(&self) {
         self.0.borrow_mut().advance(true);
+    }
+
+    /// Executes one fetched descriptor, also one of [`Pace::Manual`]; whether there was one.
+    pub fn run_one(&self) -> bool {
+        self.0.borrow_mut().execute_one(true)
+    }
+
+    /// From now on devices make these requests again behind every descriptor that the unit
+    /// executes, as devices do that are never told of an invalidation. What they find is cached;
+    /// faults are not recorded. An empty list ends it.
+    pub fn set_busy(&self, requests: &[Request]) {
+        self.0.borrow_mut().busy = requests.to_vec();
     }
 
     /// Makes a device answer device-TLB invalidations, or not.
@@ -220,6 +245,11 @@ impl ModelUnit {
     /// The descriptors found valid since the last call, in queue order.
     pub fn take_descriptors(&self) -> Vec<SubmittedDescriptor> {
         std::mem::take(&mut self.0.borrow_mut().queue.submitted)
+    }
+
+    /// The descriptors executed since the last call, in the order of their execution.
+    pub fn take_executed(&self) -> Vec<[u64; 4]> {
+        std::mem::take(&mut self.0.borrow_mut().queue.executed)
     }
 
     /// What was counted since the start.

@@ -104,6 +104,17 @@ pub enum Violation {
         /// The tail written.
         new: u32,
     },
+    /// A base or limit of a protected memory region written while PRS=1 (§11.4.8).
+    ProtectedMemoryWhileEnabled {
+        /// Offset of the dword, in bytes.
+        offset: u16,
+    },
+    /// Tables map a protected memory region on a unit that lets remapped requests through to it
+    /// (§11.4.8.1).
+    MappingOfProtectedMemory {
+        /// The host-physical address.
+        address: u64,
+    },
     /// A wait descriptor's status address is not memory (§6.5.2.9).
     WaitStatusAddress {
         /// The address.
@@ -114,6 +125,57 @@ pub enum Violation {
         /// The device.
         source_id: SourceId,
     },
+    /// A device-TLB descriptor names another physical function than the device's (§6.5.2.5,
+    /// §6.5.2.6).
+    PhysicalFunctionDiffers {
+        /// The device.
+        source_id: SourceId,
+        /// Its physical function: itself, if it is one.
+        wanted: SourceId,
+        /// `PFSID`.
+        given: SourceId,
+    },
+    /// The page request queue's head moved to where no request was, or out of the queue (§7.4.1).
+    PageRequestHeadMisplaced {
+        /// `PQH_REG` before.
+        old: u32,
+        /// The value written.
+        new: u32,
+        /// `PQT_REG`.
+        tail: u32,
+    },
+    /// `PQT_REG` was written with another value than 0, though hardware moves it (§7.4.1).
+    PageRequestTailWritten {
+        /// The value.
+        value: u32,
+    },
+    /// A page request was allowed (PRE=1) before `PQA_REG` was written (§11.4.11.3).
+    PageRequestQueueNotSet,
+    /// The page request queue is not memory (§11.4.11.3).
+    PageRequestQueueAddress {
+        /// Where a descriptor was to be written.
+        address: u64,
+    },
+    /// A stop marker that could not be queued, on a unit without ECAP.SMS: undefined, so that
+    /// software should not have enabled page requests for the device (§11.4.3).
+    StopMarkerLost {
+        /// The device.
+        source_id: SourceId,
+    },
+    /// A page group response to no request that waits for one (§7.6).
+    PageResponseUnexpected {
+        /// The device.
+        source_id: SourceId,
+        /// The PASID, if the response has one.
+        pasid: Option<u32>,
+        /// The page request group index.
+        group: u16,
+    },
+    /// A page group response with a reserved response code (Table 32).
+    PageResponseCode {
+        /// The code.
+        code: u8,
+    },
     /// Register-based invalidation where it does not work (§6.5.1).
     RegisterInvalidation {
         /// Offset of the register written, in bytes.
@@ -123,6 +185,13 @@ pub enum Violation {
     DomainZeroInCachingMode {
         /// Whose entry.
         source_id: SourceId,
+    },
+    /// A PASID-table entry's PAT has a memory type that does not exist (§9.6).
+    ReservedPageAttribute {
+        /// Whose entry.
+        source_id: SourceId,
+        /// Bits 127:96 of the entry.
+        value: u32,
     },
     /// Two entries share a domain-id and disagree in the second-stage root or width (§6.2.3.1).
     DomainSecondStageDiffers {

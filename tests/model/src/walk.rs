@@ -71,6 +71,7 @@ struct SecondLeaf {
     order: u32,
     read: bool,
     write: bool,
+    snoop: bool,
     /// No dirty bit would have to be set for a write.
     dirty: bool,
 }
@@ -198,6 +199,7 @@ impl Unit {
                     order: shift,
                     read,
                     write,
+                    snoop: entry & SNOOP != 0,
                     dirty: !stage.accessed_dirty || entry & SECOND_DIRTY != 0,
                 });
             }
@@ -286,6 +288,7 @@ impl Unit {
                 rights: Rights {
                     second_read: leaf.read,
                     second_write: leaf.write,
+                    second_snoop: leaf.snoop,
                     ..Rights::ALL
                 },
                 dirty: leaf.dirty,
@@ -487,6 +490,7 @@ impl Unit {
             .map_err(second_stop)?;
         rights.second_read = leaf.read;
         rights.second_write = leaf.write;
+        rights.second_snoop = leaf.snoop;
         let order = shift.min(leaf.order);
         let block = Block::around(address, order);
         Ok(Some(Mapping {

@@ -8,11 +8,16 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::Duration;
 
 use crate::edu::BUFFER_BYTES;
 
 /// Mappings that are longer hold no small object of the emulator.
 const LONGEST_MAPPING: u64 = 64 << 20;
+
+/// How often the emulator's memory is looked through.
+const ATTEMPTS: u32 = 20;
 
 /// The buffer of one device.
 pub(crate) struct Buffer {
@@ -27,7 +32,19 @@ impl Buffer {
             .read(true)
             .write(true)
             .open(format!("/proc/{process_id}/mem"))?;
-        let maps = fs::read_to_string(format!("/proc/{process_id}/maps"))?;
+        // The emulator's heap may grow or shrink while it is looked through.
+        for _ in 0..ATTEMPTS {
+            let maps = fs::read_to_string(format!("/proc/{process_id}/maps"))?;
+            if let Some(address) = Self::address_in(&memory, &maps, content) {
+                return Ok(Self { memory, address });
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Err(io::Error::other("no mapping holds what DMA put there"))
+    }
+
+    /// The address of the content in the mappings that `maps` lists.
+    fn address_in(memory: &File, maps: &str, content: &[u8; BUFFER_BYTES]) -> Option<u64> {
         let mut mappings: Vec<_> = maps.lines().filter_map(private_mapping).collect();
         // The heap first: the device is there, and it is the only copy.
         mappings.sort_by_key(|mapping| (!mapping.is_heap, mapping.end - mapping.start));
@@ -37,13 +54,10 @@ impl Buffer {
             if memory.read_exact_at(&mut bytes, mapping.start).is_ok()
                 && let Some(offset) = position(&bytes, content)
             {
-                return Ok(Self {
-                    memory,
-                    address: mapping.start + offset as u64,
-                });
+                return Some(mapping.start + offset as u64);
             }
         }
-        Err(io::Error::other("no mapping holds what DMA put there"))
+        None
     }
 
     /// Reads from the buffer's start on.

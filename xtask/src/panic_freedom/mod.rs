@@ -57,7 +57,7 @@ pub(crate) fn check(progress: &Progress) -> Result<Figures> {
     let instances = instances::Instances::parse(&table)?;
     let library = library::Library::read(&root.join("src/lib.rs"))?;
     let kept = generate::generate(&library, &instances)?;
-    let list = target_folder()?.join("panic-freedom-keep.rs");
+    let list = crate::target_folder()?.join("panic-freedom-keep.rs");
     write_if_changed(&list, &kept.text)?;
 
     if let Link::Linked(path) = link(&list, &["--features", "planted"], &[], progress)? {
@@ -79,23 +79,6 @@ pub(crate) fn check(progress: &Progress) -> Result<Figures> {
         instances: kept.instances,
         text_bytes,
     })
-}
-
-/// Cargo's folder for what it builds.
-fn target_folder() -> Result<PathBuf> {
-    let metadata = crate::command::ask(cargo().args([
-        "metadata",
-        "--format-version",
-        "1",
-        "--no-deps",
-        "--offline",
-    ]))
-    .context("`cargo metadata` failed")?;
-    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
-    let folder = metadata["target_directory"]
-        .as_str()
-        .context("`cargo metadata` names no target folder")?;
-    Ok(PathBuf::from(folder))
 }
 
 fn write_if_changed(file: &Path, text: &str) -> Result<()> {

@@ -7,7 +7,7 @@ use vtd_nest::mem::HostMemory;
 
 use crate::support::*;
 
-const AT: u64 = 0x12_3456_7000;
+pub(crate) const AT: u64 = 0x12_3456_7000;
 
 /// A nested binding: 8 GiB of guest memory at [`GUEST_OFFSET`] mapped by 1-GiB pages, a guest
 /// first-stage table; both roots and the PASID entry.
@@ -251,17 +251,17 @@ fn five_level_tables_use_the_upper_index() {
 }
 
 /// What a row of a fault table changes before its request.
-type Change = fn(&Bench, &Tables);
+pub(crate) type Change = fn(&Bench, &Tables);
 
 /// Where the entries of a standard binding of PASID 5 are.
-struct Tables {
-    root_half: u64,
-    context: u64,
-    directory: u64,
-    pasid: u64,
+pub(crate) struct Tables {
+    pub(crate) root_half: u64,
+    pub(crate) context: u64,
+    pub(crate) directory: u64,
+    pub(crate) pasid: u64,
     /// Entries of levels 4 to 1 for [`AT`]; nested, of the guest's first stage.
-    first: [u64; 4],
-    second: [u64; 4],
+    pub(crate) first: [u64; 4],
+    pub(crate) second: [u64; 4],
 }
 
 /// The entries on the way to an address, levels 4 to 1; 0 behind a leaf or an absent entry.
@@ -281,14 +281,14 @@ fn path(bench: &Bench, root: u64, address: u64, offset: u64) -> [u64; 4] {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Binding {
+pub(crate) enum Binding {
     First,
     Second,
     Nested,
     PassThrough,
 }
 
-fn bind(bench: &Bench, binding: Binding) -> Tables {
+pub(crate) fn bind(bench: &Bench, binding: Binding) -> Tables {
     let page = bench.data_page(0xda7a);
     let (mut first, mut second) = ([0; 4], [0; 4]);
     let entry = match binding {
@@ -328,11 +328,11 @@ fn bind(bench: &Bench, binding: Binding) -> Tables {
     }
 }
 
-fn set(bench: &Bench, at: u64, bits: u64) {
+pub(crate) fn set(bench: &Bench, at: u64, bits: u64) {
     bench.put(at, bench.get(at) | bits);
 }
 
-fn clear(bench: &Bench, at: u64, bits: u64) {
+pub(crate) fn clear(bench: &Bench, at: u64, bits: u64) {
     bench.put(at, bench.get(at) & !bits);
 }
 
@@ -341,10 +341,11 @@ fn nowhere(bench: &Bench, at: u64) {
     bench.put(at, bench.get(at) & 0xfff | 0x2000_0000_0000);
 }
 
-#[test]
-fn scalable_mode_faults_have_their_codes() {
+/// What stops a request with PASID 5 for [`AT`] in a bound unit of
+/// [`ModelConfig::nesting_server`], and by which code.
+pub(crate) fn scalable_faults() -> &'static [(u8, &'static str, Binding, Change)] {
     use Binding::*;
-    let rows: &[(u8, &str, Binding, Change)] = &[
+    &[
         (0x38, "root unreadable", First, |b, t| {
             b.machine.memory.poison(Hpa::new(t.root_half), 16)
         }),
@@ -553,8 +554,13 @@ fn scalable_mode_faults_have_their_codes() {
             b.put(t.second[3], 0xfee0_0003)
         }),
         (0x71, "nested absent", Nested, |b, t| b.put(t.first[3], 0)),
-    ];
-    for (code, name, binding, change) in rows {
+    ]
+}
+
+#[test]
+fn scalable_mode_faults_have_their_codes() {
+    use Binding::*;
+    for (code, name, binding, change) in scalable_faults() {
         let bench = Bench::new(ModelConfig::nesting_server(), Mode::Scalable);
         let tables = bind(&bench, *binding);
         // Nothing may have been cached before the change: the first request comes after it.
@@ -588,13 +594,13 @@ fn ignored_fields_do_not_fault() {
             set(b, t.pasid, 7 << 2)
         }),
         ("SSPTPTR of a first-stage entry", First, |b, t| {
-            set(b, t.pasid, 1 << 60)
+            set(b, t.pasid, 1 << 40)
         }),
         (
             "FSPTPTR and FSPM of a second-stage entry",
             Second,
             |b, t| {
-                set(b, t.pasid + 16, 1 << 60 | 3 << 2);
+                set(b, t.pasid + 16, 1 << 40 | 3 << 2);
             },
         ),
         ("bits 133 and 134", First, |b, t| {
