@@ -43,8 +43,8 @@ pub struct Outcome {
     pub dma: u64,
     /// How often each deviation was met, by its number in [`deviation::ALL`].
     pub deviations: Vec<u64>,
-    /// The first difference that nothing explains: the step and what differs.
-    pub failure: Option<(usize, String)>,
+    /// The first difference that nothing explains.
+    pub failure: Option<Failure>,
     /// What was done, if it was asked for.
     pub trace: String,
 }
@@ -58,8 +58,30 @@ struct Queue {
     tail: u32,
 }
 
-/// A failure: what differs.
-type Failure = String;
+/// A difference that nothing explains, or a program that breaks a rule.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// The number of the step.
+    pub step: usize,
+    /// What kind of difference it is.
+    pub kind: String,
+    /// All that is known of it.
+    pub text: String,
+}
+
+impl Failure {
+    /// A failure of the step that is running.
+    fn new(text: String) -> Self {
+        let end = text
+            .find(|c: char| !c.is_alphanumeric())
+            .unwrap_or(text.len());
+        Self {
+            step: 0,
+            kind: text[..end].to_owned(),
+            text,
+        }
+    }
+}
 
 struct Driver<'a> {
     unit: &'a Unit,
@@ -115,21 +137,11 @@ fn defined_bits(place: Place, word: u8, scalable: bool, width: u8, entry: u64) -
 /// Runs a program on a fresh model and on QEMU's machine, which is reset.
 pub fn run(program: &Program, unit: &Unit, machine: &mut Machine, trace: bool) -> Outcome {
     machine.reset();
-    let mode = if program
-        .domains
-        .iter()
-        .any(|domain| domain.kind == Kind::First)
-        || unit.scalable() && program.seed % 4 != 0
-    {
-        Mode::Scalable
-    } else {
-        Mode::Legacy
-    };
     let mut driver = Driver {
         unit,
         model: ModelSide::new(unit, program.cache_mode, program.seed),
         qemu: QemuSide(machine),
-        tables: Tables::new(&program.domains, mode),
+        tables: Tables::new(&program.domains, program.mode),
         queue: None,
         command: 0,
         held: [None; 2],
@@ -149,13 +161,16 @@ pub fn run(program: &Program, unit: &Unit, machine: &mut Machine, trace: bool) -
 }
 
 impl Driver<'_> {
-    fn all(&mut self, program: &Program) -> Result<(), (usize, Failure)> {
-        self.start().map_err(|failure| (0, failure))?;
+    fn all(&mut self, program: &Program) -> Result<(), Failure> {
+        self.start()?;
         for (index, step) in program.steps.iter().enumerate() {
             self.note(|| format!("{index:3}  {step:x?}"));
             self.step(step)
                 .and_then(|()| self.after_step())
-                .map_err(|failure| (index, failure))?;
+                .map_err(|failure| Failure {
+                    step: index,
+                    ..failure
+                })?;
         }
         Ok(())
     }
@@ -206,7 +221,7 @@ impl Driver<'_> {
                 self.note(|| format!("       known: {name}"));
                 Ok(())
             }
-            None => Err(format!("{difference:x?}")),
+            None => Err(Failure::new(format!("{difference:x?}"))),
         }
     }
 
@@ -216,7 +231,10 @@ impl Driver<'_> {
         differences: Vec<Difference>,
         whole: impl FnOnce() -> Difference,
     ) -> Result<(), Failure> {
-        if differences.iter().any(|difference| deviation::of(difference).is_none()) {
+        if differences
+            .iter()
+            .any(|difference| deviation::of(difference).is_none())
+        {
             return self.judge(&whole());
         }
         differences
@@ -369,7 +387,7 @@ impl Driver<'_> {
                     Register64::iotlb_invalidate(iotlb_offset),
                 );
                 let (Some(at), Some(command)) = registers else {
-                    return Err("the IOTLB registers are nowhere".into());
+                    return Err(Failure::new("IOTLB registers are nowhere".into()));
                 };
                 if let Some(address) = address {
                     self.write64(at, address);
@@ -380,7 +398,11 @@ impl Driver<'_> {
         };
         self.write64(register, value);
         // The request bit and the granularity: the others are not kept, or need not be.
-        let result = if name == "CCMD" { 0b1001_1 << 59 } else { 0b100_0011 << 57 };
+        let result = if name == "CCMD" {
+            1 << 63 | 3 << 59
+        } else {
+            1 << 63 | 3 << 57
+        };
         let [model, qemu] = self.sides().map(|side| side.read64(register) & result);
         if model != qemu {
             self.judge(&Difference::InvalidationResult { name, model, qemu })?;
@@ -581,7 +603,10 @@ impl Driver<'_> {
             // Neighbours of data pages are memory that tests do not look at.
             let offset = u64::from(offset & 0xfff);
             let len = usize::from(dma.len).min((0x1000 - offset) as usize);
-            (DATA_PAGES[usize::from(page) % DATA_PAGES.len()] + offset, len)
+            (
+                DATA_PAGES[usize::from(page) % DATA_PAGES.len()] + offset,
+                len,
+            )
         };
         let len = usize::from(dma.len);
         match dma.address {
@@ -613,9 +638,10 @@ impl Driver<'_> {
         let mut at = address;
         for (_, length) in page_ranges(address, len) {
             let path = domain.map(|domain| domain.path(at)).unwrap_or_default();
-            let was_accessed = self.accessed.iter().any(|&(other, page, order)| {
-                other == device && (at ^ page) >> order == 0
-            });
+            let was_accessed = self
+                .accessed
+                .iter()
+                .any(|&(other, page, order)| other == device && (at ^ page) >> order == 0);
             pages.push(PageContext {
                 address: at & !0xfff,
                 path,
@@ -804,17 +830,19 @@ impl Driver<'_> {
             } => {
                 let (domain, address) = self.place(domain, slot);
                 let mut stores = Vec::new();
-                let changed = self.tables.set_upper(
-                    domain,
-                    address,
-                    level,
-                    &mut stores,
-                    |state, old| match change {
-                        Upper::Rights(rights) => old & !7 | state.rights(rights),
-                        Upper::Absent => old & !3,
-                        Upper::Nowhere => old & 0xfff | NOWHERE,
-                    },
-                );
+                let changed =
+                    self.tables
+                        .set_upper(
+                            domain,
+                            address,
+                            level,
+                            &mut stores,
+                            |state, old| match change {
+                                Upper::Rights(rights) => old & !7 | state.rights(rights),
+                                Upper::Absent => old & !3,
+                                Upper::Nowhere => old & 0xfff | NOWHERE,
+                            },
+                        );
                 self.store_all(&stores);
                 self.after_change(domain, address, changed, scope)
             }
@@ -988,7 +1016,8 @@ impl Driver<'_> {
     }
 
     fn invalidate_more(&mut self, which: u8) -> Result<(), Failure> {
-        let domain_id = self.tables.domains[usize::from(which) % self.tables.domains.len()].domain_id;
+        let domain_id =
+            self.tables.domains[usize::from(which) % self.tables.domains.len()].domain_id;
         let source_id = SOURCE_IDS[usize::from(which >> 7)];
         let choices = [
             Invalidation::ContextGlobal,
@@ -1259,7 +1288,7 @@ impl Driver<'_> {
         self.compare_registers()?;
         let violations = self.model.take_violations();
         if let Some(violation) = violations.first() {
-            return Err(format!("the program is not valid: {violation:x?}"));
+            return Err(Failure::new(format!("Violation: {violation:x?}")));
         }
         Ok(())
     }

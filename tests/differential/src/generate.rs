@@ -25,8 +25,14 @@ pub fn generate(seed: u64, unit: &Unit) -> Program {
     for _ in 0..STEPS {
         steps.push(generator.step());
     }
+    let is_scalable = unit.first_stage() || unit.scalable() && !generator.random.chance(1, 4);
     Program {
         seed,
+        mode: if is_scalable {
+            Mode::Scalable
+        } else {
+            Mode::Legacy
+        },
         cache_mode: generator.random.pick(&[
             CacheMode::Hoarder,
             CacheMode::Hoarder,
@@ -319,7 +325,9 @@ impl Generator<'_> {
         let mut words = [kind | granularity << 4, 0, 0, 0];
         if kind == 5 {
             // No flag or the fence alone, or a reserved bit beside the status.
-            words[0] = 5 | self.random.pick(&[0, 1 << 6, 1 << 5 | 1 << 7, 1 << 5 | 1 << 8]);
+            words[0] = 5 | self
+                .random
+                .pick(&[0, 1 << 6, 1 << 5 | 1 << 7, 1 << 5 | 1 << 8]);
             words[1] = crate::layout::STATUS + 0x400;
             return words;
         }

@@ -36,7 +36,36 @@ const OFFSETS: [u64; 6] = [0, 0x1000, 0x2000, 0x3000, 0x4000, 0x1f_f000];
 pub(crate) const DATA_PAGES: [u64; 28] = data_pages();
 
 const fn data_pages() -> [u64; 28] {
-    let mut pages = [0x0c00_0000, 0x0c01_2000, 0x0c02_7000, 0x0c3f_e000, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut pages = [
+        0x0c00_0000,
+        0x0c01_2000,
+        0x0c02_7000,
+        0x0c3f_e000,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ];
     let mut index = 0;
     while index < LARGE_FRAMES.len() * OFFSETS.len() {
         pages[4 + index] = LARGE_FRAMES[index / OFFSETS.len()] + OFFSETS[index % OFFSETS.len()];
@@ -81,7 +110,12 @@ pub(crate) const SLOTS: [u64; 18] = [
 ];
 
 /// Pages that are never mapped.
-pub(crate) const BEYOND: [u64; 4] = [1 << 48, 1 << 52, 0x8000_0000_0000_0000, 0x0001_3456_789a_b000];
+pub(crate) const BEYOND: [u64; 4] = [
+    1 << 48,
+    1 << 52,
+    0x8000_0000_0000_0000,
+    0x0001_3456_789a_b000,
+];
 
 /// Whether a page of this size at `frame` has data pages where it maps the address.
 pub(crate) fn reaches_data(address: u64, order: u32, frame: u64) -> bool {
@@ -109,10 +143,12 @@ mod tests {
     fn whatever_a_slot_reaches_in_a_large_page_is_data() {
         for slot in SLOTS {
             for frame in LARGE_FRAMES {
-                let next = slot.checked_add(0x1000).filter(|next| next >> 21 == slot >> 21);
-                let is_alone = !SLOTS.iter().any(|&other| {
-                    other >> 21 == slot >> 21 && reaches_data(other, 21, frame)
-                });
+                let next = slot
+                    .checked_add(0x1000)
+                    .filter(|next| next >> 21 == slot >> 21);
+                let is_alone = !SLOTS
+                    .iter()
+                    .any(|&other| other >> 21 == slot >> 21 && reaches_data(other, 21, frame));
                 for address in [Some(slot), next].into_iter().flatten() {
                     assert!(is_alone || reaches_data(address, 21, frame), "{address:x}");
                 }

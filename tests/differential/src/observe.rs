@@ -43,7 +43,10 @@ impl Record {
 
     /// All but FR, PP and PV.
     pub(crate) fn rest(self) -> [u64; 2] {
-        [self.0[0], self.0[1] & !(0xff << 32 | 1 << 31 | 0xf_ffff << 40)]
+        [
+            self.0[0],
+            self.0[1] & !(0xff << 32 | 1 << 31 | 0xf_ffff << 40),
+        ]
     }
 }
 
@@ -200,7 +203,10 @@ pub(crate) const REGISTERS: [(&str, Register32); 10] = [
     ("IQH", Register64::INVALIDATION_QUEUE_HEAD.low_dword()),
     ("IQT", Register64::INVALIDATION_QUEUE_TAIL.low_dword()),
     ("IQA", Register64::INVALIDATION_QUEUE_ADDRESS.low_dword()),
-    ("IQERCD", Register64::INVALIDATION_QUEUE_ERROR_RECORD.low_dword()),
+    (
+        "IQERCD",
+        Register64::INVALIDATION_QUEUE_ERROR_RECORD.low_dword(),
+    ),
     ("RTADDR", Register64::ROOT_TABLE_ADDRESS.low_dword()),
 ];
 
@@ -221,7 +227,7 @@ pub(crate) struct Context {
     pub(crate) fault_disable: u8,
     /// Width of addresses.
     pub(crate) width: u8,
-    /// The device accessed these 2^order pages before.
+    /// The pages that it touches.
     pub(crate) pages: Vec<PageContext>,
 }
 
@@ -315,6 +321,7 @@ pub(crate) enum Difference {
     /// A DMA after pass-through was left, without a context-cache invalidation.
     PassThroughLeft {
         context: Context,
+        #[expect(dead_code, reason = "shown when nothing explains it")]
         model: Seen,
         qemu: Seen,
     },
@@ -358,7 +365,8 @@ pub(crate) enum Difference {
         model: QueueSeen,
         qemu: QueueSeen,
     },
-    /// The status word of a wait.
+    /// The status word of a wait, which is not what the wait says on both sides.
+    #[expect(dead_code, reason = "shown; nothing explains it")]
     WaitStatus { model: u64, qemu: u64 },
 }
 
@@ -368,7 +376,8 @@ impl Context {
     pub(crate) fn is_done_by_leaves(&self, seen: &Seen, moves: impl Fn(usize) -> bool) -> bool {
         let mut done = 0;
         let mut arrived = seen.arrived.clone();
-        for (index, (offset, length)) in page_ranges(self.address, self.len).into_iter().enumerate() {
+        for (index, (offset, length)) in page_ranges(self.address, self.len).into_iter().enumerate()
+        {
             let host = self.pages.get(index).and_then(PageContext::host);
             let at = host.map(|host| host + offset).filter(|_| moves(index));
             if self.write {

@@ -281,6 +281,8 @@ pub struct Program {
     pub seed: u64,
     /// How much the model's caches keep.
     pub cache_mode: CacheMode,
+    /// The mode it starts in.
+    pub mode: Mode,
     /// Its domains.
     pub domains: Vec<Domain>,
     /// Its steps.
@@ -291,8 +293,8 @@ impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "seed {}, model's caches {:?}",
-            self.seed, self.cache_mode
+            "seed {}, {:?} mode, model's caches {:?}",
+            self.seed, self.mode, self.cache_mode
         )?;
         for (index, domain) in self.domains.iter().enumerate() {
             writeln!(

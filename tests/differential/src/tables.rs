@@ -129,15 +129,6 @@ impl DomainState {
         }
     }
 
-    /// An entry above the leaf with all rights.
-    fn link(&self, table: u64, snooped: bool) -> u64 {
-        match self.plan.kind {
-            // Walks that are not snooped can set no accessed bit.
-            Kind::First => table | 7 | if snooped { 0 } else { FIRST_ACCESSED },
-            _ => table | 3,
-        }
-    }
-
     /// Bits of rights in an entry: bit 0 read, 1 write, 2 user.
     pub(crate) fn rights(&self, rights: u8) -> u64 {
         match self.plan.kind {
@@ -308,11 +299,7 @@ impl Tables {
                     | Flaw::PagingMode(_)
             )
         );
-        let own = if differs {
-            OWN_DOMAIN_IDS << device
-        } else {
-            0
-        };
+        let own = if differs { OWN_DOMAIN_IDS << device } else { 0 };
         Some((domain.domain_id | own, domain.plan.kind))
     }
 
@@ -384,9 +371,8 @@ impl Tables {
         for (device, state) in self.devices.iter().enumerate() {
             let places = self.places(device);
             let has = |flaw| state.flaw == Some(flaw);
-            let pointer = |table: u64, nowhere: Flaw| {
-                PRESENT | if has(nowhere) { NOWHERE } else { table }
-            };
+            let pointer =
+                |table: u64, nowhere: Flaw| PRESENT | if has(nowhere) { NOWHERE } else { table };
             let disable = |bit: u8| u64::from(state.fault_disable >> bit & 1) * FAULT_DISABLE;
             match self.mode {
                 Mode::Legacy => {
@@ -559,10 +545,7 @@ impl Tables {
                 let below = entry
                     .below
                     .get_or_insert_with(|| Table::new(&mut self.frames));
-                let link = match state.plan.kind {
-                    Kind::First => below.at | 7 | if snooped { 0 } else { FIRST_ACCESSED },
-                    _ => below.at | 3,
-                };
+                let link = link(state.plan.kind, below.at, snooped);
                 entry.word = link;
                 stores.push((place, link));
                 change.get_or_insert(Change {
@@ -639,6 +622,15 @@ impl Tables {
         }
         old.release(&mut self.frames, stores);
         state.root = Some(new);
+    }
+}
+
+/// An entry above the leaf with all rights.
+fn link(kind: Kind, table: u64, snooped: bool) -> u64 {
+    match kind {
+        // Walks that are not snooped can set no accessed bit.
+        Kind::First => table | 7 | if snooped { 0 } else { FIRST_ACCESSED },
+        _ => table | 3,
     }
 }
 
