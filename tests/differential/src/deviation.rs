@@ -343,8 +343,8 @@ pub const ALL: &[Deviation] = &[
     },
     Deviation {
         name: "absent-feature-in-context-entry",
-        what: "DTE, PASIDE and PRE are accepted in context entries of a unit without the feature \
-               (42)",
+        what: "DTE, PASIDE, PRE and RID_PRIV are accepted in context entries of a unit without the \
+               feature (42)",
         explains: Explains::If(|difference| {
             matches!(
                 difference,
@@ -353,8 +353,32 @@ pub const ALL: &[Deviation] = &[
                     word: 0,
                     bit: 2..=4,
                     ..
+                } | Difference::Reserved {
+                    place: Place::Context,
+                    word: 1,
+                    bit: 20,
+                    ..
                 }
             ) && is_ignored(difference, 0x42)
+        }),
+    },
+    Deviation {
+        name: "snoop-bit-accepted",
+        what: "SNP is accepted in second-stage leaves of a unit without snoop control (0c, 7a)",
+        explains: Explains::If(|difference| {
+            let is_snoop = matches!(
+                difference,
+                Difference::Reserved {
+                    place: Place::Table(_),
+                    bit: 11,
+                    context: Context {
+                        kind: Some(Kind::Second),
+                        ..
+                    },
+                    ..
+                }
+            );
+            is_snoop && (is_ignored(difference, 0x0c) || is_ignored(difference, 0x7a))
         }),
     },
     Deviation {

@@ -476,8 +476,10 @@ impl Tables {
         };
         let mut translation_type: u64 = translation_type;
         match flaw {
-            // Not to pass-through, which is no flaw.
-            Some(Flaw::TranslationType(value)) if value & 7 != 4 => {
+            // Not to pass-through, which is no flaw, nor to a first stage that has no table.
+            Some(Flaw::TranslationType(value))
+                if value & 7 != 4 && !(value & 7 == 1 && unit.first_stage()) =>
+            {
                 translation_type = u64::from(value & 7);
             }
             Some(Flaw::Width(value)) if domain.plan.kind == Kind::Second => {
