@@ -114,6 +114,8 @@ fn defined_bits(place: Place, word: u8, scalable: bool, width: u8, entry: u64) -
         (Place::Context, 0) => pointer | PRESENT | FAULT_DISABLE | 3 << 2,
         // AW and DID.
         (Place::Context, 1) if !scalable => 0xff_ff07,
+        // RID_PASIDs of other pages of the directory, which are not its own.
+        (Place::Context, 1) => 0xf_fe00,
         (Place::Directory, _) => pointer | PRESENT | FAULT_DISABLE,
         // AW and PGTT.
         (Place::Pasid, 0) => pointer | PRESENT | FAULT_DISABLE | 7 << 2 | 7 << 6,
@@ -795,7 +797,7 @@ impl Driver<'_> {
                     kind,
                     is_leaf,
                     flaw: self.tables.devices[device].flaw,
-                    blocked: seen.blocked.iter().flatten().last().copied(),
+                    blocked: seen.blocked.iter().flatten().copied().collect(),
                     model,
                     qemu,
                 })?;

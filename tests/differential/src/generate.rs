@@ -338,8 +338,9 @@ impl Generator<'_> {
             words[1] = crate::layout::STATUS + 0x400;
             return words;
         }
-        match self.random.below(4) {
+        match self.random.below(5) {
             0 => words[1] = self.random.below(64),
+            3 => words[0] |= self.random.below(32) << 27,
             1 => words[0] |= 1 << self.random.below(64),
             2 => {
                 let word = self.random.below(4) as usize;

@@ -106,7 +106,7 @@ pub(crate) struct Change {
     pub(crate) level: u8,
     /// That entry was present before.
     pub(crate) was_present: bool,
-    /// Only a leaf changed, and it stays one or goes.
+    /// Only a leaf changed. What was absent above the lowest level was none.
     pub(crate) leaf_only: bool,
 }
 
@@ -532,7 +532,7 @@ impl Tables {
                     change.get_or_insert(Change {
                         level,
                         was_present,
-                        leaf_only: was_leaf || !was_present,
+                        leaf_only: level == 1 || was_present && was_leaf,
                     });
                 }
                 break;
