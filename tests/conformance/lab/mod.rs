@@ -1,6 +1,7 @@
 //! The component on a bench: units brought up, machines with guests, and what a scenario looks at.
 
 mod descriptors;
+pub(crate) mod direct;
 mod expect;
 mod fault;
 mod guest;
