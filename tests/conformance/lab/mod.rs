@@ -2,6 +2,7 @@
 
 mod broken;
 mod descriptors;
+pub(crate) mod direct;
 mod event;
 mod expect;
 mod fault;
