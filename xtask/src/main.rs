@@ -4,6 +4,7 @@
 
 mod command;
 mod image;
+mod mutants;
 mod panic_freedom;
 mod progress;
 mod qemu;
@@ -27,6 +28,8 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Applies deliberate faults to the library, one at a time: a test has to find each.
+    Mutants(mutants::Arguments),
     /// Builds the micro-hypervisor image and boots it in QEMU.
     Run(run::Arguments),
     /// Runs every check: formatting, lints, documentation, tests, panic freedom, the image in QEMU.
@@ -84,6 +87,7 @@ pub(crate) fn workspace_root() -> &'static Path {
 
 fn main() -> ExitCode {
     let result = match CommandLine::parse().command {
+        Command::Mutants(arguments) => mutants::mutants(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Test(arguments) => test::test(&arguments),
     };
