@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::patch::Selection;
-use crate::command::{cargo, check, forward_lines};
+use crate::command::{Outcome, capture, cargo, forward_lines};
 use crate::progress::Progress;
 
 /// Silence after which a test counts as hanging: each test prints a line when it ends.
@@ -172,9 +172,13 @@ pub(crate) fn build(
             "json-render-diagnostics",
         ])
         .args(target.cargo_arguments());
-    let messages = check(&mut command, progress)?;
+    // The same two crates are built for each mutant: what a test does not need is left out.
+    command.env("CARGO_INCREMENTAL", "1");
+    command.env("CARGO_PROFILE_DEV_DEBUG", "0");
+    let Outcome { success, text } = capture(&mut command, progress)?;
+    ensure!(success, "{}", without_messages(&text));
     let mut executables = Vec::new();
-    for (path, manifest) in test_executables(&messages) {
+    for (path, manifest) in test_executables(&text) {
         let text = std::fs::read_to_string(&manifest)?;
         executables.push(Executable {
             path,
@@ -189,6 +193,12 @@ pub(crate) fn build(
         target.name()
     );
     Ok(executables)
+}
+
+/// The output of a build without Cargo's JSON messages: what the compiler says.
+fn without_messages(output: &str) -> String {
+    let lines = output.lines().filter(|line| !line.starts_with('{'));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// The test executables, each with its package's manifest, in Cargo's JSON messages.
@@ -341,6 +351,12 @@ mod tests {
         let of = |manifest: &str| Harness::of(Target::Conformance, manifest).unwrap();
         assert_eq!(of(manifest), Harness::Libtest);
         assert_eq!(of(&format!("{manifest}harness = false\n")), Harness::Suite);
+    }
+
+    #[test]
+    fn a_failed_build_shows_what_the_compiler_says() {
+        let output = "   Compiling a\n{\"reason\":\"build-finished\"}\nerror: no\n";
+        assert_eq!(without_messages(output), "   Compiling a\nerror: no");
     }
 
     #[test]
