@@ -311,6 +311,7 @@ mod tests {
         Mutant {
             name: "a".into(),
             file: "a.patch".into(),
+            text: String::new(),
             rule: "G1".into(),
             why: "w".into(),
             first: Vec::new(),

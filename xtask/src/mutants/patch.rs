@@ -56,6 +56,8 @@ pub(crate) struct Mutant {
     /// The patch's file name without its ending.
     pub(crate) name: String,
     pub(crate) file: PathBuf,
+    /// What is in the file.
+    pub(crate) text: String,
     /// The requirement it breaks.
     pub(crate) rule: String,
     /// Why it must not survive.
@@ -70,6 +72,7 @@ impl Mutant {
         let mut mutant = Self {
             name: name.to_string_lossy().into_owned(),
             file: file.to_owned(),
+            text: text.to_owned(),
             rule: String::new(),
             why: String::new(),
             first: Vec::new(),

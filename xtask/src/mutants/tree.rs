@@ -93,20 +93,30 @@ impl Tree {
         Ok(())
     }
 
-    /// Applies a mutant's patch.
+    /// Applies a mutant's patch, as it was when it was read.
     pub(crate) fn apply(&self, mutant: &Mutant, progress: &Progress) -> Result<()> {
-        apply(&self.root, mutant, &[], progress)
+        let file = self.root.with_extension("patch");
+        fs::write(&file, &mutant.text)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        apply(&self.root, mutant, &file, &[], progress)
     }
 }
 
 /// Checks that a mutant's patch applies to the work tree.
 pub(crate) fn check_applies(mutant: &Mutant, progress: &Progress) -> Result<()> {
-    apply(crate::workspace_root(), mutant, &["--check"], progress)
+    let root = crate::workspace_root();
+    apply(root, mutant, &mutant.file, &["--check"], progress)
 }
 
-fn apply(root: &Path, mutant: &Mutant, options: &[&str], progress: &Progress) -> Result<()> {
+fn apply(
+    root: &Path,
+    mutant: &Mutant,
+    file: &Path,
+    options: &[&str],
+    progress: &Progress,
+) -> Result<()> {
     let mut command = Command::new("git");
-    command.arg("apply").args(options).arg(&mutant.file);
+    command.arg("apply").args(options).arg(file);
     command.current_dir(root);
     // Inside a repository, git takes a patch's paths from its root, and silently leaves out what
     // is elsewhere. No repository is looked for beyond the root.
