@@ -40,7 +40,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S90 S23 R22",
         "hardware that confirms at last: the retry gives everything back",
         confirmed_at_last,
-    ),
+    )
+    .pending(HOST_SIDE),
     scenario(
         "S90 R22 G22",
         "a machine is destroyed while its device never answers its device-TLB invalidation",
@@ -237,6 +238,7 @@ fn never_confirmed(place: Place<'_>) {
     }
 }
 
+// Pending: a quarantined device stays so, and unassigning it is refused for good.
 fn confirmed_at_last(place: Place<'_>) {
     for start in [Place::shadow_guest, Place::guest] {
         let mut empty = start(place);
