@@ -57,13 +57,11 @@ pub(crate) enum Ability {
     DeviceTlb,
     /// Devices that send page requests.
     PageRequests,
-    /// A cached translation that denies a request records a fault, as a walk does.
-    RecordsDeniedHits,
 }
 
 impl Ability {
     /// All of them.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::RequestsWithPasid,
         Self::PrivilegedRequests,
         Self::SeveralUnits,
@@ -71,7 +69,6 @@ impl Ability {
         Self::FlushedLinesOnly,
         Self::DeviceTlb,
         Self::PageRequests,
-        Self::RecordsDeniedHits,
     ];
 
     /// Why a scenario that needs it is skipped.
@@ -84,7 +81,6 @@ impl Ability {
             Self::FlushedLinesOnly => "deviation: unflushed stores are visible",
             Self::DeviceTlb => "deviation: no device has a device-TLB",
             Self::PageRequests => "deviation: no device sends page requests",
-            Self::RecordsDeniedHits => "deviation: a denied hit records no fault",
         }
     }
 }

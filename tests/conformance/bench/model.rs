@@ -153,7 +153,7 @@ impl Bench for ModelBench {
             Ability::RequestsWithPasid | Ability::PrivilegedRequests => {
                 reports(ExtendedCapabilityField::REQUESTS_WITH_PASID)
             }
-            Ability::SeveralUnits | Ability::RecordsDeniedHits => true,
+            Ability::SeveralUnits => true,
             Ability::ArchitecturalCaches => config.cache_mode != CacheMode::None,
             Ability::FlushedLinesOnly => {
                 config.capability.field(CapabilityField::CACHING_MODE) == 0

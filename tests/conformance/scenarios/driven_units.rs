@@ -717,8 +717,13 @@ fn hostile_device_during_bring_up(place: Place<'_>) {
     hypervisor.clear_hooks();
     hypervisor.take_stores();
     assert!(written.get() >= 512, "the device was active");
-    // It may fail, for the device writes to the queue, too: blocked it is all the same.
-    assert!(unit.is_protecting(), "{result:?}");
+    // It may fail, for the device writes to the queue, too, but says no better than it is.
+    assert!(result.is_err() || unit.is_protecting());
+    let violations = hypervisor.bench().violations();
+    assert!(violations.is_empty(), "{violations:?}");
+    if !unit.is_protecting() {
+        return;
+    }
     let registers = hypervisor.registers(0).expect("a unit");
     let root = registers.read64(Register64::ROOT_TABLE_ADDRESS);
     let root = RootTableAddress::from_bits(root).root::<Hpa>();
@@ -731,8 +736,6 @@ fn hostile_device_during_bring_up(place: Place<'_>) {
     }
     raw_write(&hypervisor, source_id, nobodys, 0x0bad_0bad);
     assert_eq!(hypervisor.bench().memory().read64(nobodys), 0);
-    let violations = hypervisor.bench().violations();
-    assert!(violations.is_empty(), "{violations:?}");
 }
 
 fn blocked_from_the_first_moment(place: Place<'_>) {
@@ -755,8 +758,13 @@ fn blocked_from_the_first_moment(place: Place<'_>) {
         let faults = lab.take_unclaimed_faults();
         assert!(!faults.is_empty());
         for fault in faults {
-            let reason = FaultReason::ScalableRootEntryNotPresent;
-            assert_eq!(fault.reason_code(), reason.code());
+            // Some units use the legacy number.
+            let absent = [
+                FaultReason::ScalableRootEntryNotPresent,
+                FaultReason::LegacyRootEntryNotPresent,
+            ];
+            let reason = FaultReason::from_code(fault.reason_code());
+            assert!(reason.is_some_and(|reason| absent.contains(&reason)));
             assert_eq!(fault.source_id(), source_id);
         }
     }

@@ -41,7 +41,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "hardware that confirms at last: the retry gives everything back",
         confirmed_at_last,
     )
-    .pending("guest side, complete"),
+    .pending(HOST_SIDE),
     scenario(
         "S90 R22 G22",
         "a machine is destroyed while its device never answers its device-TLB invalidation",
@@ -238,6 +238,7 @@ fn never_confirmed(place: Place<'_>) {
     }
 }
 
+// Pending: a quarantined device stays so, and unassigning it is refused for good.
 fn confirmed_at_last(place: Place<'_>) {
     for start in [Place::shadow_guest, Place::guest] {
         let mut empty = start(place);
@@ -298,7 +299,7 @@ fn root_replaced_in_place(place: Place<'_>) {
     let before = hypervisor.counts();
     hypervisor.record_stores();
     guest.invalidate_pasid(7, pasid);
-    let seen = watch.end();
+    hypervisor.clear_hooks();
     let stores = hypervisor.take_stores();
     let of_entry = stores
         .iter()
@@ -306,6 +307,7 @@ fn root_replaced_in_place(place: Place<'_>) {
     let of_entry: Vec<_> = of_entry.map(|store| store.len_bytes).collect();
     assert_eq!(of_entry, [8], "one store of 8 bytes");
     assert_eq!(hypervisor.counts().since(before).submissions, 1);
+    let seen = watch.take();
     assert!(
         seen.iter()
             .all(|page| [Some(old), Some(new)].contains(page)),
