@@ -14,7 +14,7 @@ use vtd_nest::arch::id::{DomainId, Pasid, SourceId};
 use vtd_nest::arch::register::{
     GlobalCommand, GlobalStatus, Register32, Register64, RootTableAddress,
 };
-use vtd_nest::mem::{HostMemory, Owner, Registers};
+use vtd_nest::mem::{Owner, Registers};
 use vtd_nest::nest::{MachineConfig, Policy, ProtectedRanges};
 use vtd_nest::unit::{QueueError, Requirement, UnitConfig, UnitError, lost_table_frames};
 
@@ -676,7 +676,7 @@ fn attach_without_frames(place: Place<'_>) {
         }
     }
     assert_eq!(failures, 3, "directory, table, context table");
-    attach_direct(hypervisor, unit, source_id, page).expect("attached");
+    let _attached = attach_direct(hypervisor, unit, source_id, page).expect("attached");
     assert_eq!(device_reads(hypervisor, source_id), value);
     lab.expect_no_violations();
 }
@@ -787,7 +787,7 @@ fn each_unit_for_itself(place: Place<'_>) {
     // Attached at the wrong unit, a device stays blocked.
     let (tables, _) = attach_direct(hypervisor, &lab.units[0], second, page).expect("attached");
     assert_eq!(device_reads(hypervisor, second), 0);
-    attach_direct(hypervisor, &lab.units[1], second, page).expect("attached");
+    let _attached = attach_direct(hypervisor, &lab.units[1], second, page).expect("attached");
     assert_eq!(device_reads(hypervisor, second), value);
     let detached = lab.units[0].detach_device(hypervisor, tables);
     let detached = detached.expect("queued");
