@@ -269,7 +269,13 @@ const BATCH: [Descriptor; 1] = [Descriptor::ContextCache {
 fn late_completion(place: Place<'_>) {
     let lab = place.lab();
     let (hypervisor, unit) = (&*lab.hypervisor, &lab.units[0]);
-    for round in 0..40 {
+    for round in 0..20 {
+        // So many that each status word has been used before.
+        for _ in 0..120 {
+            hypervisor.hold(Hold::Nothing);
+            let ticket = unit.submit(hypervisor, &BATCH).expect("queued");
+            unit.wait(hypervisor, ticket).expect("confirmed");
+        }
         hypervisor.hold(Hold::Forever);
         let first = unit.submit(hypervisor, &BATCH).expect("queued");
         hypervisor.set_steps(COARSE_STEP_NANOSECONDS, COARSE_STEP_NANOSECONDS);
@@ -301,19 +307,15 @@ fn head_equal_to_tail(place: Place<'_>) {
         registers.read64(Register64::INVALIDATION_QUEUE_HEAD)
             == registers.read64(Register64::INVALIDATION_QUEUE_TAIL)
     };
-    let (mut step, mut done) = (0, 0);
-    for _ in 0..20 {
+    for _ in 0..1_200 {
         hypervisor.hold(Hold::Forever);
         let ticket = unit.submit(hypervisor, &BATCH).expect("queued");
-        step += 1;
         assert!(fetched(), "hardware has not been told of it yet");
         assert_eq!(unit.poll(hypervisor, &ticket), Ok(false));
         hypervisor.hold(Hold::Nothing);
         unit.wait(hypervisor, ticket).expect("confirmed");
         assert!(fetched());
-        done += 1;
     }
-    assert_eq!((step, done), (20, 20));
     lab.expect_no_violations();
 }
 
