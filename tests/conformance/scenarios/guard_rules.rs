@@ -262,7 +262,7 @@ fn wait_status_addresses(place: Place<'_>) {
         0xfed9_0000,
         0xfee0_0000,
         0x000f_ffff_ffff_fffc,
-        u64::MAX & !3,
+        !3,
         1 << 63,
     ] {
         lab.hypervisor.record_stores();
