@@ -26,7 +26,9 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) enum Target {
     /// The unit tests of the library.
     Lib,
-    /// The scenarios.
+    /// The library on the model, by itself.
+    Component,
+    /// The scenarios, on the model.
     Conformance,
     /// The model's own tests.
     Model,
@@ -35,7 +37,7 @@ pub(crate) enum Target {
 impl Target {
     /// The target that a patch's header names.
     pub(crate) fn named(name: &str) -> Result<Self> {
-        let all = [Self::Lib, Self::Conformance, Self::Model];
+        let all = [Self::Lib, Self::Component, Self::Conformance, Self::Model];
         all.into_iter()
             .find(|target| target.name() == name)
             .with_context(|| format!("no test target is named `{name}`"))
@@ -45,6 +47,7 @@ impl Target {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Lib => "lib",
+            Self::Component => "component",
             Self::Conformance => "conformance",
             Self::Model => "model",
         }
@@ -53,6 +56,7 @@ impl Target {
     const fn cargo_arguments(self) -> &'static [&'static str] {
         match self {
             Self::Lib => &["--package", "vtd-nest", "--lib"],
+            Self::Component => &["--package", "vtd-nest", "--test", "component"],
             Self::Conformance => &["--package", "vtd-nest", "--test", "conformance"],
             Self::Model => &["--package", "vtd-model", "--lib", "--tests"],
         }
@@ -104,23 +108,13 @@ impl Harness {
                 }
             }
             Self::Suite => {
-                let mut words = line.split_whitespace();
-                let (first, second) = (words.next()?, words.next()?);
-                match first {
-                    "FAIL" | "fail" => return Some(Said::Failed(second)),
-                    "pass" => return Some(Said::Passed(second)),
-                    _ => {}
-                }
-                let number = first.strip_prefix('S')?;
-                let is_scenario = number.starts_with(|first: char| first.is_ascii_digit());
-                let rest = std::iter::once(second).chain(words);
-                match rest
-                    .map(|word| word.trim_end_matches(':'))
-                    .find(|word| ["pass", "fail"].contains(word))?
-                {
-                    _ if !is_scenario => None,
-                    "fail" => Some(Said::Failed(first)),
-                    _ => Some(Said::Passed(first)),
+                let (ended, run) = line.split_once(' ')?;
+                // What follows the time is no name.
+                let name = run.split(" (").next()?.trim();
+                match ended {
+                    "FAIL" => Some(Said::Failed(name)),
+                    "pass" => Some(Said::Passed(name)),
+                    _ => None,
                 }
             }
         }
@@ -269,7 +263,8 @@ impl Executable {
                         Some(Said::Passed(name)) => _ = passed.insert(name.to_owned()),
                         Some(Said::Started(name)) => running = Some(name.to_owned()),
                         Some(Said::Failed(name)) => {
-                            let failed = Ended::Failed(name.to_owned());
+                            let words: Vec<_> = name.split_whitespace().collect();
+                            let failed = Ended::Failed(words.join(" "));
                             stop(&mut child)?;
                             return Ok(failed);
                         }
@@ -332,13 +327,18 @@ mod tests {
     #[test]
     fn lines_of_the_suite_are_read() {
         for (line, said) in [
-            ("S12 model nested pass", Some(Said::Passed("S12"))),
-            ("S12 model nested fail: why", Some(Said::Failed("S12"))),
-            ("S12 model nested fail why", Some(Said::Failed("S12"))),
-            ("FAIL S12 model", Some(Said::Failed("S12"))),
-            ("pass S12 model", Some(Said::Passed("S12"))),
-            ("S12 model skip why", None),
-            ("Some text that says pass", None),
+            (
+                "FAIL    S12  model/nested  a_name (3 ms): why (a.rs:1)",
+                Some(Said::Failed("S12  model/nested  a_name")),
+            ),
+            (
+                "pass    S1   model/nested  a_name (3 ms)",
+                Some(Said::Passed("S1   model/nested  a_name")),
+            ),
+            ("skip    S12  model/nested  a_name (0 ms): why", None),
+            ("pending S12  model/nested  a_name (0 ms): why", None),
+            ("+ pass   F fail   . skip   p pending", None),
+            ("2 runs: 1 passed, 1 failed", None),
             ("", None),
         ] {
             assert_eq!(Harness::Suite.read(line), said, "{line}");
