@@ -2,6 +2,7 @@
 
 mod binding;
 mod costs;
+mod driven_units;
 mod faults;
 mod forwarding;
 mod guard_rules;
@@ -35,6 +36,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         hostile_guests::SCENARIOS,
         interrupts::SCENARIOS,
         isolation::SCENARIOS,
+        driven_units::SCENARIOS,
         guard_rules::SCENARIOS,
     ]
     .concat()
