@@ -236,15 +236,15 @@ pub const ALL: &[Deviation] = &[
             Difference::Entry {
                 kind: Kind::First,
                 is_leaf: true,
+                write: true,
+                before,
                 model,
                 qemu,
                 ..
             } => {
                 let both = FIRST_ACCESSED | FIRST_DIRTY;
-                let missing = model & !qemu;
-                model & both == both
-                    && model & !both == qemu & !both
-                    && (missing == FIRST_ACCESSED || missing == FIRST_DIRTY)
+                let is_one_set = matches!(before & both, FIRST_ACCESSED | FIRST_DIRTY);
+                is_one_set && *model == before | both && qemu == before
             }
             _ => false,
         }),

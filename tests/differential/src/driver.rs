@@ -95,6 +95,8 @@ struct Driver<'a> {
     command: u32,
     /// What the units may hold of each device: domain-id and kind.
     held: [Option<(u16, Kind)>; 2],
+    /// Entries of the page tables of the last DMA's device, before it: level, place, word.
+    entries: Vec<(u8, u64, u64)>,
     /// Pages that a device was let through to, as (device, address, log2 of length).
     accessed: Vec<(usize, u64, u32)>,
     /// Count waits and DMAs, so that each has data of its own.
@@ -149,6 +151,7 @@ pub fn run(program: &Program, unit: &Unit, machine: &mut Machine, trace: bool) -
         queue: None,
         command: 0,
         held: [None; 2],
+        entries: Vec::new(),
         accessed: Vec::new(),
         waits: 0,
         accesses: 0,
@@ -699,6 +702,14 @@ impl Driver<'_> {
         };
         let context = self.context(dma, address, len);
         let (device, unit) = (usize::from(dma.device), self.unit);
+        self.entries = self
+            .tables
+            .domain_of(device)
+            .map(|domain| domain.entries())
+            .unwrap_or_default();
+        for (_, at, word) in &mut self.entries {
+            *word = self.model.load(*at);
+        }
         let [model, qemu] = self.sides().map(|side| {
             fill_data(side, address, len);
             let status_before = side.read32(Register32::FAULT_STATUS);
@@ -763,7 +774,7 @@ impl Driver<'_> {
             differ |= matches!(difference, Difference::Outcome { .. });
             self.judge(&difference)?;
         }
-        self.compare_entries(context.device, model)?;
+        self.compare_entries(context, model)?;
         if differ || !keep_faults {
             self.clear_faults();
         }
@@ -782,22 +793,22 @@ impl Driver<'_> {
         self.judge_access(&context, &model, &qemu, dma.keep_faults)
     }
 
-    /// Compares the page tables of a device: accessed and dirty bits.
-    fn compare_entries(&mut self, device: usize, seen: &Seen) -> Result<(), Failure> {
-        let Some(domain) = self.tables.domain_of(device) else {
+    /// Compares the page tables of the last DMA's device: accessed and dirty bits.
+    fn compare_entries(&mut self, context: &Context, seen: &Seen) -> Result<(), Failure> {
+        let Some(kind) = context.kind else {
             return Ok(());
         };
-        let kind = domain.plan.kind;
-        for (level, at, word) in domain.entries() {
+        for (level, at, before) in std::mem::take(&mut self.entries) {
             let [model, qemu] = self.sides().map(|side| side.load(at));
             if model != qemu {
-                let is_leaf = level == 1 || word & PAGE_SIZE != 0;
                 self.note(|| format!("       [{at:#x}]: model {model:#x}, QEMU {qemu:#x}"));
                 self.judge(&Difference::Entry {
                     kind,
-                    is_leaf,
-                    flaw: self.tables.devices[device].flaw,
+                    is_leaf: level == 1 || before & PAGE_SIZE != 0,
+                    flaw: context.flaw,
+                    write: context.write,
                     blocked: seen.blocked.iter().flatten().copied().collect(),
+                    before,
                     model,
                     qemu,
                 })?;
@@ -805,6 +816,15 @@ impl Driver<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Gives QEMU's side the page tables of the model's, after a DMA that the two may rightly take
+    /// for different ones.
+    fn align_entries(&mut self) {
+        for (_, at, _) in std::mem::take(&mut self.entries) {
+            let word = self.model.load(at);
+            self.qemu.store(at, word);
+        }
     }
 
     // ---- steps ----
@@ -1017,6 +1037,7 @@ impl Driver<'_> {
         self.command(0);
         self.clear_faults();
         let (context, model, qemu) = self.access(dma);
+        self.align_entries();
         self.clear_faults();
         self.translation(false);
         self.set_root_pointer(self.tables.root_table(), false);
@@ -1205,6 +1226,7 @@ impl Driver<'_> {
         self.invalidate_everything()?;
         self.clear_faults();
         let (context, model, qemu) = self.access(dma);
+        self.align_entries();
         self.clear_faults();
         self.store(at, old);
         self.invalidate_everything()?;
@@ -1246,6 +1268,7 @@ impl Driver<'_> {
         };
         self.invalidate(&[Invalidation::PasidOne(domain_id), iotlb])?;
         let (context, model, qemu) = self.access_again(dma);
+        self.align_entries();
         let differences = compare(&context, &model, &qemu);
         self.judge_unless_known(differences, || Difference::PresentCleared {
             context,
@@ -1282,6 +1305,7 @@ impl Driver<'_> {
         self.attach(dma.device, Some(domain), 0);
         self.change_structures(Scope::Exact, false)?;
         let (context, model, qemu) = self.access(dma);
+        self.align_entries();
         let differences = compare(&context, &model, &qemu);
         self.judge_unless_known(differences, || Difference::PassThroughLeft {
             context,

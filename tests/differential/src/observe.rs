@@ -341,6 +341,10 @@ pub(crate) enum Difference {
         /// Why the model blocked requests of the DMA.
         blocked: Vec<u8>,
         flaw: Option<Flaw>,
+        /// The DMA was to memory.
+        write: bool,
+        /// The entry before the DMA, on both sides.
+        before: u64,
         model: u64,
         qemu: u64,
     },
