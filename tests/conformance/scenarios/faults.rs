@@ -175,11 +175,11 @@ fn expect(
     }
 }
 
-/// Breaks one structure of D0 after the other: both accesses are blocked for the reason, D1 is as
-/// it was, and so is D0 once the structure is mended.
 /// A name, changes of guest memory (place, mask, bits), the reason that a guest is told.
 type Broken = (String, Vec<(u64, u64, u64)>, R);
 
+/// Breaks one structure of D0 after the other: both accesses are blocked for the reason, D1 is as
+/// it was, and so is D0 once the structure is mended.
 fn expect_broken(guest: &mut Guest, cases: Vec<Broken>) {
     let (pasid, tag) = (guest.pasid, guest.tag);
     let (_, other) = guest.bind(D1, pasid, 8);
