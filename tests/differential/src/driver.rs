@@ -41,6 +41,8 @@ const MESSAGE: [u8; 4] = [0x41, 0, 0, 0];
 pub struct Outcome {
     /// DMAs done.
     pub dma: u64,
+    /// Those of them that moved data on both sides.
+    pub moved: u64,
     /// How often each deviation was met, by its number in [`deviation::ALL`].
     pub deviations: Vec<u64>,
     /// The first difference that nothing explains.
@@ -112,6 +114,8 @@ fn defined_bits(place: Place, word: u8, scalable: bool, width: u8, entry: u64) -
         (Place::Context, 0) => pointer | PRESENT | FAULT_DISABLE | 3 << 2,
         // AW and DID.
         (Place::Context, 1) if !scalable => 0xff_ff07,
+        // RID_PASIDs of other pages of the directory, which are not its own.
+        (Place::Context, 1) => 0xf_fe00,
         (Place::Directory, _) => pointer | PRESENT | FAULT_DISABLE,
         // AW and PGTT.
         (Place::Pasid, 0) => pointer | PRESENT | FAULT_DISABLE | 7 << 2 | 7 << 6,
@@ -582,7 +586,7 @@ impl Driver<'_> {
         if state.plan.kind == Kind::First && !self.unit.snooped_walks() {
             // Software presets them where walks are not snooped; sometimes this one does not.
             let preset = FIRST_ACCESSED | FIRST_DIRTY;
-            if extra & 0xf << 32 != 0 {
+            if extra & 3 << 32 != 0 {
                 word |= preset;
             }
         }
@@ -628,6 +632,16 @@ impl Driver<'_> {
                 (slot + offset, if ends { len.min(room) } else { len })
             }
             Address::Slot(page, offset) | Address::Beyond(page, offset) => data(page, offset),
+        }
+    }
+
+    /// The DMA without what lies behind its first page.
+    fn within_page(&self, dma: Dma) -> Dma {
+        let (address, _) = self.resolve(&dma);
+        let room = 0x1000 - (address & 0xfff) as u16;
+        Dma {
+            len: dma.len.min(room),
+            ..dma
         }
     }
 
@@ -722,6 +736,9 @@ impl Driver<'_> {
             self.note(|| format!("         model: {model:x?}"));
             self.note(|| format!("         QEMU:  {qemu:x?}"));
         }
+        if !model.is_without_data() && !qemu.is_without_data() {
+            self.outcome.moved += 1;
+        }
         let noted = qemu.reason().and(qemu.record).map(|record| record.page());
         for page in &context.pages {
             if noted != Some(page.address) {
@@ -780,7 +797,7 @@ impl Driver<'_> {
                     kind,
                     is_leaf,
                     flaw: self.tables.devices[device].flaw,
-                    blocked: seen.blocked.iter().flatten().last().copied(),
+                    blocked: seen.blocked.iter().flatten().copied().collect(),
                     model,
                     qemu,
                 })?;
@@ -900,9 +917,11 @@ impl Driver<'_> {
                 word,
                 bit,
                 dma,
-            } => self.reserved(place, word, bit, &dma),
-            Step::ClearPresent(dma) => self.clear_present(&dma),
-            Step::LeavePassThrough { domain, dma } => self.leave_pass_through(domain, &dma),
+            } => self.reserved(place, word, bit, &self.within_page(dma)),
+            Step::ClearPresent(dma) => self.clear_present(&self.within_page(dma)),
+            Step::LeavePassThrough { domain, dma } => {
+                self.leave_pass_through(domain, &self.within_page(dma))
+            }
         }
     }
 
@@ -1092,6 +1111,8 @@ impl Driver<'_> {
         }
         // QEMU looks at the queue again only when the tail is written.
         self.submit_wait()?;
+        // It may be one that the model says should not have been sent.
+        let _ = self.model.take_violations();
         self.check_wait(at, status)
     }
 

@@ -338,8 +338,8 @@ pub(crate) enum Difference {
     Entry {
         kind: Kind,
         is_leaf: bool,
-        /// The model blocked some of the DMA for this reason; the last one.
-        blocked: Option<u8>,
+        /// Why the model blocked requests of the DMA.
+        blocked: Vec<u8>,
         flaw: Option<Flaw>,
         model: u64,
         qemu: u64,
