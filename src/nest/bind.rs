@@ -195,15 +195,14 @@ impl<
         desired: &Desired,
     ) -> Result<Progress, BindError> {
         let assigned = self.side.devices.get(device)?;
+        let source_id = assigned.config.source_id;
         if assigned.quarantined {
-            return Err(BindError::Quarantined {
-                source_id: assigned.config.source_id,
-            });
+            return Err(BindError::Quarantined { source_id });
         }
         if self.confirm(device, pasid, binding)? == Progress::Wait {
             return Ok(Progress::Wait);
         }
-        let wanted = Target::of(desired, self.side.offer.backend);
+        let wanted = Target::of(desired, self.side.offer.backend, source_id, pasid);
         let mut reserved = Ok(None);
         if let HostBinding::Bound(bound) = binding {
             if wanted == Ok(Some(bound.target)) {

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use crate::arch::address::{AddressWidth, Gpa, Hpa};
-use crate::arch::capability::Capability;
+use crate::arch::capability::{Capability, ExtendedCapability};
 use crate::arch::fault::FaultReason;
 use crate::arch::features::TableFeatures;
 use crate::arch::register::{FaultRecord, TranslationTableMode};
@@ -20,7 +20,7 @@ use crate::nest::fault::{
 };
 use crate::nest::invalidate::{Forwarding, MAXIMUM_UNITS};
 use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
-use crate::nest::offer::{Offer, OfferError, Policy, offer};
+use crate::nest::offer::{Backend, Offer, OfferError, Policy, offer};
 use crate::nest::statistics::MachineStatistics;
 use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig};
 use crate::unit::Unit;
@@ -324,12 +324,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             return Err(AssignError::InUse(config.source_id));
         }
         let handle = self.host.devices.free_handle()?;
-        let extended = self.host.offer.features.extended;
-        let pasid_bits = if extended.has_pasid() {
-            extended.pasid_bits()
-        } else {
-            0
-        };
+        let pasid_bits = self.pasid_bits_for(unit, &config)?;
         let tables = unit
             .attach_device(h, self.host.owner, config.source_id, pasid_bits)
             .map_err(AssignError::Unit)?;
@@ -360,6 +355,36 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             config.guest_source_id
         );
         Ok(handle)
+    }
+
+    /// The width of PASIDs that a device is let use: all that the guest was shown, or none.
+    fn pasid_bits_for<R: Registers>(
+        &self,
+        unit: &Unit<R>,
+        config: &DeviceConfig,
+    ) -> Result<u8, AssignError> {
+        let physical = unit.features().extended;
+        if self.host.offer.backend == Backend::Nested && !physical.has_nested() {
+            return Err(AssignError::UnitCannotNest(config.unit));
+        }
+        let bits_of = |extended: ExtendedCapability| {
+            if extended.has_pasid() {
+                extended.pasid_bits()
+            } else {
+                0
+            }
+        };
+        let shown = bits_of(self.host.offer.features.extended);
+        let carried = bits_of(physical).min(config.pasid_bits);
+        match config.pasid_bits {
+            0 => Ok(0),
+            _ if carried < shown => Err(AssignError::PasidBits {
+                source_id: config.source_id,
+                shown,
+                carried,
+            }),
+            _ => Ok(shown),
+        }
     }
 
     /// Takes a device away: everything of it is unbound and its tables are freed.

@@ -85,16 +85,14 @@ pub enum BindError {
     DomainIdsExhausted,
     /// No frames are left, in the pool or in the machine's quota.
     Frames(FrameError),
-    /// The guest uses one first-stage root with two paging modes or `EAFE` settings, which the
-    /// architecture forbids (§6.2.3.1).
-    FirstStageRootConflict {
-        /// The root in question.
-        root: Gpa,
-    },
     /// The translation type is not offered to this guest.
     NotOffered {
         /// `PGTT` of the guest's entry.
         translation_type: u8,
+        /// The physical source-id.
+        source_id: SourceId,
+        /// The PASID; 0 for requests without one.
+        pasid: Pasid,
     },
     /// The guest's tables cannot be followed: a table page is not the guest's memory, or there are
     /// more of them than the machine's quota allows to shadow.
@@ -118,9 +116,7 @@ impl BindError {
     /// do, and by the blocked DMA itself for what the guest did wrong (`None`).
     pub const fn immediate_guest_fault(&self) -> Option<FaultReason> {
         match self {
-            Self::FirstStageRootConflict { .. }
-            | Self::NotOffered { .. }
-            | Self::GuestTables { .. } => None,
+            Self::NotOffered { .. } | Self::GuestTables { .. } => None,
             Self::StoreFull { .. }
             | Self::DomainIdsExhausted
             | Self::Frames(_)
@@ -137,14 +133,15 @@ impl fmt::Display for BindError {
             Self::StoreFull { store, capacity } => write!(f, "all {capacity} {store} are in use"),
             Self::DomainIdsExhausted => f.write_str("no host domain-id is left"),
             Self::Frames(error) => write!(f, "no frames: {error:?}"),
-            Self::FirstStageRootConflict { root } => {
+            Self::NotOffered {
+                translation_type,
+                source_id,
+                pasid,
+            } => {
                 write!(
                     f,
-                    "first-stage root {root} is in use with another paging mode"
+                    "translation type {translation_type} of {source_id} PASID {pasid} is not offered"
                 )
-            }
-            Self::NotOffered { translation_type } => {
-                write!(f, "translation type {translation_type} is not offered")
             }
             Self::GuestTables { address } => write!(f, "the guest's tables end at {address}"),
             Self::Quarantined { source_id } => write!(f, "{source_id} is quarantined"),

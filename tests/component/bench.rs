@@ -99,6 +99,7 @@ impl Bench {
                 source_id,
                 guest_source_id: source_id,
                 unit: 0,
+                pasid_bits: 20,
                 interrupts: InterruptIsolation::WaivedByEmbedder,
             };
             vm.assign(h, &units, config).unwrap();

@@ -150,6 +150,7 @@ fn full_device_table_and_missing_interrupt_remapping_refuse_assignment() {
         source_id: SourceId::from_u16(0x500),
         guest_source_id: SourceId::from_u16(0x500),
         unit: 0,
+        pasid_bits: 20,
         interrupts: InterruptIsolation::Required,
     };
     let (h, units) = (&bench.model.hypervisor, &bench.units);

@@ -363,6 +363,7 @@ fn one_dead_unit_does_not_hide_what_another_has_not_confirmed() {
         source_id: D1,
         guest_source_id: D1,
         unit: 1,
+        pasid_bits: 20,
         interrupts: InterruptIsolation::WaivedByEmbedder,
     };
     bench.vm.assign(h, &bench.units, device).unwrap();

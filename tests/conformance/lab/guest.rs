@@ -144,11 +144,23 @@ impl Guest {
 
     /// Assigns the bench's device of this index, behind this unit.
     pub(crate) fn assign(&mut self, source_id: SourceId, device: usize, unit: u8) {
+        self.assign_with_pasid_bits(source_id, device, unit, 20);
+    }
+
+    /// As [`assign`](Self::assign), for a device that sends PASIDs of this width.
+    pub(crate) fn assign_with_pasid_bits(
+        &mut self,
+        source_id: SourceId,
+        device: usize,
+        unit: u8,
+        pasid_bits: u8,
+    ) {
         let physical = self.lab.hypervisor.bench().device(device);
         let config = DeviceConfig {
             source_id: physical,
             guest_source_id: source_id,
             unit,
+            pasid_bits,
             interrupts: InterruptIsolation::WaivedByEmbedder,
         };
         let handle = self

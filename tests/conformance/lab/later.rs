@@ -2,7 +2,6 @@
 //! call it are pending.
 
 use vtd_nest::arch::id::SourceId;
-use vtd_nest::nest::{AssignError, DeviceConfig};
 
 use super::Guest;
 
@@ -35,15 +34,6 @@ pub(crate) fn hostile_states(guest: &Guest) -> Vec<Saved> {
 /// Whether a restore refuses a state.
 pub(crate) fn is_refused(_guest: &mut Guest, _saved: &Saved) -> bool {
     panic!("the library cannot restore a virtual unit yet");
-}
-
-/// Assigns a device that has fewer PASID bits than its machine was shown.
-pub(crate) fn assign_with_pasid_bits(
-    _guest: &mut Guest,
-    _config: DeviceConfig,
-    _bits: u8,
-) -> Result<(), AssignError> {
-    panic!("the library takes no width of PASIDs of a single device yet");
 }
 
 /// Tells a machine's virtual unit of a device that the hypervisor emulates.

@@ -8,7 +8,7 @@ use vtd_nest::arch::fault::FaultReason;
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::register::TranslationTableMode;
 use vtd_nest::arch::root::RootHalf;
-use vtd_nest::nest::{Backend, DeviceConfig, InterruptIsolation, Policy};
+use vtd_nest::nest::{AssignError, Backend, DeviceConfig, InterruptIsolation, Policy};
 
 use crate::bench::Hold;
 use crate::harness::{Need, Scenario, scenario};
@@ -79,8 +79,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "a device behind a unit with too few PASID bits is refused with both numbers",
         too_few_pasid_bits,
     )
-    .needs(&[Need::PASID])
-    .pending(GUEST_SIDE),
+    .needs(&[Need::PASID]),
+    scenario(
+        "S40 R14",
+        "a device that sends no PASIDs is assigned, and no entry of a PASID is bound for it",
+        device_without_pasids,
+    )
+    .needs(&[Need::PASID]),
 ];
 
 /// Devices and PASIDs of three bindings: one per device where requests have no PASID.
@@ -381,20 +386,54 @@ fn restore_of_hostile_state(place: Place<'_>) {
 }
 
 fn too_few_pasid_bits(place: Place<'_>) {
-    // The machine was shown 20 bits by its first unit; the second one has fewer.
     let lab = place.lab();
     let mut guest = Guest::start(&lab, GuestOptions::default());
-    let extended = guest.vm.offer().features.extended;
+    let shown = guest.vm.offer().features.extended.pasid_bits();
+    let before = guest.holdings();
     let config = DeviceConfig {
         source_id: SourceId::from_u16(0x0400),
         guest_source_id: SourceId::from_u16(0x0400),
         unit: 0,
+        pasid_bits: 4,
         interrupts: InterruptIsolation::WaivedByEmbedder,
     };
-    let refused = later::assign_with_pasid_bits(&mut guest, config, 4);
-    let text = format!("{refused:?}");
-    assert!(
-        text.contains(&extended.pasid_bits().to_string()) && text.contains('4'),
-        "both numbers: {text}"
-    );
+    let assign = |guest: &mut Guest, pasid_bits| {
+        let config = DeviceConfig {
+            pasid_bits,
+            ..config
+        };
+        guest.vm.assign(&*lab.hypervisor, &lab.units, config)
+    };
+    for carried in [1, 4, shown - 1] {
+        assert_eq!(
+            assign(&mut guest, carried),
+            Err(AssignError::PasidBits {
+                source_id: config.source_id,
+                shown,
+                carried
+            })
+        );
+        assert_eq!(guest.holdings(), before, "nothing is kept");
+    }
+    assert!(assign(&mut guest, shown).is_ok());
+    guest.finish();
+}
+
+fn device_without_pasids(place: Place<'_>) {
+    let mut guest = place.guest();
+    guest.unassign(D0).unwrap();
+    guest.assign_with_pasid_bits(D0, 0, 0, 0);
+    let page = guest.data_page();
+    let root = guest.table(&[(IOVA, page)]);
+    let entry = guest.entry(root, 7);
+    for pasid in [0, 5] {
+        guest.set_entry(D0, pasid, &entry);
+    }
+    guest.invalidate_pasid_global();
+    guest.expect_reaches(D0, None, IOVA, page);
+    assert_eq!(guest.hardware_entry(D0, 5), None, "it has no such PASID");
+    if let Some(tag) = guest.tag {
+        guest.expect_no_data(D0, Some(tag), IOVA);
+    }
+    guest.finish();
 }
