@@ -1,7 +1,7 @@
 //! One assigned device: its names on both sides and its tables on the physical unit.
 
 use crate::arch::id::SourceId;
-use crate::unit::{DeviceTables, UnitError};
+use crate::unit::{DeviceTables, Ticket, UnitError};
 use crate::viommu::host::{BindError, DeviceHandle};
 
 /// Whether assignment may go on without interrupt remapping (G1).
@@ -73,9 +73,27 @@ pub enum AssignError {
 pub(super) struct AssignedDevice {
     pub(super) config: DeviceConfig,
     pub(super) tables: DeviceTables,
-    /// Set once hardware did not confirm an invalidation: the device reaches nothing any more and
-    /// keeps what it holds.
-    pub(super) quarantined: bool,
+    pub(super) quarantine: Quarantine,
+}
+
+impl AssignedDevice {
+    pub(super) const fn is_quarantined(&self) -> bool {
+        !matches!(self.quarantine, Quarantine::None)
+    }
+}
+
+/// How far a device is cut off. From [`Unconfirmed`](Self::Unconfirmed) on its context entry is not
+/// present, it reaches nothing new, and it keeps what it holds.
+#[derive(Debug)]
+pub(super) enum Quarantine {
+    /// It is not.
+    None,
+    /// Hardware did not confirm an invalidation, and may use what it has cached.
+    Unconfirmed,
+    /// The invalidation of everything that is cached of the device is on its way.
+    Confirming(Ticket),
+    /// Hardware has forgotten the device: what it holds can be given back.
+    Confirmed,
 }
 
 /// The devices of one machine, by handle.

@@ -183,6 +183,26 @@ impl Guest {
         panic!("the device never leaves");
     }
 
+    /// Destroys the machine, for as long as hardware needs; gives it back if it does not confirm.
+    pub(crate) fn destroy(mut self) -> Result<(), (Self, BindError)> {
+        let lab = self.lab.clone();
+        let mut machine = Some(*self.vm);
+        for _ in 0..1_000 {
+            match Vm::destroy(&mut machine, &*lab.hypervisor, &lab.units) {
+                Ok(Progress::Done) => {
+                    assert!(machine.is_none());
+                    return Ok(());
+                }
+                Ok(Progress::Wait) => lab.hypervisor.pass(1_000_000),
+                Err(error) => {
+                    self.vm = Box::new(machine.expect("it is given back"));
+                    return Err((self, error));
+                }
+            }
+        }
+        panic!("the machine never goes");
+    }
+
     fn device(&self, source_id: SourceId) -> (SourceId, SourceId, DeviceHandle) {
         let found = self
             .devices

@@ -51,9 +51,3 @@ pub(crate) fn has_erratum_772415(place: super::Place<'_>) -> bool {
 pub(crate) fn lab_with_erratum_772415(_place: super::Place<'_>) -> std::rc::Rc<super::Lab> {
     panic!("the library cannot be told of a unit's errata yet");
 }
-
-/// Destroys a machine; gives it back if hardware did not confirm.
-pub(crate) fn destroy(guest: Guest) -> Result<(), Guest> {
-    let _ = guest.number();
-    panic!("the library cannot destroy a machine yet");
-}
