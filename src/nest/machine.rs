@@ -26,8 +26,8 @@ use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig, Unmapped};
 use crate::unit::Unit;
 use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Host, Progress};
 use crate::viommu::{
-    ConfigError, DeviceError, DeviceKind, DmaRequest, GuestFault, Poll, VirtualUnit,
-    VirtualUnitConfig, VirtualUnitStatistics,
+    ConfigError, DeviceError, DeviceKind, DmaRequest, GuestFault, Poll, STATE_LEN_BYTES,
+    StateError, VirtualUnit, VirtualUnitConfig, VirtualUnitStatistics,
 };
 
 /// Looks at hardware before a strict call gives up although the clock stands still.
@@ -549,6 +549,30 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
     pub fn reset(&mut self) {
         log::info!("machine {}: reset", self.host.number);
         self.virtual_unit.reset();
+    }
+
+    /// The state of the virtual unit, between two [`poll`](Self::poll)s. The machine's vcpus rest,
+    /// and it is not polled afterwards: it would complete the same waits.
+    ///
+    /// Memory, devices and what hardware holds are no part of it.
+    pub fn save(&self) -> [u8; STATE_LEN_BYTES] {
+        self.virtual_unit.save()
+    }
+
+    /// Takes over a saved state, in a new machine that shows its guest the same and has the guest's
+    /// memory, before the first [`poll`](Self::poll). That makes the bindings anew from the guest's
+    /// tables; until then every device is blocked.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`]; nothing has changed then. The bytes need not be trusted.
+    pub fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        let restored = self.virtual_unit.restore(state);
+        match &restored {
+            Ok(()) => log::info!("machine {}: state restored", self.host.number),
+            Err(error) => log::error!("machine {}: {error}", self.host.number),
+        }
+        restored
     }
 
     /// Does pending work, at most `budget` steps of about one guest table page or one host
