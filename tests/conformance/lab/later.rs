@@ -5,37 +5,6 @@ use vtd_nest::arch::id::SourceId;
 
 use super::Guest;
 
-/// State of a virtual unit, saved.
-pub(crate) struct Saved(Vec<u8>);
-
-/// Saves the state of a machine's virtual unit.
-pub(crate) fn save(_guest: &Guest) -> Saved {
-    panic!("the library cannot save a virtual unit yet");
-}
-
-/// A machine made anew from a saved state, over the same memory.
-pub(crate) fn restore(guest: Guest, saved: &Saved) -> Guest {
-    let _ = (guest, &saved.0);
-    panic!("the library cannot restore a virtual unit yet");
-}
-
-/// Saved states that are out of range in one field each.
-pub(crate) fn hostile_states(guest: &Guest) -> Vec<Saved> {
-    let saved = save(guest);
-    (0..saved.0.len())
-        .map(|index| {
-            let mut bytes = saved.0.clone();
-            bytes[index] = 0xff;
-            Saved(bytes)
-        })
-        .collect()
-}
-
-/// Whether a restore refuses a state.
-pub(crate) fn is_refused(_guest: &mut Guest, _saved: &Saved) -> bool {
-    panic!("the library cannot restore a virtual unit yet");
-}
-
 /// Tells a machine's virtual unit of a device that the hypervisor emulates.
 pub(crate) fn add_emulated_device(_guest: &mut Guest, _source_id: SourceId) {
     panic!("a machine takes no emulated devices yet");

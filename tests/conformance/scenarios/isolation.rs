@@ -302,8 +302,8 @@ fn destroyed(place: Place<'_>) {
             assert!(matches!(spare, Err(MachineError::NotConfirmed(_))));
             let held = guest.holdings();
             for _ in 0..2 {
-                let (back, error) = guest.destroy().err().expect("nothing bypasses it");
-                guest = back;
+                let (back, error) = guest.destroy().expect_err("nothing bypasses it");
+                guest = *back;
                 let source_id = guest.physical(D0);
                 assert_eq!(error, BindError::Quarantined { source_id });
                 assert_eq!(guest.holdings(), held, "everything is kept");
@@ -341,8 +341,7 @@ fn destroyed_while_silent(place: Place<'_>) {
         .set_steps(COARSE_STEP_NANOSECONDS, COARSE_STEP_NANOSECONDS);
     let (mut guest, _) = guest
         .destroy()
-        .err()
-        .expect("a silent device keeps the machine's memory");
+        .expect_err("a silent device keeps the machine's memory");
     assert_eq!(
         lab.hypervisor.take_bus_master_changes().last(),
         Some(&(physical, false))
@@ -350,8 +349,7 @@ fn destroyed_while_silent(place: Place<'_>) {
     assert!(guest.holdings().charged_frames > 0 && before.charged_frames > 0);
     (guest, _) = guest
         .destroy()
-        .err()
-        .expect("nor does a second try bypass it");
+        .expect_err("nor does a second try bypass it");
     lab.hypervisor.bench().set_device_silent(physical, false);
     assert!(guest.destroy().is_ok(), "the retry succeeds");
     lab.expect_no_violations();
