@@ -85,6 +85,12 @@ pub enum BindError {
     DomainIdsExhausted,
     /// No frames are left, in the pool or in the machine's quota.
     Frames(FrameError),
+    /// The guest uses one first-stage root with two paging modes or `EAFE` settings, which the
+    /// architecture forbids (§6.2.3.1).
+    FirstStageRootConflict {
+        /// The root in question.
+        root: Gpa,
+    },
     /// The translation type is not offered to this guest.
     NotOffered {
         /// `PGTT` of the guest's entry.
@@ -116,7 +122,9 @@ impl BindError {
     /// do, and by the blocked DMA itself for what the guest did wrong (`None`).
     pub const fn immediate_guest_fault(&self) -> Option<FaultReason> {
         match self {
-            Self::NotOffered { .. } | Self::GuestTables { .. } => None,
+            Self::FirstStageRootConflict { .. }
+            | Self::NotOffered { .. }
+            | Self::GuestTables { .. } => None,
             Self::StoreFull { .. }
             | Self::DomainIdsExhausted
             | Self::Frames(_)
@@ -133,6 +141,12 @@ impl fmt::Display for BindError {
             Self::StoreFull { store, capacity } => write!(f, "all {capacity} {store} are in use"),
             Self::DomainIdsExhausted => f.write_str("no host domain-id is left"),
             Self::Frames(error) => write!(f, "no frames: {error:?}"),
+            Self::FirstStageRootConflict { root } => {
+                write!(
+                    f,
+                    "first-stage root {root} is in use with another paging mode"
+                )
+            }
             Self::NotOffered {
                 translation_type,
                 source_id,
