@@ -15,8 +15,9 @@ use crate::arch::register::{
 use crate::mem::GuestMemory;
 
 use super::fault::{FaultRecorder, GuestFault, MAX_FAULT_RECORDS};
+use super::first_stage_roots::RootUse;
 use super::host::{BindError, Desired, DeviceHandle, GuestInvalidation, Host, Progress};
-use super::pasid_cache::PasidCache;
+use super::pasid_cache::{MAXIMUM_BINDINGS, PasidCache, root_of};
 use super::queue::second_stage_invalidation;
 use super::registers::{
     Event, REGISTER_WINDOW_BYTES, Register, RegisterFile, RegisterWrite, VERSION,
@@ -151,7 +152,7 @@ enum SlotState {
 #[derive(Debug)]
 pub(super) struct DefaultBinding<B> {
     pub(super) host: B,
-    /// The guest's PASID entry as last honoured.
+    /// The guest's PASID entry as last honoured, or as the host is honouring it.
     pub(super) raw: [u64; 8],
     /// What it is bound to; `None` while the host is changing it, or if the host failed to.
     pub(super) actual: Option<Desired>,
@@ -168,6 +169,17 @@ pub(super) struct DeviceSlot<B> {
     needs_reconcile: bool,
     pub(super) context: CachedContext,
     pub(super) default: DefaultBinding<B>,
+}
+
+impl<B> DefaultBinding<B> {
+    /// The use of a first-stage root that it stands for.
+    pub(super) fn root(&self, features: &TableFeatures) -> Option<RootUse> {
+        match &self.actual {
+            Some(Desired::Guest(binding)) => RootUse::of(binding),
+            Some(_) => None,
+            None => root_of(&self.raw, features),
+        }
+    }
 }
 
 impl<B: Default> DeviceSlot<B> {
@@ -324,7 +336,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         if DEVICES > usize::from(u16::MAX) {
             return Err(ConfigError::Capacity(DEVICES));
         }
-        if u32::try_from(BINDINGS).is_err() || BINDINGS >= u32::MAX as usize {
+        if BINDINGS > MAXIMUM_BINDINGS {
             return Err(ConfigError::Capacity(BINDINGS));
         }
         Ok(Self {
@@ -536,11 +548,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         }
         let mut left = REMOVALS_PER_CALL;
         for at in 0..self.cache.end() {
-            let Some(entry) = self
-                .cache
-                .get_mut(at)
-                .filter(|entry| entry.device() == index)
-            else {
+            let Some(entry) = self.cache.get(at).filter(|entry| entry.device() == index) else {
                 continue;
             };
             if left == 0 {
@@ -548,9 +556,12 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             }
             left = left.saturating_sub(1);
             let pasid = entry.pasid();
-            entry.state = super::pasid_cache::BindingState::Unsettled;
+            self.cache.unsettle(at, None, &self.tables);
+            let Some(entry) = self.cache.get_mut(at) else {
+                continue;
+            };
             match host.bind(handle, pasid, &mut entry.host, &Desired::Blocked) {
-                Ok(Progress::Done) => self.cache.remove(at),
+                Ok(Progress::Done) => self.cache.remove(at, &self.tables),
                 Ok(Progress::Wait) => return Ok(Progress::Wait),
                 Err(error) => return Err(self.removal_failed(index, pasid, error)),
             }
