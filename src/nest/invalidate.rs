@@ -477,3 +477,40 @@ fn aligned(pages: PageRange) -> PageRange {
         None => EVERYTHING,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: DomainId = DomainId::new(7);
+    const OTHER: DomainId = DomainId::new(8);
+
+    fn pages(address: u64, order: u8) -> PageRange {
+        PageRange {
+            address: Iova::new(address),
+            order,
+            leaf_only: true,
+        }
+    }
+
+    // S42, §6.5.2.3 and §6.5.2.4.
+    #[test]
+    fn a_shadow_follows_every_invalidation_that_covers_its_domain() {
+        let pasid = Pasid::ZERO;
+        let wide = |domain_id| GuestInvalidation::Pasid { domain_id, pasid };
+        let selective = |domain_id, pages| GuestInvalidation::DomainPages { domain_id, pages };
+        for (what, covered) in [
+            (GuestInvalidation::All, Some(EVERYTHING)),
+            (GuestInvalidation::Domain(OWN), Some(EVERYTHING)),
+            (GuestInvalidation::Domain(OTHER), None),
+            (wide(OWN), Some(EVERYTHING)),
+            (wide(OTHER), None),
+            (selective(OWN, pages(0x7fff, 3)), Some(pages(0x0000, 3))),
+            (selective(OWN, pages(0x8000, 3)), Some(pages(0x8000, 3))),
+            (selective(OWN, pages(0x8000, 52)), Some(EVERYTHING)),
+            (selective(OTHER, pages(0x8000, 3)), None),
+        ] {
+            assert_eq!(shadow_range(&what, OWN), covered, "{what:?}");
+        }
+    }
+}

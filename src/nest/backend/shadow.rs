@@ -353,3 +353,135 @@ impl Shadow {
         self.table.destroy(h).settle(h);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::address::Hpa;
+    use crate::mem::testing::TestHypervisor;
+    use crate::mem::{HostMemory, Owner};
+    use crate::paging::SecondStageConfig;
+
+    const VM: Owner = Owner::new(1);
+    /// Guest-physical 0 to 15 pages are here on the host, and may be read and written.
+    const HOST: u64 = 0x10_0000;
+    /// Guest-physical address of a page that the machine may only read.
+    const READ_ONLY: u64 = 0x2_0000;
+    /// The guest's table pages, from the root down to level 1.
+    const TABLES: [u64; 4] = [0x1000, 0x2000, 0x3000, 0x4000];
+    const READ: u64 = 1;
+    const WRITE: u64 = 2;
+    const BOTH: u64 = READ | WRITE;
+
+    const CONFIG: SecondStageConfig = SecondStageConfig {
+        width: AddressWidth::Bits48,
+        input_bits: 48,
+        output_bits: 46,
+        leaves_2mib: false,
+        leaves_1gib: false,
+        flush: false,
+    };
+
+    fn machine_memory(h: &TestHypervisor) -> SecondStage<Gpa> {
+        let mut memory = SecondStage::new(h, VM, CONFIG).unwrap();
+        for (guest, host, len, rights) in [
+            (0, HOST, 0x1_0000, Rights::READ_WRITE),
+            (READ_ONLY, 0x50_0000, 0x1000, Rights::READ),
+        ] {
+            memory
+                .map(h, Gpa::new(guest), Hpa::new(host), len, rights)
+                .unwrap();
+        }
+        for page in 0..0x1_0000 / 8 {
+            h.write64(Hpa::new(HOST + page * 8), 0);
+        }
+        memory
+    }
+
+    /// Makes address 0 lead to `page` in the guest's table, with these rights from the root down.
+    fn set_guest_table(h: &TestHypervisor, page: u64, rights: [u64; 4]) {
+        let below = [TABLES[1], TABLES[2], TABLES[3], page];
+        for ((table, below), rights) in TABLES.into_iter().zip(below).zip(rights) {
+            h.write64(Hpa::new(HOST + table), below | rights);
+        }
+    }
+
+    fn new_shadow(h: &TestHypervisor) -> Shadow {
+        Shadow {
+            domain_id: DomainId::new(7),
+            guest_root: Gpa::new(TABLES[0]),
+            width: CONFIG.width,
+            table: SecondStage::new(h, VM, CONFIG).unwrap(),
+            is_dropped: false,
+            users: 0,
+            detached: None,
+            flushing: None,
+        }
+    }
+
+    fn synchronise(h: &TestHypervisor, memory: &SecondStage<Gpa>, shadow: &mut Shadow) {
+        let synchronisation = Synchronisation {
+            memory: MachineMemory::new(h, memory),
+            features: &TableFeatures::EVERYTHING,
+            table_limit: 16,
+        };
+        let range = PageRange {
+            address: Iova::new(0),
+            order: 0,
+            leaf_only: false,
+        };
+        synchronisation
+            .run(shadow, &range, &mut MachineStatistics::default())
+            .unwrap();
+    }
+
+    // S68, G14: a right counts if every level of both tables grants it (§3.7).
+    #[test]
+    fn a_page_has_the_rights_that_all_levels_of_both_tables_grant() {
+        let h = TestHypervisor::new(32);
+        let memory = machine_memory(&h);
+        let mut shadow = new_shadow(&h);
+        for (page, rights, expected) in [
+            (0x8000, [BOTH; 4], Some(Rights::READ_WRITE)),
+            (0x8000, [READ, BOTH, BOTH, BOTH], Some(Rights::READ)),
+            (0x8000, [BOTH, BOTH, WRITE, BOTH], Some(Rights::WRITE)),
+            (0x8000, [BOTH, BOTH, BOTH, READ], Some(Rights::READ)),
+            (0x8000, [READ, BOTH, BOTH, WRITE], None),
+            (READ_ONLY, [BOTH; 4], Some(Rights::READ)),
+            (READ_ONLY, [BOTH, BOTH, BOTH, WRITE], None),
+            (0x3_0000, [BOTH; 4], None),
+        ] {
+            set_guest_table(&h, page, rights);
+            synchronise(&h, &memory, &mut shadow);
+            let mapping = shadow.table.translate(&h, Iova::new(0));
+            let found = mapping.map(|mapping| mapping.rights);
+            assert_eq!(found, expected, "{page:#x} {rights:?}");
+        }
+    }
+
+    // G5, R22
+    #[test]
+    fn table_pages_are_free_once_the_flush_that_covers_them_is_confirmed() {
+        let h = TestHypervisor::new(32);
+        let memory = machine_memory(&h);
+        let mut shadow = new_shadow(&h);
+        let charged = || h.pool.charged_frames(VM);
+        let empty = charged();
+        set_guest_table(&h, 0x8000, [BOTH; 4]);
+        synchronise(&h, &memory, &mut shadow);
+        let full = charged();
+        assert_eq!(full, empty + 3);
+        shadow.empty(&h);
+        // Not submitted yet: a confirmation now is that of an older flush.
+        shadow.flush_confirmed(&h);
+        assert_eq!(charged(), full);
+        shadow.flush_submitted(&h);
+        shadow.flush_failed(&h);
+        shadow.flush_confirmed(&h);
+        assert_eq!(charged(), full, "never confirmed");
+        shadow.flush_submitted(&h);
+        assert_eq!(charged(), full);
+        shadow.flush_confirmed(&h);
+        assert_eq!(charged(), empty);
+    }
+}
