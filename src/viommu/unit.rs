@@ -167,6 +167,8 @@ pub(super) struct DeviceSlot<B> {
     kind: DeviceKind,
     state: SlotState,
     needs_reconcile: bool,
+    /// While it is removed: slots of the store below this hold nothing of it.
+    cleared: u32,
     pub(super) context: CachedContext,
     pub(super) default: DefaultBinding<B>,
 }
@@ -189,6 +191,7 @@ impl<B: Default> DeviceSlot<B> {
             kind: DeviceKind::Emulated,
             state: SlotState::Free,
             needs_reconcile: false,
+            cleared: 0,
             context: CachedContext::Unknown,
             default: DefaultBinding {
                 host: B::default(),
@@ -547,19 +550,28 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             count(&mut self.statistics.unbinds);
         }
         let mut left = REMOVALS_PER_CALL;
-        for at in 0..self.cache.end() {
-            let Some(entry) = self.cache.get(at).filter(|entry| entry.device() == index) else {
+        let from = slot.cleared;
+        for at in from as usize..self.cache.end() {
+            if self
+                .cache
+                .get(at)
+                .is_none_or(|entry| entry.device() != index)
+            {
                 continue;
-            };
+            }
+            // Where the next call goes on. Nothing is added for a device that is removed.
+            if let Some(slot) = self.devices.get_mut(index) {
+                slot.cleared = at as u32;
+            }
             if left == 0 {
                 return Ok(Progress::Wait);
             }
             left = left.saturating_sub(1);
-            let pasid = entry.pasid();
             self.cache.unsettle(at, None, &self.tables);
             let Some(entry) = self.cache.get_mut(at) else {
                 continue;
             };
+            let pasid = entry.pasid();
             match host.bind(handle, pasid, &mut entry.host, &Desired::Blocked) {
                 Ok(Progress::Done) => self.cache.remove(at, &self.tables),
                 Ok(Progress::Wait) => return Ok(Progress::Wait),

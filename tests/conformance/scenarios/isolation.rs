@@ -17,7 +17,6 @@ use crate::harness::{Need, Scenario, scenario};
 use crate::lab::{D0, D1, Guest, GuestOptions, IOVA, Place, kind, later};
 
 const HOST_SIDE: &str = "host side, complete";
-const GUEST_SIDE: &str = "guest side, complete";
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
