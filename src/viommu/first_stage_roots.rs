@@ -217,7 +217,8 @@ mod tests {
                 .wrapping_mul(6364136223846793005)
                 .wrapping_add(1442695040888963407);
             // Page numbers at both ends of what a record holds.
-            let page = (random >> 33) % 40 ^ if random >> 63 == 0 { 0 } else { (1 << 40) - 1 };
+            let end = if random >> 63 == 0 { 0 } else { (1 << 40) - 1 };
+            let page = ((random >> 33) % 40) ^ end;
             let wanted = root(page, (random >> 50) as u8 % 6);
             let expected = model
                 .get(&page)
