@@ -577,7 +577,25 @@ pub(super) fn refused_by_unit(error: UnitError) -> BindError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nest::VirtualMachine;
     use crate::viommu::VirtualUnit;
+
+    #[test]
+    fn each_device_domain_and_shadow_costs_what_is_documented() {
+        // `VirtualMachine`, Memory.
+        let one = size_of::<VirtualMachine<1, 1, 1, 1>>();
+        let each = |size: usize| (size - one) / 1000;
+        assert_eq!(
+            (
+                each(size_of::<VirtualMachine<1001, 1, 1, 1>>()),
+                each(size_of::<VirtualMachine<1, 1001, 1, 1>>()),
+                each(size_of::<VirtualMachine<1, 1, 1001, 1>>()),
+                each(size_of::<VirtualMachine<1, 1, 1, 1001>>()),
+            ),
+            (224, 124, 16, 128)
+        );
+        assert!(one <= 14 << 10, "{one}");
+    }
 
     #[test]
     fn a_cached_binding_costs_at_most_128_bytes() {

@@ -287,6 +287,9 @@ const REMOVALS_PER_CALL: u32 = 64;
 /// without PASID, `BINDINGS` bindings of PASIDs. `B` is what the host side keeps of each binding.
 ///
 /// It answers register accesses at once and does everything else in [`poll`](Self::poll).
+///
+/// Memory: a binding takes 108 bytes and what `B` takes. `BINDINGS` may be 1 to 2^21 - 1; a power
+/// of two is no better than another number.
 #[derive(Debug)]
 pub struct VirtualUnit<B: Default, const DEVICES: usize, const BINDINGS: usize> {
     pub(super) features: Features,
