@@ -930,6 +930,80 @@ mod tests {
     }
 
     #[test]
+    fn a_ticket_is_late_from_its_deadline_on_and_at_most_a_tick_after_it() {
+        for deadline in [
+            0,
+            1,
+            65_535,
+            65_536,
+            1_700_000_000_000_000_000,
+            u64::MAX - 65_536,
+        ] {
+            let ticket = Ticket::new(1, 2, deadline);
+            assert!(!ticket.is_late(deadline.saturating_sub(1)), "{deadline}");
+            assert!(ticket.is_late(deadline + 65_536), "{deadline}");
+        }
+    }
+
+    #[test]
+    fn submissions_are_told_apart_beyond_32_bits_of_their_number() {
+        let bench = up(|_| {});
+        let old = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+        let start = u64::from(u32::MAX) - 2;
+        bench.unit.queue.lock().last_sequence = start;
+        let tickets: Vec<_> = (0..6)
+            .map(|_| {
+                let ticket = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+                (bench.unit.queue.lock().last_sequence, ticket)
+            })
+            .collect();
+        // 2^32 is left out: fresh words hold its value.
+        assert_eq!(tickets.last().unwrap().0, start + 7);
+        for (number, ticket) in &tickets {
+            assert_eq!(bench.unit.queue.lock().sequence_of(ticket), *number);
+            assert_eq!(bench.unit.poll(&bench.h, ticket), Ok(true));
+        }
+        assert_eq!(bench.unit.poll(&bench.h, &old), Ok(true));
+        // A number that the next word already holds is left out.
+        let mut queue = bench.unit.queue.lock();
+        let word = usize::from(queue.next_word);
+        queue.issued[word] = queue.last_sequence as u32 + 1;
+        let at = queue.memory.as_ref().unwrap().word_at(word as u16);
+        bench.h.write64(at, u64::from(queue.issued[word]));
+        let before = queue.last_sequence;
+        drop(queue);
+        bench.world().completion = Completion::Never;
+        let ticket = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+        assert_eq!(u64::from(ticket.sequence()), (before + 2) & 0xffff_ffff);
+        assert_eq!(bench.unit.poll(&bench.h, &ticket), Ok(false));
+    }
+
+    #[test]
+    fn a_failure_long_ago_fails_no_later_submission() {
+        let bench = up(|_| {});
+        bench.unit.queue.lock().failed_sequence = 1;
+        bench.unit.queue.lock().last_sequence = 0xc000_0000;
+        bench.world().completion = Completion::Never;
+        let ticket = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+        assert_eq!(bench.unit.poll(&bench.h, &ticket), Ok(false));
+    }
+
+    #[test]
+    fn a_ticket_of_a_word_that_served_again_is_done() {
+        let bench = up(|_| {});
+        let old = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+        let first = bench.unit.queue.lock().next_word;
+        for _ in 0..STATUS_WORDS {
+            let ticket = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+            bench.unit.wait(&bench.h, ticket).unwrap();
+        }
+        assert_eq!(bench.unit.queue.lock().next_word, first);
+        bench.world().completion = Completion::Never;
+        let _waiting = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+        assert_eq!(bench.unit.poll(&bench.h, &old), Ok(true));
+    }
+
+    #[test]
     fn a_wait_ends_though_the_clock_stands_still() {
         let bench = up(|_| {});
         bench.world().completion = Completion::Never;
