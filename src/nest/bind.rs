@@ -20,7 +20,7 @@ use crate::mem::{Hypervisor, Owner, Registers};
 use crate::nest::backend::shadow::Shadow;
 use crate::nest::backend::{Target, nested};
 use crate::nest::device::{DeviceList, Quarantine};
-use crate::nest::domain::{DomainSlot, DomainTable};
+use crate::nest::domain::{DomainKind, DomainSlot, DomainTable};
 use crate::nest::invalidate::{Forwarding, is_transient};
 use crate::nest::memory::MachineMemory;
 use crate::nest::offer::Offer;
@@ -37,11 +37,21 @@ pub(super) const EVERYTHING: PageRange = PageRange {
     leaf_only: false,
 };
 
-/// A present hardware entry.
+/// Where a binding that holds something stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// The hardware entry is present.
+    Bound,
+    /// The entry is withdrawn; its invalidation is not confirmed yet.
+    Leaving,
+    /// Hardware never confirmed: the device is quarantined and what the entry used is kept.
+    Quarantined,
+}
+
+/// A hardware entry. What it does is said by its domain and by the entry itself.
 #[derive(Debug)]
 pub struct Bound {
-    /// What it does.
-    target: Target,
+    stage: Stage,
     /// Its host domain-id.
     domain: DomainSlot,
     /// The invalidation that the last change owes.
@@ -50,9 +60,9 @@ pub struct Bound {
 
 impl Bound {
     /// An entry that nothing older is known of.
-    pub(super) const fn new(target: Target, domain: DomainSlot) -> Self {
+    pub(super) const fn new(domain: DomainSlot) -> Self {
         Self {
-            target,
+            stage: Stage::Bound,
             domain,
             confirmation: Confirmation::Settled,
         }
@@ -64,24 +74,45 @@ impl Bound {
 enum Confirmation {
     /// Hardware knows nothing older.
     Settled,
-    /// Not submitted yet, since this moment in nanoseconds.
-    Owed(u64),
+    /// Not submitted yet, since this moment.
+    Owed(Moment),
     /// On its way.
     Submitted(Ticket),
 }
 
-/// What the host side keeps of one binding.
+/// A moment in nanoseconds, of no alignment.
+#[derive(Clone, Copy, Debug)]
+struct Moment([u8; 8]);
+
+impl Moment {
+    const fn new(nanoseconds: u64) -> Self {
+        Self(nanoseconds.to_ne_bytes())
+    }
+
+    const fn nanoseconds(self) -> u64 {
+        u64::from_ne_bytes(self.0)
+    }
+}
+
+/// What the host side keeps of one binding: 16 bytes, because there is one in every slot of the
+/// PASID cache.
 #[derive(Debug, Default)]
 pub enum HostBinding {
     /// No hardware entry, nothing held.
     #[default]
     Blocked,
-    /// A present hardware entry.
-    Bound(Bound),
-    /// The entry is withdrawn; its invalidation is not confirmed yet.
-    Leaving(Bound),
-    /// Hardware never confirmed: the device is quarantined and what the entry used is kept.
-    Quarantined(Bound),
+    /// A hardware entry, or what is left of one.
+    Held(Bound),
+}
+
+impl HostBinding {
+    /// What it holds, in a stage.
+    fn held(&mut self, stage: Stage) -> Option<&mut Bound> {
+        match self {
+            Self::Held(bound) if bound.stage == stage => Some(bound),
+            _ => None,
+        }
+    }
 }
 
 /// The host side of one machine: everything but its memory and its virtual unit.
@@ -208,8 +239,10 @@ impl<
         }
         let wanted = Target::of(desired, self.side.offer.backend, source_id, pasid);
         let mut reserved = Ok(None);
-        if let HostBinding::Bound(bound) = binding {
-            if wanted == Ok(Some(bound.target)) {
+        if let Some(bound) = binding.held(Stage::Bound) {
+            if let Ok(Some(target)) = &wanted
+                && self.does(device, pasid, bound, target)?
+            {
                 return Ok(Progress::Done);
             }
             if self.replace_in_place(device, pasid, bound, &wanted)? {
@@ -235,6 +268,44 @@ impl<
         }
     }
 
+    /// Whether a present entry does what a target wants. Its host domain-id tags one thing only; in
+    /// a nested entry the guest's root and flags are to be compared beside it.
+    fn does(
+        &self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        bound: &Bound,
+        target: &Target,
+    ) -> Result<bool, BindError> {
+        let Some(domain) = self.side.domains.get(bound.domain) else {
+            return Ok(false);
+        };
+        Ok(match (target, domain.kind) {
+            (Target::MachineMemory, DomainKind::Machine) => true,
+            (Target::Nested(wanted), DomainKind::Nested { guest }) => {
+                let (_, unit) = self.unit_of(device)?;
+                let tables = &self.side.devices.get(device)?.tables;
+                wanted.domain_id == guest
+                    && unit.read_entry(self.h, tables, pasid)
+                        == Some(self.entry_for(device, target, bound.domain)?)
+            }
+            (
+                Target::Shadow {
+                    domain_id,
+                    root,
+                    width,
+                },
+                DomainKind::Shadow { shadow, .. },
+            ) => self
+                .side
+                .shadows
+                .get(usize::from(shadow))
+                .and_then(Option::as_ref)
+                .is_some_and(|shadow| shadow.is_of(*domain_id, *root, *width)),
+            _ => false,
+        })
+    }
+
     /// Brings the invalidation that the last change owes to its end, if there is one.
     fn confirm(
         &mut self,
@@ -242,8 +313,9 @@ impl<
         pasid: Pasid,
         binding: &mut HostBinding,
     ) -> Result<Progress, BindError> {
-        let (HostBinding::Bound(bound) | HostBinding::Leaving(bound)) = binding else {
-            return Ok(Progress::Done);
+        let bound = match binding {
+            HostBinding::Held(bound) if bound.stage != Stage::Quarantined => bound,
+            _ => return Ok(Progress::Done),
         };
         match self.advance(device, pasid, bound) {
             Ok(Progress::Done) => {}
@@ -256,7 +328,7 @@ impl<
                 return Err(self.quarantine(device, binding));
             }
         }
-        if let HostBinding::Leaving(bound) = binding {
+        if let Some(bound) = binding.held(Stage::Leaving) {
             let slot = bound.domain;
             let (_, unit) = self.unit_of(device)?;
             unit.clear_entry(self.h, &self.side.devices.get(device)?.tables, pasid);
@@ -302,7 +374,7 @@ impl<
             match submitted {
                 Ok(ticket) => bound.confirmation = Confirmation::Submitted(ticket),
                 // Others fill the queue; hardware empties it, or stops altogether.
-                Err(error) if is_transient(&error) && !self.is_late(unit, since) => {
+                Err(error) if is_transient(&error) && !self.is_late(unit, since.nanoseconds()) => {
                     return Ok(Progress::Wait);
                 }
                 Err(error) => return Err(error),
@@ -346,9 +418,9 @@ impl<
             entry.domain_id()
         );
         if owes_after_set_up(unit) {
-            bound.confirmation = Confirmation::Owed(self.h.now_nanoseconds());
+            bound.confirmation = Confirmation::Owed(Moment::new(self.h.now_nanoseconds()));
         }
-        *binding = HostBinding::Bound(bound);
+        *binding = HostBinding::Held(bound);
         self.confirm(device, pasid, binding)
     }
 
@@ -362,12 +434,12 @@ impl<
         let assigned = self.side.devices.get(device)?;
         let source_id = assigned.config.source_id;
         let (_, unit) = self.unit_of(device)?;
-        let HostBinding::Bound(mut bound) = core::mem::take(binding) else {
+        let Some(bound) = binding.held(Stage::Bound) else {
             return Ok(());
         };
         unit.withdraw_entry(self.h, &assigned.tables, pasid);
-        bound.confirmation = Confirmation::Owed(self.h.now_nanoseconds());
-        *binding = HostBinding::Leaving(bound);
+        bound.confirmation = Confirmation::Owed(Moment::new(self.h.now_nanoseconds()));
+        bound.stage = Stage::Leaving;
         self.side.statistics.unbinds = self.side.statistics.unbinds.wrapping_add(1);
         log::info!(
             "machine {}: unbind {source_id} PASID {pasid}",
@@ -388,9 +460,13 @@ impl<
         let Ok(Some(target @ Target::Nested(new))) = wanted else {
             return Ok(false);
         };
-        if bound.target.guest_domain_id() != Some(new.domain_id)
-            || !matches!(bound.target, Target::Nested(_))
-        {
+        let kind = self
+            .side
+            .domains
+            .get(bound.domain)
+            .map(|domain| domain.kind);
+        let guest = new.domain_id;
+        if kind != Some(DomainKind::Nested { guest }) {
             return Ok(false);
         }
         let entry = self.entry_for(device, target, bound.domain)?;
@@ -425,19 +501,15 @@ impl<
         );
         self.side.statistics.replaced_in_place =
             self.side.statistics.replaced_in_place.wrapping_add(1);
-        bound.target = *target;
-        bound.confirmation = Confirmation::Owed(self.h.now_nanoseconds());
+        bound.confirmation = Confirmation::Owed(Moment::new(self.h.now_nanoseconds()));
         Ok(true)
     }
 
     /// Puts the device of a binding into quarantine and keeps what the binding holds.
     fn quarantine(&mut self, device: DeviceHandle, binding: &mut HostBinding) -> BindError {
-        *binding = match core::mem::take(binding) {
-            HostBinding::Bound(bound) | HostBinding::Leaving(bound) => {
-                HostBinding::Quarantined(bound)
-            }
-            other => other,
-        };
+        if let HostBinding::Held(bound) = binding {
+            bound.stage = Stage::Quarantined;
+        }
         self.isolate(device)
     }
 
@@ -492,10 +564,7 @@ impl<
         pasid: Pasid,
         binding: &mut HostBinding,
     ) -> Result<Progress, BindError> {
-        let (HostBinding::Bound(bound)
-        | HostBinding::Leaving(bound)
-        | HostBinding::Quarantined(bound)) = core::mem::take(binding)
-        else {
+        let HostBinding::Held(bound) = core::mem::take(binding) else {
             return Ok(Progress::Done);
         };
         let (_, unit) = self.unit_of(device)?;
@@ -567,6 +636,44 @@ pub(super) fn refused_by_unit(error: UnitError) -> BindError {
         error => {
             log::error!("physical unit: {error}");
             BindError::Unit
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nest::VirtualMachine;
+    use crate::viommu::VirtualUnit;
+
+    #[test]
+    fn each_device_domain_and_shadow_costs_what_is_documented() {
+        // `VirtualMachine`, Memory.
+        let one = size_of::<VirtualMachine<1, 1, 1, 1>>();
+        let each = |size: usize| (size - one) / 1000;
+        assert_eq!(
+            (
+                each(size_of::<VirtualMachine<1001, 1, 1, 1>>()),
+                each(size_of::<VirtualMachine<1, 1001, 1, 1>>()),
+                each(size_of::<VirtualMachine<1, 1, 1001, 1>>()),
+                each(size_of::<VirtualMachine<1, 1, 1, 1001>>()),
+            ),
+            (224, 124, 16, 128)
+        );
+        assert!(one <= 14 << 10, "{one}");
+    }
+
+    #[test]
+    fn a_cached_binding_costs_at_most_128_bytes() {
+        // Requirements, cost targets: memory. The rest of the unit does not grow with its bindings.
+        assert_eq!((size_of::<Ticket>(), size_of::<HostBinding>()), (12, 16));
+        let one = size_of::<VirtualUnit<HostBinding, 1, 1>>();
+        for (size, bindings) in [
+            (size_of::<VirtualUnit<HostBinding, 1, 4096>>(), 4096),
+            (size_of::<VirtualUnit<HostBinding, 1, 65536>>(), 65536),
+        ] {
+            let growth = size - one;
+            assert!(growth.abs_diff(124 * (bindings - 1)) < 8, "{growth}");
         }
     }
 }

@@ -30,7 +30,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         self.prepare_table(device, pasid)?;
         let domain = self.acquire(device, pasid, &target)?;
         match self.entry_for(device, &target, domain) {
-            Ok(entry) => Ok(Some((Bound::new(target, domain), entry))),
+            Ok(entry) => Ok(Some((Bound::new(domain), entry))),
             Err(error) => {
                 self.release(device, domain);
                 Err(error)
@@ -243,11 +243,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         guest_root: Gpa,
         width: AddressWidth,
     ) -> Result<u16, BindError> {
-        let same = |shadow: &Shadow| {
-            shadow.domain_id == domain_id
-                && shadow.guest_root == guest_root
-                && shadow.width == width
-        };
+        let same = |shadow: &Shadow| shadow.is_of(domain_id, guest_root, width);
         if let Some(index) = self
             .side
             .shadows

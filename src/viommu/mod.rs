@@ -18,6 +18,7 @@
 //! [`VirtualUnit::poll`] does it in slices: call it after every write, and again as it says.
 
 pub mod fault;
+mod first_stage_roots;
 pub mod host;
 mod pasid_cache;
 mod queue;

@@ -15,8 +15,9 @@ use crate::arch::register::{
 use crate::mem::GuestMemory;
 
 use super::fault::{FaultRecorder, GuestFault, MAX_FAULT_RECORDS};
+use super::first_stage_roots::RootUse;
 use super::host::{BindError, Desired, DeviceHandle, GuestInvalidation, Host, Progress};
-use super::pasid_cache::PasidCache;
+use super::pasid_cache::{MAXIMUM_BINDINGS, PasidCache, root_of};
 use super::queue::second_stage_invalidation;
 use super::registers::{
     Event, REGISTER_WINDOW_BYTES, Register, RegisterFile, RegisterWrite, VERSION,
@@ -151,7 +152,7 @@ enum SlotState {
 #[derive(Debug)]
 pub(super) struct DefaultBinding<B> {
     pub(super) host: B,
-    /// The guest's PASID entry as last honoured.
+    /// The guest's PASID entry as last honoured, or as the host is honouring it.
     pub(super) raw: [u64; 8],
     /// What it is bound to; `None` while the host is changing it, or if the host failed to.
     pub(super) actual: Option<Desired>,
@@ -166,8 +167,21 @@ pub(super) struct DeviceSlot<B> {
     kind: DeviceKind,
     state: SlotState,
     needs_reconcile: bool,
+    /// While it is removed: slots of the store below this hold nothing of it.
+    cleared: u32,
     pub(super) context: CachedContext,
     pub(super) default: DefaultBinding<B>,
+}
+
+impl<B> DefaultBinding<B> {
+    /// The use of a first-stage root that it stands for.
+    pub(super) fn root(&self, features: &TableFeatures) -> Option<RootUse> {
+        match &self.actual {
+            Some(Desired::Guest(binding)) => RootUse::of(binding),
+            Some(_) => None,
+            None => root_of(&self.raw, features),
+        }
+    }
 }
 
 impl<B: Default> DeviceSlot<B> {
@@ -177,6 +191,7 @@ impl<B: Default> DeviceSlot<B> {
             kind: DeviceKind::Emulated,
             state: SlotState::Free,
             needs_reconcile: false,
+            cleared: 0,
             context: CachedContext::Unknown,
             default: DefaultBinding {
                 host: B::default(),
@@ -272,6 +287,9 @@ const REMOVALS_PER_CALL: u32 = 64;
 /// without PASID, `BINDINGS` bindings of PASIDs. `B` is what the host side keeps of each binding.
 ///
 /// It answers register accesses at once and does everything else in [`poll`](Self::poll).
+///
+/// Memory: a binding takes 108 bytes and what `B` takes. `BINDINGS` may be 1 to 2^21 - 1; a power
+/// of two is no better than another number.
 #[derive(Debug)]
 pub struct VirtualUnit<B: Default, const DEVICES: usize, const BINDINGS: usize> {
     pub(super) features: Features,
@@ -324,7 +342,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         if DEVICES > usize::from(u16::MAX) {
             return Err(ConfigError::Capacity(DEVICES));
         }
-        if u32::try_from(BINDINGS).is_err() || BINDINGS >= u32::MAX as usize {
+        if BINDINGS > MAXIMUM_BINDINGS {
             return Err(ConfigError::Capacity(BINDINGS));
         }
         Ok(Self {
@@ -541,22 +559,30 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             count(&mut self.statistics.unbinds);
         }
         let mut left = REMOVALS_PER_CALL;
-        for at in 0..self.cache.end() {
-            let Some(entry) = self
+        let from = slot.cleared;
+        for at in from as usize..self.cache.end() {
+            if self
                 .cache
-                .get_mut(at)
-                .filter(|entry| entry.device() == index)
-            else {
+                .get(at)
+                .is_none_or(|entry| entry.device() != index)
+            {
                 continue;
-            };
+            }
+            // Where the next call goes on. Nothing is added for a device that is removed.
+            if let Some(slot) = self.devices.get_mut(index) {
+                slot.cleared = at as u32;
+            }
             if left == 0 {
                 return Ok(Progress::Wait);
             }
             left = left.saturating_sub(1);
+            self.cache.unsettle(at, None, &self.tables);
+            let Some(entry) = self.cache.get_mut(at) else {
+                continue;
+            };
             let pasid = entry.pasid();
-            entry.state = super::pasid_cache::BindingState::Unsettled;
             match host.bind(handle, pasid, &mut entry.host, &Desired::Blocked) {
-                Ok(Progress::Done) => self.cache.remove(at),
+                Ok(Progress::Done) => self.cache.remove(at, &self.tables),
                 Ok(Progress::Wait) => return Ok(Progress::Wait),
                 Err(error) => return Err(self.removal_failed(index, pasid, error)),
             }

@@ -292,6 +292,16 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
 }
 
 impl Shadow {
+    /// Whether it shadows this table of the guest, under this domain-id of the guest.
+    pub(in crate::nest) fn is_of(
+        &self,
+        domain_id: DomainId,
+        root: Gpa,
+        width: AddressWidth,
+    ) -> bool {
+        self.domain_id == domain_id && self.guest_root == root && self.width == width
+    }
+
     /// Empties the shadow: every request through it faults from the next flush on.
     pub(in crate::nest) fn empty<H: Hypervisor>(&mut self, h: &H) {
         let len = 1u64

@@ -19,7 +19,6 @@ use crate::harness::{Need, Scenario, scenario};
 use crate::lab::{D0, D1, Guest, GuestOptions, IOVA, Place, kind};
 
 const HOST_SIDE: &str = "host side, complete";
-const GUEST_SIDE: &str = "guest side, complete";
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -96,8 +95,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         Need::Nesting,
         Need::PASID,
         Need::Capability(Cap::FIRST_STAGE_5_LEVEL, "FS5LP"),
-    ])
-    .pending(GUEST_SIDE),
+    ]),
     scenario(
         "S96",
         "one first-stage root with two settings of EAFE: the second is blocked, told as 5B",
@@ -109,8 +107,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         Need::Extended(Ecap::EXTENDED_ACCESSED, "EAFS"),
         // EAFS without it counts as absent.
         Need::Extended(Ecap::PAGE_WALK_COHERENCY, "SMPWCS"),
-    ])
-    .pending(GUEST_SIDE),
+    ]),
     scenario(
         "S97 S91",
         "two devices that share a host id never disagree under it while their root changes",
