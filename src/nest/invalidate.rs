@@ -13,31 +13,68 @@ use crate::arch::id::{DomainId, Pasid};
 use crate::mem::{Hypervisor, Registers};
 use crate::nest::backend::shadow::Synchronisation;
 use crate::nest::bind::{EVERYTHING, HostPort, owes_after_set_up};
+use crate::nest::coalesce::{Keyed, Span, Spans, SpansFull};
 use crate::nest::domain::DomainKind;
 use crate::unit::{QueueError, Ticket};
 use crate::viommu::host::{BindError, GuestInvalidation, PageRange, Progress};
 
-/// Descriptors collected before a domain is invalidated whole instead.
-const COLLECTED: usize = 64;
+/// Ranges collected before a domain is invalidated whole instead. Each is two descriptors at most.
+const COLLECTED: usize = 32;
 /// Descriptors of one batch: what was collected, or domains to invalidate whole.
-const BATCH: usize = 64;
+const BATCH: usize = 2 * COLLECTED;
+/// Binary order from which on a block is the whole address space.
+const EVERY_PAGE: u8 = 52;
 /// Physical units one machine's devices can be behind.
 pub const MAXIMUM_UNITS: usize = 8;
 
 /// Guest invalidations on their way.
 #[derive(Debug, Default)]
 pub(super) struct Forwarding {
-    collected: Vec<Collected, COLLECTED>,
+    collected: Spans<Tag, COLLECTED>,
     in_flight: Vec<InFlight, MAXIMUM_UNITS>,
     /// Since when a full queue has kept a batch back, in nanoseconds.
     owed_since: Option<u64>,
 }
 
-#[derive(Debug)]
-struct Collected {
+/// What a collected range is of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Tag {
     unit: u8,
     domain_id: DomainId,
-    descriptor: Descriptor,
+    /// First-stage addresses of a PASID, or second-stage addresses.
+    pasid: Option<Pasid>,
+}
+
+impl Tag {
+    /// The descriptor for a block of pages.
+    fn descriptor(&self, block: &PageRange) -> Descriptor {
+        let (domain_id, address) = (self.domain_id, block.address.as_u64());
+        match self.pasid {
+            Some(pasid) => Descriptor::PasidIotlb {
+                domain_id,
+                pasid,
+                granularity: if block.order >= EVERY_PAGE {
+                    PasidIotlbGranularity::All
+                } else {
+                    PasidIotlbGranularity::Page {
+                        address,
+                        address_mask: block.order,
+                        leaf_hint: block.leaf_only,
+                    }
+                },
+            },
+            None => Descriptor::Iotlb {
+                granularity: IotlbGranularity::Page {
+                    domain_id,
+                    address,
+                    address_mask: block.order,
+                    leaf_hint: block.leaf_only,
+                },
+                drain_reads: true,
+                drain_writes: true,
+            },
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -77,25 +114,18 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// First-stage invalidations go to each nested domain of the guest's domain-id; a second-stage
     /// one drops every nested entry of the domain, whatever the range (§6.5.2.3, Table 23).
     fn collect_for_nested(&mut self, what: &GuestInvalidation) {
-        let mut granularity = None;
+        let mut pages = EVERYTHING;
         let (named, pasid) = match *what {
             GuestInvalidation::All => (None, None),
             GuestInvalidation::Domain(domain_id)
             | GuestInvalidation::DomainPages { domain_id, .. } => (Some(domain_id), None),
-            GuestInvalidation::Pasid { domain_id, pasid } => {
-                granularity = Some(PasidIotlbGranularity::All);
-                (Some(domain_id), Some(pasid))
-            }
+            GuestInvalidation::Pasid { domain_id, pasid } => (Some(domain_id), Some(pasid)),
             GuestInvalidation::PasidPages {
                 domain_id,
                 pasid,
-                pages,
+                pages: named,
             } => {
-                granularity = Some(PasidIotlbGranularity::Page {
-                    address: pages.address.as_u64(),
-                    address_mask: pages.order,
-                    leaf_hint: pages.leaf_only,
-                });
+                pages = named;
                 (Some(domain_id), Some(pasid))
             }
         };
@@ -113,20 +143,17 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 Some(_) => _ = covered.push((domain.unit, domain.id)),
             }
         }
-        let (Some(pasid), Some(granularity)) = (pasid, granularity) else {
+        let Some(pasid) = pasid else {
             return;
         };
         for &(unit, domain_id) in &covered {
             if self.is_bound(unit, domain_id, pasid) {
-                self.collect(
+                let tag = Tag {
                     unit,
                     domain_id,
-                    Descriptor::PasidIotlb {
-                        domain_id,
-                        pasid,
-                        granularity,
-                    },
-                );
+                    pasid: Some(pasid),
+                };
+                self.collect(tag, Span::named_by(&pages), pages.leaf_only);
             }
         }
     }
@@ -144,32 +171,35 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         })
     }
 
-    /// Puts a descriptor into the next batch; without room the whole domain is invalidated, which
-    /// covers it.
-    fn collect(&mut self, unit: u8, domain_id: DomainId, descriptor: Descriptor) {
-        if let Some(domain) = self
+    /// Puts a range into the next batch, joined with its neighbours; without room the whole domain
+    /// is invalidated, which covers it.
+    fn collect(&mut self, tag: Tag, span: Span, leaf_only: bool) {
+        let domain = self
             .side
             .domains
             .iter_mut()
-            .find(|domain| domain.unit == unit && domain.id == domain_id)
-            && !domain.owes_flush
-        {
-            let collected = &mut self.side.forwarding.collected;
-            if collected
-                .last()
-                .is_some_and(|last| last.unit == unit && last.descriptor == descriptor)
-            {
-                return;
+            .find(|domain| domain.unit == tag.unit && domain.id == tag.domain_id);
+        let Some(domain) = domain.filter(|domain| !domain.owes_flush) else {
+            return;
+        };
+        let statistics = &mut self.side.statistics;
+        match self.side.forwarding.collected.add(Keyed {
+            key: tag,
+            span,
+            leaf_only,
+        }) {
+            Ok(false) => {}
+            Ok(true) => {
+                statistics.ranges_merged = statistics.ranges_merged.wrapping_add(1);
             }
-            if collected
-                .push(Collected {
-                    unit,
-                    domain_id,
-                    descriptor,
-                })
-                .is_err()
-            {
+            Err(SpansFull) => {
                 domain.owes_flush = true;
+                statistics.domains_widened = statistics.domains_widened.wrapping_add(1);
+                log::debug!(
+                    "machine {}: domain-id {} is invalidated whole: {COLLECTED} ranges are collected",
+                    self.side.number,
+                    tag.domain_id
+                );
             }
         }
     }
@@ -202,7 +232,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             }
         };
         let added = result.as_ref().is_ok_and(|changes| changes.added > 0);
-        let mut pages: Vec<(u8, DomainId, Descriptor), MAXIMUM_UNITS> = Vec::new();
+        let mut pages: Vec<Tag, MAXIMUM_UNITS> = Vec::new();
         for domain in self.side.domains.iter_mut() {
             if !matches!(domain.kind, DomainKind::Shadow { shadow, .. } if usize::from(shadow) == index)
             {
@@ -211,32 +241,24 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             let Some(unit) = self.units.get(usize::from(domain.unit)) else {
                 continue;
             };
-            let capability = unit.features().capability;
             let owes = owes_range || added && owes_after_set_up(unit);
-            let selective = !owes_whole
-                && capability.has(CapabilityField::PAGE_SELECTIVE_INVALIDATION)
-                && range.order <= capability.maximum_address_mask();
+            let selective = !owes_whole;
             if !owes && !owes_whole {
                 continue;
             }
-            let descriptor = Descriptor::Iotlb {
-                granularity: IotlbGranularity::Page {
-                    domain_id: domain.id,
-                    address: range.address.as_u64(),
-                    address_mask: range.order,
-                    // A page that was added may be in a new table, whose absence caching mode lets
-                    // hardware keep: then upper levels have to go too (§6.5.2.3).
-                    leaf_hint: !added,
-                },
-                drain_reads: true,
-                drain_writes: true,
+            let tag = Tag {
+                unit: domain.unit,
+                domain_id: domain.id,
+                pasid: None,
             };
-            if !selective || pages.push((domain.unit, domain.id, descriptor)).is_err() {
+            if !selective || pages.push(tag).is_err() {
                 domain.owes_flush = true;
             }
         }
-        for &(unit, domain_id, descriptor) in &pages {
-            self.collect(unit, domain_id, descriptor);
+        for &tag in &pages {
+            // A page that was added may be in a new table, whose absence caching mode lets
+            // hardware keep: then upper levels have to go too (§6.5.2.3).
+            self.collect(tag, Span::named_by(range), !added);
         }
         result.map(|_| ())
     }
@@ -365,8 +387,9 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// Takes what one unit is owed out of the collection, as far as a batch has room.
     fn next_batch(&mut self, unit: u8) -> Vec<Descriptor, BATCH> {
         let mut batch = Vec::new();
-        for domain in self
-            .side
+        self.widen_beyond_mask(unit);
+        let side = &mut *self.side;
+        for domain in side
             .domains
             .iter_mut()
             .filter(|domain| domain.unit == unit && domain.owes_flush)
@@ -381,16 +404,46 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             }
             domain.owes_flush = false;
             let id = domain.id;
-            self.side
-                .forwarding
+            side.forwarding
                 .collected
-                .retain(|entry| entry.unit != unit || entry.domain_id != id);
+                .retain(|entry| entry.key.unit != unit || entry.key.domain_id != id);
         }
-        self.side
-            .forwarding
-            .collected
-            .retain(|entry| entry.unit != unit || batch.push(entry.descriptor).is_err());
+        side.forwarding.collected.retain(|entry| {
+            if entry.key.unit != unit || batch.len().saturating_add(2) > BATCH {
+                return true;
+            }
+            let (first, second) = entry.span.blocks();
+            for block in [Some(first), second].into_iter().flatten() {
+                let block = PageRange {
+                    leaf_only: entry.leaf_only,
+                    ..block
+                };
+                // There is room for two.
+                _ = batch.push(entry.key.descriptor(&block));
+            }
+            false
+        });
         batch
+    }
+
+    /// Has domains invalidated whole where a joined range is longer than the unit can name: an IOTLB
+    /// descriptor is limited by `CAP.MAMV`, a PASID-based one is not (§6.5.2.3, §6.5.2.4).
+    fn widen_beyond_mask(&mut self, unit: u8) {
+        let Some(physical) = self.units.get(usize::from(unit)) else {
+            return;
+        };
+        let capability = physical.features().capability;
+        let side = &mut *self.side;
+        for domain in side.domains.iter_mut().filter(|domain| domain.unit == unit) {
+            let id = domain.id;
+            domain.owes_flush |= side.forwarding.collected.iter().any(|entry| {
+                entry.key.unit == unit
+                    && entry.key.domain_id == id
+                    && entry.key.pasid.is_none()
+                    && (!capability.has(CapabilityField::PAGE_SELECTIVE_INVALIDATION)
+                        || entry.span.blocks().0.order > capability.maximum_address_mask())
+            });
+        }
     }
 
     /// Whether the machine has devices behind a unit, all of them in quarantine.

@@ -292,7 +292,11 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
                 .map_err(MachineError::NotConfirmed)?
             {
                 Progress::Done => return Ok(()),
-                Progress::Wait => h.pause(),
+                Progress::Wait => {
+                    let pauses = &mut port.side.statistics.pauses;
+                    *pauses = pauses.wrapping_add(1);
+                    h.pause();
+                }
             }
         }
         Err(MachineError::NotConfirmed(BindError::Unit))
