@@ -24,6 +24,7 @@ use crate::nest::domain::{DomainSlot, DomainTable};
 use crate::nest::invalidate::{Forwarding, is_transient};
 use crate::nest::memory::MachineMemory;
 use crate::nest::offer::Offer;
+use crate::nest::reserve::Reserved;
 use crate::nest::statistics::MachineStatistics;
 use crate::unit::{QueueError, Ticket, Unit, UnitError};
 use crate::viommu::host::{
@@ -57,6 +58,23 @@ impl Bound {
             confirmation: Confirmation::Settled,
         }
     }
+
+    /// What it holds.
+    const fn held(&self) -> Held {
+        Held {
+            target: self.target,
+            domain: self.domain,
+        }
+    }
+}
+
+/// What an entry that is not published yet holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    /// What it will do.
+    target: Target,
+    /// Its host domain-id.
+    domain: DomainSlot,
 }
 
 /// How far the invalidation that a change owes has come.
@@ -78,8 +96,15 @@ pub enum HostBinding {
     Blocked,
     /// A present hardware entry.
     Bound(Bound),
-    /// The entry is withdrawn; its invalidation is not confirmed yet.
-    Leaving(Bound),
+    /// The old entry is withdrawn; its invalidation is not confirmed yet.
+    Leaving {
+        /// That entry.
+        old: Bound,
+        /// What the entry after it needs, already there.
+        next: Option<Held>,
+    },
+    /// No hardware entry; what the next one needs is there.
+    Reserved(Held),
     /// Hardware never confirmed: the device is quarantined and what the entry used is kept.
     Quarantined(Bound),
 }
@@ -156,11 +181,18 @@ impl<
     }
 
     fn invalidate(&mut self, what: &GuestInvalidation) -> Result<Progress, BindError> {
-        self.forward(what)
+        Ok(self.forward(what))
     }
 
     fn flush(&mut self) -> Result<Progress, BindError> {
-        self.complete_forwarded(false)
+        let progress = self.complete_forwarded(false)?;
+        // Told once hardware has confirmed: the guest's wait is not cut short by it.
+        if progress == Progress::Done
+            && let Some(error) = self.side.forwarding.dropped.take()
+        {
+            return Err(error);
+        }
+        Ok(progress)
     }
 
     fn deliver_interrupt(&mut self, address: u64, data: u32) {
@@ -196,15 +228,15 @@ impl<
     ) -> Result<Progress, BindError> {
         let assigned = self.side.devices.get(device)?;
         if assigned.quarantined {
-            return Err(BindError::Quarantined {
-                source_id: assigned.config.source_id,
-            });
+            let source_id = assigned.config.source_id;
+            self.drop_reservation(device, binding);
+            return Err(BindError::Quarantined { source_id });
         }
         if self.confirm(device, pasid, binding)? == Progress::Wait {
             return Ok(Progress::Wait);
         }
         let wanted = Target::of(desired, self.side.offer.backend);
-        let mut reserved = Ok(None);
+        self.give_up_builds(&wanted);
         if let HostBinding::Bound(bound) = binding {
             if wanted == Ok(Some(bound.target)) {
                 return Ok(Progress::Done);
@@ -213,21 +245,58 @@ impl<
                 return self.confirm(device, pasid, binding);
             }
             // All that the new entry needs is there before the old one is touched.
-            reserved = self.reserve(device, pasid, wanted);
-            self.withdraw(device, pasid, binding)?;
+            let reserved = self.reserve(device, pasid, wanted);
+            let (next, refusal) = match reserved {
+                Ok(Reserved::Unfinished) => return Ok(Progress::Again),
+                Ok(Reserved::Entry(bound, _)) => (Some(bound.held()), None),
+                Ok(Reserved::Nothing) => (None, None),
+                Err(error) => (None, Some(error)),
+            };
+            self.withdraw(device, pasid, binding, next)?;
             if self.confirm(device, pasid, binding)? == Progress::Wait {
-                // Not kept over the wait: the guest may want something else by then.
-                if let Ok(Some((bound, _))) = reserved {
-                    self.release(device, bound.domain);
-                }
                 return Ok(Progress::Wait);
             }
-        } else if matches!(binding, HostBinding::Blocked) {
-            reserved = self.reserve(device, pasid, wanted);
+            if let Some(error) = refusal {
+                return Err(error);
+            }
         }
-        match reserved? {
-            Some((bound, entry)) => self.publish(device, pasid, binding, bound, &entry),
-            None => Ok(Progress::Done),
+        if let HostBinding::Reserved(next) = binding {
+            let keeps = wanted == Ok(Some(next.target))
+                && self.side.domains.get(next.domain).is_some_and(|domain| {
+                    // Others may have been bound during the wait.
+                    !self.conflicts(device, pasid, domain.id, &next.target)
+                });
+            if keeps {
+                let entry = self.entry_for(device, &next.target, next.domain)?;
+                let next = Bound::new(next.target, next.domain);
+                return self.publish(device, pasid, binding, next, &entry);
+            }
+            self.drop_reservation(device, binding);
+        }
+        if !matches!(binding, HostBinding::Blocked) {
+            return Ok(Progress::Done);
+        }
+        match self.reserve(device, pasid, wanted)? {
+            Reserved::Entry(bound, entry) => self.publish(device, pasid, binding, bound, &entry),
+            Reserved::Unfinished => Ok(Progress::Again),
+            Reserved::Nothing => Ok(Progress::Done),
+        }
+    }
+
+    /// Gives back what a binding holds for an entry that was not published.
+    fn drop_reservation(&mut self, device: DeviceHandle, binding: &mut HostBinding) {
+        match binding {
+            HostBinding::Reserved(next) => {
+                let domain = next.domain;
+                *binding = HostBinding::Blocked;
+                self.release(device, domain);
+            }
+            HostBinding::Leaving { next, .. } => {
+                if let Some(next) = next.take() {
+                    self.release(device, next.domain);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -238,12 +307,12 @@ impl<
         pasid: Pasid,
         binding: &mut HostBinding,
     ) -> Result<Progress, BindError> {
-        let (HostBinding::Bound(bound) | HostBinding::Leaving(bound)) = binding else {
+        let (HostBinding::Bound(bound) | HostBinding::Leaving { old: bound, .. }) = binding else {
             return Ok(Progress::Done);
         };
         match self.advance(device, pasid, bound) {
             Ok(Progress::Done) => {}
-            Ok(Progress::Wait) => return Ok(Progress::Wait),
+            Ok(unfinished) => return Ok(unfinished),
             Err(error) => {
                 log::error!(
                     "machine {}: PASID {pasid}: not confirmed: {error}",
@@ -252,11 +321,14 @@ impl<
                 return Err(self.quarantine(device, binding));
             }
         }
-        if let HostBinding::Leaving(bound) = binding {
-            let slot = bound.domain;
+        if let HostBinding::Leaving { old, next } = binding {
+            let slot = old.domain;
             let (_, unit) = self.unit_of(device)?;
             unit.clear_entry(self.h, &self.side.devices.get(device)?.tables, pasid);
-            *binding = HostBinding::Blocked;
+            *binding = match next.take() {
+                Some(next) => HostBinding::Reserved(next),
+                None => HostBinding::Blocked,
+            };
             self.release(device, slot);
         }
         Ok(Progress::Done)
@@ -332,6 +404,7 @@ impl<
         let (_, unit) = self.unit_of(device)?;
         if let Err(error) = unit.publish_entry(self.h, &assigned.tables, pasid, entry) {
             self.release(device, bound.domain);
+            *binding = HostBinding::Blocked;
             return Err(refused_by_unit(error));
         }
         self.side.statistics.binds = self.side.statistics.binds.wrapping_add(1);
@@ -348,12 +421,14 @@ impl<
         self.confirm(device, pasid, binding)
     }
 
-    /// Takes a present entry away by one store; [`confirm`](Self::confirm) does the rest.
+    /// Takes a present entry away by one store; [`confirm`](Self::confirm) does the rest. What the
+    /// `next` entry needs is kept meanwhile.
     fn withdraw(
         &mut self,
         device: DeviceHandle,
         pasid: Pasid,
         binding: &mut HostBinding,
+        next: Option<Held>,
     ) -> Result<(), BindError> {
         let assigned = self.side.devices.get(device)?;
         let source_id = assigned.config.source_id;
@@ -363,7 +438,7 @@ impl<
         };
         unit.withdraw_entry(self.h, &assigned.tables, pasid);
         bound.confirmation = Confirmation::Owed(self.h.now_nanoseconds());
-        *binding = HostBinding::Leaving(bound);
+        *binding = HostBinding::Leaving { old: bound, next };
         self.side.statistics.unbinds = self.side.statistics.unbinds.wrapping_add(1);
         log::info!(
             "machine {}: unbind {source_id} PASID {pasid}",
@@ -428,8 +503,9 @@ impl<
 
     /// Puts the device of a binding into quarantine and keeps what the binding holds.
     fn quarantine(&mut self, device: DeviceHandle, binding: &mut HostBinding) -> BindError {
+        self.drop_reservation(device, binding);
         *binding = match core::mem::take(binding) {
-            HostBinding::Bound(bound) | HostBinding::Leaving(bound) => {
+            HostBinding::Bound(bound) | HostBinding::Leaving { old: bound, .. } => {
                 HostBinding::Quarantined(bound)
             }
             other => other,

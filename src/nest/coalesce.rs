@@ -168,6 +168,13 @@ impl<K: Copy + PartialEq, const N: usize> Spans<K, N> {
         }
     }
 
+    /// Has the span that came first reach over another one too.
+    pub(super) fn widen_first(&mut self, span: &Span) {
+        if let Some(first) = self.entries.first_mut() {
+            first.span = first.span.joined(span);
+        }
+    }
+
     pub(super) fn clear(&mut self) {
         self.entries.clear();
     }
@@ -300,6 +307,8 @@ mod tests {
         assert_eq!(all(&spans), [(1, 7, 9, true)]);
         spans.advance_first(3);
         assert_eq!(all(&spans), [(1, 7, 9, true)]);
+        spans.widen_first(&span(5, 7));
+        assert_eq!(all(&spans), [(1, 5, 9, true)]);
         spans.advance_first(10);
         assert!(spans.is_empty());
         spans.advance_first(11);

@@ -1,17 +1,16 @@
 //! Guest invalidations carried to hardware, and their completion (R30).
 //!
-//! What the guest's descriptors cover is collected, by host domain-id, until the guest waits; then
-//! it goes to each physical unit as one batch with one wait. A shadow is brought in step at once,
-//! so the batch drops what hardware may still know of the old state.
+//! What the guest's descriptors cover is collected until the guest waits: by host domain-id, and for
+//! shadows by range. Then the shadows are brought in step, a slice a call, and what that and the
+//! descriptors owe goes to each physical unit as one batch with one wait.
 
 use heapless::Vec;
 
-use crate::arch::address::{Iova, PAGE_SIZE_BYTES};
 use crate::arch::capability::CapabilityField;
 use crate::arch::descriptor::{Descriptor, IotlbGranularity, PasidIotlbGranularity};
 use crate::arch::id::{DomainId, Pasid};
 use crate::mem::{Hypervisor, Registers};
-use crate::nest::backend::shadow::Synchronisation;
+use crate::nest::backend::shadow::{Changes, Synchronisation};
 use crate::nest::bind::{EVERYTHING, HostPort, owes_after_set_up};
 use crate::nest::coalesce::{Keyed, Span, Spans, SpansFull};
 use crate::nest::domain::DomainKind;
@@ -34,6 +33,8 @@ pub(super) struct Forwarding {
     in_flight: Vec<InFlight, MAXIMUM_UNITS>,
     /// Since when a full queue has kept a batch back, in nanoseconds.
     owed_since: Option<u64>,
+    /// Why a shadow was dropped, until the guest's wait has told.
+    pub(super) dropped: Option<BindError>,
 }
 
 /// What a collected range is of.
@@ -86,29 +87,28 @@ struct InFlight {
 impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize>
     HostPort<'_, H, R, DEVICES, DOMAINS, SHADOWS>
 {
-    /// Collects what a guest invalidation owes.
-    ///
-    /// # Errors
-    ///
-    /// [`BindError`] if a shadow could not be brought in step; it is empty then, so everything
-    /// through it faults.
-    pub(super) fn forward(&mut self, what: &GuestInvalidation) -> Result<Progress, BindError> {
+    /// Collects what a guest invalidation owes. [`Progress::Again`]: a shadow has no room for one
+    /// more range, and a slice of what is pending for it was done instead.
+    pub(super) fn forward(&mut self, what: &GuestInvalidation) -> Progress {
         self.collect_for_nested(what);
-        let mut result = Ok(Progress::Done);
+        let limit = self.side.shadow_table_limit;
         for index in 0..SHADOWS {
-            let range = self
-                .side
-                .shadows
-                .get(index)
-                .and_then(Option::as_ref)
-                .and_then(|shadow| shadow_range(what, shadow.domain_id));
-            if let Some(range) = range
-                && let Err(error) = self.synchronise_shadow(index, &range)
-            {
-                result = Err(error);
+            let Some(shadow) = self.side.shadows.get_mut(index).and_then(Option::as_mut) else {
+                continue;
+            };
+            let Some(span) = shadow_span(what, shadow.domain_id) else {
+                continue;
+            };
+            if shadow.mark(span, limit).is_ok() {
+                continue;
             }
+            if shadow.users > 0 {
+                self.advance_shadow(index);
+                return Progress::Again;
+            }
+            shadow.restart(limit);
         }
-        result
+        Progress::Done
     }
 
     /// First-stage invalidations go to each nested domain of the guest's domain-id; a second-stage
@@ -204,35 +204,41 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         }
     }
 
-    /// Brings one shadow in step with the guest's table and collects what that owes.
-    fn synchronise_shadow(&mut self, index: usize, range: &PageRange) -> Result<(), BindError> {
+    /// Does a slice of the first shadow in use that is not in step; `false` if all are.
+    fn advance_shadows(&mut self) -> bool {
+        let behind = self.side.shadows.iter().position(|slot| {
+            slot.as_ref()
+                .is_some_and(|shadow| shadow.users > 0 && !shadow.is_in_step())
+        });
+        if let Some(index) = behind {
+            self.advance_shadow(index);
+        }
+        behind.is_some()
+    }
+
+    /// Does a slice of what is pending for a shadow, and collects what that owes. One that cannot be
+    /// kept in step is emptied: everything through it faults.
+    fn advance_shadow(&mut self, index: usize) {
         let synchronisation = Synchronisation {
             memory: self.memory,
             features: &self.side.guest_features,
-            table_limit: self.side.shadow_table_limit,
         };
         let Some(shadow) = self.side.shadows.get_mut(index).and_then(Option::as_mut) else {
-            return Ok(());
+            return;
         };
-        let range = if shadow.is_dropped {
-            &EVERYTHING
-        } else {
-            range
-        };
-        let result = synchronisation.run(shadow, range, &mut self.side.statistics);
-        shadow.is_dropped = result.is_err();
-        let (owes_whole, owes_range) = match &result {
-            Ok(changes) => (shadow.detached.is_some(), changes.replaced > 0),
+        let statistics = &mut self.side.statistics;
+        let changes = match synchronisation.run_slice(shadow, statistics) {
+            Ok(changes) => changes,
             Err(error) => {
                 log::error!("machine {}: shadow dropped: {error}", self.side.number);
                 shadow.empty(self.h);
-                self.side.statistics.shadows_dropped =
-                    self.side.statistics.shadows_dropped.wrapping_add(1);
-                (true, true)
+                statistics.shadows_dropped = statistics.shadows_dropped.wrapping_add(1);
+                self.side.forwarding.dropped.get_or_insert(error);
+                Changes::default()
             }
         };
-        let added = result.as_ref().is_ok_and(|changes| changes.added > 0);
-        let mut pages: Vec<Tag, MAXIMUM_UNITS> = Vec::new();
+        let owes_whole = shadow.detached.is_some();
+        let mut tags: Vec<Tag, MAXIMUM_UNITS> = Vec::new();
         for domain in self.side.domains.iter_mut() {
             if !matches!(domain.kind, DomainKind::Shadow { shadow, .. } if usize::from(shadow) == index)
             {
@@ -241,26 +247,25 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             let Some(unit) = self.units.get(usize::from(domain.unit)) else {
                 continue;
             };
-            let owes = owes_range || added && owes_after_set_up(unit);
-            let selective = !owes_whole;
-            if !owes && !owes_whole {
-                continue;
-            }
+            let owes = changes.replaced > 0 || changes.added > 0 && owes_after_set_up(unit);
             let tag = Tag {
                 unit: domain.unit,
                 domain_id: domain.id,
                 pasid: None,
             };
-            if !selective || pages.push(tag).is_err() {
+            if owes_whole || owes && tags.push(tag).is_err() {
                 domain.owes_flush = true;
             }
         }
-        for &tag in &pages {
+        let Some(span) = changes.span else {
+            return;
+        };
+        for &tag in &tags {
             // A page that was added may be in a new table, whose absence caching mode lets
-            // hardware keep: then upper levels have to go too (§6.5.2.3).
-            self.collect(tag, Span::named_by(range), !added);
+            // hardware keep: then upper levels have to go too (§6.5.2.3). So it is with a leaf that
+            // was split.
+            self.collect(tag, span, changes.is_leaf_only);
         }
-        result.map(|_| ())
     }
 
     /// Submits what was collected and brings it to its end. A unit whose devices are all in
@@ -271,6 +276,9 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// [`BindError::Quarantined`] if hardware did not confirm: the machine's devices behind that
     /// unit are cut off.
     pub(super) fn complete_forwarded(&mut self, strict: bool) -> Result<Progress, BindError> {
+        if self.advance_shadows() {
+            return Ok(Progress::Again);
+        }
         // Each round confirms what is in flight and submits what fits; all domains fit in this
         // many rounds.
         for _ in 0..DOMAINS.div_ceil(BATCH).saturating_add(2) {
@@ -501,32 +509,18 @@ pub(super) const fn is_transient(error: &QueueError) -> bool {
     )
 }
 
-/// The range of a guest's second-stage table that an invalidation covers, for a shadow of the
+/// The pages of a guest's second-stage table that an invalidation covers, for a shadow of the
 /// domain-id.
-fn shadow_range(what: &GuestInvalidation, own: DomainId) -> Option<PageRange> {
+fn shadow_span(what: &GuestInvalidation, own: DomainId) -> Option<Span> {
     match *what {
-        GuestInvalidation::All => Some(EVERYTHING),
+        GuestInvalidation::All => Some(Span::EVERYTHING),
         // The PASID-wide form drops second-stage entries too (§6.5.2.4, Table 24).
         GuestInvalidation::Domain(domain_id) | GuestInvalidation::Pasid { domain_id, .. } => {
-            (domain_id == own).then_some(EVERYTHING)
+            (domain_id == own).then_some(Span::EVERYTHING)
         }
         GuestInvalidation::DomainPages { domain_id, pages } => {
-            (domain_id == own).then(|| aligned(pages))
+            (domain_id == own).then(|| Span::named_by(&pages))
         }
         GuestInvalidation::PasidPages { .. } => None,
-    }
-}
-
-/// The range with the address bits below its size dropped, as hardware does (§6.5.2.3).
-fn aligned(pages: PageRange) -> PageRange {
-    match PAGE_SIZE_BYTES
-        .checked_shl(u32::from(pages.order))
-        .filter(|len| *len != 0)
-    {
-        Some(len) => PageRange {
-            address: Iova::new(pages.address.as_u64() & !(len - 1)),
-            ..pages
-        },
-        None => EVERYTHING,
     }
 }

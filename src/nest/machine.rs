@@ -24,7 +24,7 @@ use crate::nest::offer::{Offer, OfferError, Policy, offer};
 use crate::nest::statistics::MachineStatistics;
 use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig};
 use crate::unit::Unit;
-use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Host, Progress};
+use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Progress};
 use crate::viommu::{
     ConfigError, DeviceError, DeviceKind, DmaRequest, GuestFault, Poll, VirtualUnit,
     VirtualUnitConfig, VirtualUnitStatistics,
@@ -281,17 +281,19 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         for domain in port.side.domains.iter_mut() {
             domain.owes_flush = true;
         }
-        // A shadow that cannot be brought in step is empty afterwards, which is safe.
-        let synchronised = port.invalidate(&GuestInvalidation::All);
-        if let Err(error) = synchronised {
-            log::warn!("machine {}: {error}", port.side.number);
-        }
+        // Everything joins whatever is pending, so there is room for it.
+        _ = port.forward(&GuestInvalidation::All);
         for _ in 0..MAXIMUM_LOOKS {
             match port
                 .complete_forwarded(true)
                 .map_err(MachineError::NotConfirmed)?
             {
-                Progress::Done => return Ok(()),
+                // A shadow that could not be brought in step is empty, which is safe.
+                Progress::Done => {
+                    port.side.forwarding.dropped = None;
+                    return Ok(());
+                }
+                Progress::Again => {}
                 Progress::Wait => {
                     let pauses = &mut port.side.statistics.pauses;
                     *pauses = pauses.wrapping_add(1);
@@ -386,7 +388,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             .remove_device(handle, &mut port!(self, h, units))
         {
             Ok(Progress::Done) => {}
-            Ok(Progress::Wait) => return Ok(Progress::Wait),
+            Ok(unfinished) => return Ok(unfinished),
             Err(DeviceError::Bind(error)) => return Err(error),
             // The virtual unit has let go of it in an earlier call; its tables are still there.
             Err(_) => {}

@@ -141,6 +141,8 @@ pub(super) enum Stepped {
 enum Settled {
     Done,
     Wait,
+    /// A slice is done.
+    Again,
     /// Not done for lack of room.
     Short,
 }
@@ -215,6 +217,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             match self.settle(host, pass, &mut change) {
                 Settled::Done => {}
                 Settled::Short => pass.short = true,
+                Settled::Again => pass.change = Some(change),
                 Settled::Wait => {
                     pass.change = Some(change);
                     return Stepped::Wait;
@@ -673,6 +676,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         let handle = DeviceHandle::new(change.device as u16);
         match host.bind(handle, Pasid::ZERO, &mut default.host, &change.desired) {
             Ok(Progress::Wait) => Settled::Wait,
+            Ok(Progress::Again) => Settled::Again,
             Ok(Progress::Done) => {
                 default.actual = Some(change.desired);
                 default.raw = change.raw;
@@ -718,6 +722,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         if change.releasing.is_none() {
             match host.bind(handle, change.pasid, &mut entry.host, &change.desired) {
                 Ok(Progress::Wait) => return Settled::Wait,
+                Ok(Progress::Again) => return Settled::Again,
                 Ok(Progress::Done) => {
                     if change.desired == Desired::Blocked {
                         self.cache.remove(at);
@@ -751,6 +756,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         };
         match host.bind(handle, change.pasid, &mut entry.host, &Desired::Blocked) {
             Ok(Progress::Wait) => return Settled::Wait,
+            Ok(Progress::Again) => return Settled::Again,
             Ok(Progress::Done) => self.cache.remove(at),
             Err(error) => self.failed(change.device, change.pasid, &Desired::Blocked, &error),
         }

@@ -47,6 +47,7 @@ fn unassign(guest: &mut Guest, device: u16) -> Result<(), BindError> {
             .unassign(h, &bench.units, DeviceHandle::new(device))?
         {
             Progress::Done => return Ok(()),
+            Progress::Again => {}
             Progress::Wait => bench.model.hypervisor.clock().advance(1_000_000),
         }
         bench.model.unit.advance();
