@@ -141,6 +141,23 @@ mod tests {
     use super::*;
     use crate::arch::capability::CapabilityField;
 
+    // R29, §7.1.3: 05 and 06 with a legacy root, 85 and 86 in scalable mode.
+    #[test]
+    fn an_address_outside_the_machine_is_a_missing_right() {
+        for (rights, legacy, scalable) in [
+            (Rights::READ, 0x06, 0x86),
+            (Rights::WRITE, 0x05, 0x85),
+            (Rights::READ_WRITE, 0x05, 0x85),
+        ] {
+            let access = Access {
+                rights,
+                privileged: false,
+            };
+            assert_eq!(outside_machine(access, true).code(), legacy);
+            assert_eq!(outside_machine(access, false).code(), scalable);
+        }
+    }
+
     #[test]
     fn lost_address_bits_are_found_again() {
         // §11.4.7.6, §3.6: 48 bits are recorded, bit 47 is the sign.

@@ -524,3 +524,47 @@ fn shadow_span(what: &GuestInvalidation, own: DomainId) -> Option<Span> {
         GuestInvalidation::PasidPages { .. } => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::address::Iova;
+
+    const OWN: DomainId = DomainId::new(7);
+    const OTHER: DomainId = DomainId::new(8);
+
+    fn pages(address: u64, order: u8) -> PageRange {
+        PageRange {
+            address: Iova::new(address),
+            order,
+            leaf_only: true,
+        }
+    }
+
+    // S42, §6.5.2.3 and §6.5.2.4.
+    #[test]
+    fn a_shadow_follows_every_invalidation_that_covers_its_domain() {
+        let pasid = Pasid::ZERO;
+        let wide = |domain_id| GuestInvalidation::Pasid { domain_id, pasid };
+        let selective = |domain_id, pages| GuestInvalidation::DomainPages { domain_id, pages };
+        for (what, covered) in [
+            (GuestInvalidation::All, Some(Span::EVERYTHING)),
+            (GuestInvalidation::Domain(OWN), Some(Span::EVERYTHING)),
+            (GuestInvalidation::Domain(OTHER), None),
+            (wide(OWN), Some(Span::EVERYTHING)),
+            (wide(OTHER), None),
+            (
+                selective(OWN, pages(0x7fff, 3)),
+                Some(Span { first: 0, last: 7 }),
+            ),
+            (
+                selective(OWN, pages(0x8000, 3)),
+                Some(Span { first: 8, last: 15 }),
+            ),
+            (selective(OWN, pages(0x8000, 52)), Some(Span::EVERYTHING)),
+            (selective(OTHER, pages(0x8000, 3)), None),
+        ] {
+            assert_eq!(shadow_span(&what, OWN), covered, "{what:?}");
+        }
+    }
+}

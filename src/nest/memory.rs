@@ -148,6 +148,10 @@ impl<H: HostMemory> GuestMemory for MachineMemory<'_, H> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::address::AddressWidth;
+    use crate::mem::Owner;
+    use crate::mem::testing::TestHypervisor;
+    use crate::paging::{Rights, SecondStageConfig};
 
     #[test]
     fn protected_ranges_are_found_by_any_shared_byte() {
@@ -165,6 +169,64 @@ mod tests {
             let range = PhysicalRange::new(Hpa::new(start), len);
             assert_eq!(protected.overlapped_by(&range).is_some(), hit, "{range:?}");
         }
+    }
+
+    /// Guest pages 0 and 2 lie apart on the host, page 1 is read-only, page 4 write-only; there is
+    /// no page 3.
+    fn guest(h: &TestHypervisor) -> SecondStage<Gpa> {
+        let config = SecondStageConfig {
+            width: AddressWidth::Bits48,
+            input_bits: 48,
+            output_bits: 46,
+            leaves_2mib: true,
+            leaves_1gib: false,
+            flush: false,
+        };
+        let mut memory = SecondStage::new(h, Owner::new(1), config).unwrap();
+        for (guest, host, rights) in [
+            (0x0000, 0x9000, Rights::READ_WRITE),
+            (0x1000, 0x5000, Rights::READ),
+            (0x2000, 0x7000, Rights::READ_WRITE),
+            (0x4000, 0x3000, Rights::WRITE),
+        ] {
+            memory
+                .map(h, Gpa::new(guest), Hpa::new(host), 0x1000, rights)
+                .unwrap();
+        }
+        memory
+    }
+
+    // G10
+    #[test]
+    fn what_crosses_a_page_goes_on_in_the_guests_next_page() {
+        let h = TestHypervisor::new(8);
+        let second_stage = guest(&h);
+        let memory = MachineMemory::new(&h, &second_stage);
+        h.write64(Hpa::new(0x9ff8), 0x0123_4567_89ab_cdef);
+        h.write64(Hpa::new(0x5000), 0xfedc_ba98_7654_3210);
+        let mut bytes = [0; 8];
+        memory.read(Gpa::new(0xffc), &mut bytes).unwrap();
+        assert_eq!(u64::from_le_bytes(bytes), 0x7654_3210_0123_4567);
+    }
+
+    // G10: nothing but the guest's own memory, with the rights that its devices have.
+    #[test]
+    fn what_the_second_stage_denies_is_refused_and_nothing_is_stored() {
+        let h = TestHypervisor::new(8);
+        let second_stage = guest(&h);
+        let memory = MachineMemory::new(&h, &second_stage);
+        let stores = h.stores.get();
+        for at in [0x1000, 0x1ffc, 0x3000, 1 << 32, 1 << 48, u64::MAX - 7] {
+            assert!(memory.write(Gpa::new(at), &[0; 4]).is_err(), "{at:#x}");
+        }
+        assert_eq!(h.stores.get(), stores);
+        let mut bytes = [0; 4];
+        for at in [0x3000, 0x4000, 0x2ffe, u64::MAX - 1] {
+            assert!(memory.read(Gpa::new(at), &mut bytes).is_err(), "{at:#x}");
+        }
+        memory.write(Gpa::new(0x2ffc), &[1, 2, 3, 4]).unwrap();
+        assert_eq!(h.read64(Hpa::new(0x7ff8)) >> 32, 0x0403_0201);
+        memory.read(Gpa::new(0x1ffc), &mut bytes).unwrap();
     }
 
     #[test]

@@ -413,6 +413,69 @@ mod tests {
         );
     }
 
+    // R34: the guest's tables may be used by any of the units.
+    #[test]
+    fn what_one_unit_lacks_is_not_shown() {
+        for field in [
+            CapabilityField::FIRST_STAGE_1GIB_PAGES,
+            CapabilityField::FIRST_STAGE_5_LEVEL,
+            CapabilityField::ZERO_LENGTH_READ,
+        ] {
+            let lacking = Features {
+                capability: able().capability.with(field, 0),
+                ..able()
+            };
+            for units in [[able(), lacking], [lacking, able()]] {
+                let shown = offered(&units, &Policy::default()).features.capability;
+                assert!(!shown.has(field), "{}", field.mnemonic());
+            }
+        }
+        for field in [
+            ExtendedCapabilityField::SUPERVISOR_REQUESTS,
+            ExtendedCapabilityField::EXTENDED_ACCESSED,
+            ExtendedCapabilityField::COHERENCY,
+            ExtendedCapabilityField::PAGE_WALK_COHERENCY,
+        ] {
+            for units in [[able(), without(field)], [without(field), able()]] {
+                let shown = offered(&units, &Policy::default()).features.extended;
+                assert!(!shown.has(field), "{}", field.mnemonic());
+            }
+        }
+    }
+
+    // G16: `SAGAW`, bits 12:8 of `CAP_REG`, has bit 1 for 39, bit 2 for 48 and bit 3 for 57 bits.
+    #[test]
+    fn only_widths_that_every_unit_walks_are_shown() {
+        let field = CapabilityField::ADJUSTED_GUEST_ADDRESS_WIDTHS;
+        for (one, other, shown) in [
+            (0b0110, 0b0110, 0b0110),
+            (0b1110, 0b0100, 0b0100),
+            (0b0010, 0b1110, 0b0010),
+        ] {
+            let units = [one, other].map(|widths| Features {
+                capability: able().capability.with(field, widths),
+                ..able()
+            });
+            let capability = offered(&units, &Policy::default()).features.capability;
+            assert_eq!(capability.field(field), shown, "{one:b} {other:b}");
+        }
+    }
+
+    // S28: `MGAW`, one less than the width. Pointers beyond it could not be translated.
+    #[test]
+    fn pointers_are_no_wider_than_what_the_second_stage_translates() {
+        for (guest_bits, host_bits, shown) in [(39, 46, 39), (48, 46, 46), (42, 52, 42)] {
+            let field = CapabilityField::MAXIMUM_GUEST_ADDRESS_WIDTH;
+            let unit = Features {
+                capability: able().capability.with(field, guest_bits - 1),
+                host_address_width: host_bits,
+                ..able()
+            };
+            let offer = offered(&[unit], &Policy::default());
+            assert_eq!(offer.features.host_address_width, shown, "{guest_bits}");
+        }
+    }
+
     #[test]
     fn impossible_policies_and_units_are_typed_errors() {
         let policy = Policy::default();

@@ -351,11 +351,24 @@ impl<R: Registers> Unit<R> {
                 Err(error) => Err(error),
             }
         };
+        let ours = root.is_ok().then(|| self.tables.lock().root()).flatten();
+        if let Some(at) = ours {
+            self.clear_page(h, at);
+        }
         // Firmware's root, should ours not be in force, is better than none.
         let translation = match root {
             Err(error) if !was_translating => Err(error),
             _ => self.enable_translation(h),
         };
+        // Any device could write to the table until now, and what hardware has read of it since
+        // cannot be invalidated: the queue is not to be used.
+        if let Some(at) = ours
+            && let Some((quadword, value)) = find_nonzero(h, at)
+        {
+            self.clear_page(h, at);
+            self.owns_root.store(false, Ordering::Release);
+            log::error!("quadword {quadword} of the root table became {value:#x}");
+        }
         if let Err(error) = translation {
             log::error!("the remapping unit cannot be made to block: {error}");
         }

@@ -83,7 +83,7 @@ impl<R: Registers> Unit<R> {
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::super::testing::{Bench, FaultAt, bench, records};
+    use super::super::testing::{Bench, FaultAt, IQE, bench, records};
     use super::*;
     use std::vec::Vec;
 
@@ -136,6 +136,18 @@ mod tests {
         assert_eq!(bench.world().fault_status() & overflow, 0);
         assert_eq!(bench.unit.statistics().fault_overflows, 1);
         assert_eq!(bench.unit.next_fault(), None);
+    }
+
+    #[test]
+    fn clearing_the_overflow_leaves_the_errors_of_the_queue() {
+        // All of them are cleared by writing 1 (§11.4.7.1).
+        let bench = bench(|options| options.capability = records(1));
+        for source_id in [1, 2] {
+            bench.world().record_fault(source_id);
+        }
+        bench.world().errors |= IQE;
+        assert!(bench.unit.next_fault().is_some());
+        assert_eq!(bench.world().fault_status(), IQE);
     }
 
     #[test]

@@ -846,6 +846,18 @@ mod tests {
     }
 
     #[test]
+    fn recovery_clears_the_errors_of_the_queue_and_no_fault() {
+        // Written as 1, the fault overflow would be cleared as well (§11.4.7.1).
+        let bench = up(|_| {});
+        let overflow = FaultStatus::FAULT_OVERFLOW.bits();
+        bench.world().errors |= overflow;
+        bench.world().error_in = Some((0, IQE));
+        let ticket = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+        assert!(bench.unit.poll(&bench.h, &ticket).is_err());
+        assert_eq!(bench.world().fault_status(), overflow);
+    }
+
+    #[test]
     fn heads_and_registers_that_make_no_sense_are_never_used() {
         for head in [0x10u64, 4096, 0x7_ffe0, u64::MAX] {
             let bench = up(|_| {});

@@ -1242,6 +1242,23 @@ mod tests {
         assert_eq!(t.bound(0, 0), pass_through_binding(7));
     }
 
+    #[test]
+    fn a_new_root_is_shown_as_set_once_hardware_has_forgotten_the_old_one() {
+        // R25: with `ESRTPS` setting the root pointer drops all caches by itself.
+        let mut t = Bench::scalable();
+        t.host.waits = 3;
+        t.unit.write(RTADDR, 8, ROOT | 1 << 10);
+        t.command_later(SRTP);
+        for _ in 0..6 {
+            assert_eq!(t.unit.poll(&mut t.host, 100), Poll::Wait);
+            assert_eq!(t.unit.read(GSTS, 4) & SRTP, 0);
+        }
+        t.run();
+        assert_eq!(t.unit.read(GSTS, 4) & SRTP, SRTP);
+        let expected = [Call::Invalidate(GuestInvalidation::All), Call::Flush];
+        assert_eq!(t.host.calls, expected);
+    }
+
     /// A legacy root with D0 bound under domain-id 3, the queue off.
     fn legacy() -> (Bench, u64) {
         let mut t = Bench::new();

@@ -6,6 +6,7 @@ mod command;
 mod conform;
 mod coverage;
 mod image;
+mod mutants;
 mod panic_freedom;
 mod progress;
 mod qemu;
@@ -30,6 +31,8 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Applies deliberate faults to the library, one at a time: a test has to find each.
+    Mutants(mutants::Arguments),
     /// Builds the micro-hypervisor image and boots it in QEMU.
     Run(run::Arguments),
     /// Runs the scenarios on every bench: the model, QEMU over qtest, the image.
@@ -108,6 +111,7 @@ pub(crate) fn target_folder() -> Result<PathBuf> {
 
 fn main() -> ExitCode {
     let result = match CommandLine::parse().command {
+        Command::Mutants(arguments) => mutants::mutants(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Conform(arguments) => conform::conform(&arguments),
         Command::Test(arguments) => test::test(&arguments),

@@ -16,7 +16,7 @@ use crate::progress::{Mark, Progress};
 use crate::qemu::{Devices, Qemu};
 use crate::report::{self, Report};
 use crate::run::Console;
-use crate::{conform, panic_freedom, run, setup};
+use crate::{conform, mutants, panic_freedom, run, setup};
 
 /// Lines of a failed step's output that are shown again at the end.
 const LAST_LINES: usize = 30;
@@ -236,6 +236,7 @@ pub(crate) fn test(arguments: &Arguments) -> Result<bool> {
             .into()
     });
     steps.step("undefined behaviour (Miri)", miri);
+    mutant_steps(&mut steps, arguments);
     steps.step("panic freedom", |progress| {
         panic_freedom::check(progress)
             .map(|figures| {
@@ -285,12 +286,14 @@ fn cargo_steps() -> Vec<(&'static str, Command)> {
                 "clippy",
                 "--workspace",
                 "--all-targets",
-                "--test",
-                "conformance",
                 "--",
                 "-D",
                 "warnings",
             ]),
+        ),
+        (
+            "lints, scenarios",
+            with(&["clippy", "--test", "conformance", "--", "-D", "warnings"]),
         ),
         ("lints, image", image::clippy_command()),
         ("documentation", documentation),
@@ -349,6 +352,25 @@ fn miri(progress: &Progress) -> Ended {
     check(&mut command, progress)
         .map(|output| tests_run(&output))
         .into()
+}
+
+/// Checks that the mutants' patches apply; with `--full`, that a test finds each.
+fn mutant_steps(steps: &mut Steps, arguments: &Arguments) {
+    steps.step("patches of mutants", |progress| {
+        mutants::check_apply(progress)
+            .map(|count| format!("{count} apply"))
+            .into()
+    });
+    steps.step("mutants", |_| {
+        if !arguments.full {
+            return Ended::Skip("only with `--full`".into());
+        }
+        match mutants::mutants(&mutants::Arguments::default()) {
+            Ok(true) => Ended::Pass(String::new()),
+            Ok(false) => Ended::Fail(anyhow!("not every mutant was found by a test")),
+            Err(error) => Ended::Fail(error),
+        }
+    });
 }
 
 /// Builds the image and boots it in each configuration.

@@ -112,3 +112,28 @@ pub(super) fn entry_options(page_walk_coherency: bool, snoop_control: bool) -> P
         ..PasidEntryOptions::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::address::Hpa;
+    use crate::arch::pasid::PasidEntry;
+
+    // R19, §9.6: `PWSNP` is bit 87 and `PGSNP` bit 88, by the unit's abilities and nothing else.
+    #[test]
+    fn host_entries_snoop_wherever_the_unit_can() {
+        for (page_walk_coherency, snoop_control) in
+            [(false, false), (false, true), (true, false), (true, true)]
+        {
+            let entry = PasidEntry::second_stage(
+                Hpa::new(0x1000),
+                AddressWidth::Bits48,
+                DomainId::new(9),
+                entry_options(page_walk_coherency, snoop_control),
+            );
+            let bits = entry.quadwords()[1] >> (87 - 64) & 0b11;
+            let expected = u64::from(page_walk_coherency) | u64::from(snoop_control) << 1;
+            assert_eq!(bits, expected);
+        }
+    }
+}

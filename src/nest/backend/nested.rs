@@ -48,6 +48,50 @@ pub const FIRST_STAGE_QUADWORD: usize = 2;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::address::{AddressWidth, FirstStagePaging};
+    use crate::mem::Owner;
+    use crate::mem::testing::TestHypervisor;
+    use crate::paging::SecondStageConfig;
+
+    // R19, §9.6: `SRE` is bit 128, `FSPM` 131:130, `WPE` 132, `NXE` 133, `EAFE` 135.
+    #[test]
+    fn flags_of_the_guest_are_carried_one_by_one_and_nxe_is_always_set() {
+        let h = TestHypervisor::new(1);
+        let config = SecondStageConfig {
+            width: AddressWidth::Bits48,
+            input_bits: 48,
+            output_bits: 46,
+            leaves_2mib: false,
+            leaves_1gib: false,
+            flush: false,
+        };
+        let memory = SecondStage::new(&h, Owner::new(1), config).unwrap();
+        let plain = NestedTarget {
+            domain_id: DomainId::new(7),
+            root: Gpa::new(0x5000),
+            paging: FirstStagePaging::Level4,
+            write_protect: false,
+            extended_accessed: false,
+            supervisor_requests: false,
+        };
+        type Change = fn(&mut NestedTarget);
+        let changes: [(Change, u64); 5] = [
+            (|_| {}, 0),
+            (|target| target.supervisor_requests = true, 1 << 0),
+            (|target| target.paging = FirstStagePaging::Level5, 1 << 2),
+            (|target| target.write_protect = true, 1 << 4),
+            (|target| target.extended_accessed = true, 1 << 7),
+        ];
+        for (change, flags) in changes {
+            let mut target = plain;
+            change(&mut target);
+            let host = DomainId::new(9);
+            let entry = entry(&target, &memory, host, PasidEntryOptions::default());
+            let first_stage = entry.quadwords()[FIRST_STAGE_QUADWORD];
+            assert_eq!(first_stage, 0x5000 | 1 << 5 | flags, "{target:?}");
+            assert_eq!(entry.domain_id(), host);
+        }
+    }
 
     #[test]
     fn in_place_change_is_limited_to_the_third_quadword() {

@@ -478,7 +478,10 @@ fn a_large_leaf_is_split_by_one_store_and_its_other_pages_never_lead_elsewhere()
             (0x4000, 0x8000_4000),
             (0x5000, 0x9000),
             (0x6000, 0x8000_6000),
-            (size.len_bytes() - 0x1000, 0x8000_0000 + size.len_bytes() - 0x1000),
+            (
+                size.len_bytes() - 0x1000,
+                0x8000_0000 + size.len_bytes() - 0x1000,
+            ),
         ] {
             let mapping = table.translate(&h, Iova::new(input.as_u64() + offset));
             let mapping = mapping.unwrap();

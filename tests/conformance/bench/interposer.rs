@@ -79,6 +79,8 @@ struct UnitQueue {
     tail: u32,
     /// A tail not yet handed over, and when it is due.
     held: Option<(Option<u64>, u64)>,
+    /// How its tails are held back, if not as those of all units.
+    hold: Option<Hold>,
 }
 
 type ReadHook = Box<dyn FnMut(&Interposer, Hpa, usize)>;
@@ -139,6 +141,7 @@ impl Interposer {
                 address: 0,
                 tail: 0,
                 held: None,
+                hold: None,
             });
         }
         Some(Observed {
@@ -205,6 +208,13 @@ impl Interposer {
         self.hold.set(hold);
         if hold == Hold::Nothing {
             self.hand_over(|_| true);
+        }
+    }
+
+    /// As [`hold`](Self::hold), for one unit from now on.
+    pub(crate) fn hold_unit(&self, unit: usize, hold: Hold) {
+        if let Some(unit) = self.units.borrow_mut().get_mut(unit) {
+            unit.hold = Some(hold);
         }
     }
 
@@ -343,7 +353,7 @@ impl Interposer {
                 unit.tail = (unit.tail + width) % size;
             }
             self.count(|counts| counts.submissions += 1);
-            match self.hold.get() {
+            match unit.hold.unwrap_or(self.hold.get()) {
                 Hold::Nothing => {
                     unit.held = None;
                     unit.registers

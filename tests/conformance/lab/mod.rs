@@ -28,7 +28,7 @@ use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::pasid::PasidEntry;
 use vtd_nest::arch::register::{FaultRecord, Register64, RootTableAddress};
 use vtd_nest::arch::root::RootHalf;
-use vtd_nest::mem::{HostMemory, Registers};
+use vtd_nest::mem::Registers;
 use vtd_nest::nest::{FaultOutcome, Policy};
 use vtd_nest::unit::{Unit, UnitConfig};
 
@@ -37,13 +37,13 @@ use crate::bench::{Interposer, Observed, Profile, host_offset};
 pub(crate) use broken::{OUTSIDE, Structures};
 pub(crate) use descriptors::{Submitted, kind};
 pub(crate) use event::Event;
-pub(crate) use fault::{GuestFault, TakenFaults};
+pub(crate) use fault::GuestFault;
 pub(crate) use guest::{D0, D1, GUEST_LEN_BYTES, Guest, GuestOptions, Vm};
 pub(crate) use ledger::Holdings;
 pub(crate) use log_events::LogEvents;
 pub(crate) use random::Random;
 pub(crate) use tables::{ROOT, changed, pasid_cache};
-pub(crate) use tap::{Tap, Tapped, probe_tapped};
+pub(crate) use tap::{Tap, probe_tapped};
 
 /// An address that scenarios map; its index differs at each level.
 pub(crate) const IOVA: u64 = 0x12_3456_7000;
@@ -72,8 +72,14 @@ impl Place<'_> {
 
     /// Several units brought up, no machine.
     pub(crate) fn lab_of(self, units: usize) -> Rc<Lab> {
-        let bench = self.profile.start(units).expect("the bench starts");
-        Rc::new(Lab::new(Interposer::new(bench), units))
+        self.lab_with_timeouts(&vec![UnitConfig::new(0, 39).timeout_nanoseconds; units])
+    }
+
+    /// A unit for each of these times, in nanoseconds, after which it is given up.
+    pub(crate) fn lab_with_timeouts(self, timeouts: &[u64]) -> Rc<Lab> {
+        let bench = self.profile.start(timeouts.len());
+        let bench = bench.expect("the bench starts");
+        Rc::new(Lab::new(Interposer::new(bench), timeouts))
     }
 
     /// One machine with both devices, tables and translation on, no PASID entry.
@@ -99,11 +105,15 @@ impl Place<'_> {
 }
 
 impl Lab {
-    fn new(hypervisor: Rc<Interposer>, units: usize) -> Self {
+    fn new(hypervisor: Rc<Interposer>, timeouts: &[u64]) -> Self {
         let width = hypervisor.bench().host_address_width();
-        let units = (0..units).map(|index| {
+        let units = timeouts.iter().enumerate().map(|(index, timeout)| {
             let registers = hypervisor.registers(index).expect("the bench has the unit");
-            let unit = Unit::probe(registers, UnitConfig::new(0, width)).expect("a usable unit");
+            let config = UnitConfig {
+                timeout_nanoseconds: *timeout,
+                ..UnitConfig::new(0, width)
+            };
+            let unit = Unit::probe(registers, config).expect("a usable unit");
             unit.bring_up(&*hypervisor).expect("the unit comes up");
             unit
         });

@@ -1,7 +1,6 @@
 //! A device that never rests: it reads one address after each of the library's steps.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use vtd_nest::arch::address::Iova;
@@ -10,8 +9,8 @@ use vtd_nest::arch::id::SourceId;
 use super::expect::stamped_page;
 use super::{Guest, Lab};
 
-/// Pages whose stamps the device has read; `None` stands for reads that were blocked.
-type Seen = BTreeSet<Option<u64>>;
+/// Pages whose stamps the device has read, in order; `None` where a read was blocked.
+type Seen = Vec<Option<u64>>;
 
 /// A device at work. Its blocked reads leave fault records.
 pub(crate) struct Watch {
@@ -29,7 +28,7 @@ impl Guest {
             let mut bytes = [0; 8];
             hypervisor.dma_read(requester, Iova::new(iova), &mut bytes);
             let page = stamped_page(u64::from_le_bytes(bytes), number);
-            into.borrow_mut().insert(page);
+            into.borrow_mut().push(page);
         });
         Watch {
             lab: self.lab.clone(),
@@ -39,6 +38,11 @@ impl Guest {
 }
 
 impl Watch {
+    /// What it has read since the last call; it goes on.
+    pub(crate) fn take(&self) -> Seen {
+        self.seen.take()
+    }
+
     /// Stops the device: what it has read.
     pub(crate) fn end(self) -> Seen {
         self.lab.hypervisor.clear_hooks();

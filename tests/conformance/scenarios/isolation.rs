@@ -40,7 +40,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S90 S23 R22",
         "hardware that confirms at last: the retry gives everything back",
         confirmed_at_last,
-    ),
+    )
+    .pending(HOST_SIDE),
     scenario(
         "S90 R22 G22",
         "a machine is destroyed while its device never answers its device-TLB invalidation",
@@ -237,6 +238,7 @@ fn never_confirmed(place: Place<'_>) {
     }
 }
 
+// Pending: a quarantined device stays so, and unassigning it is refused for good.
 fn confirmed_at_last(place: Place<'_>) {
     for start in [Place::shadow_guest, Place::guest] {
         let mut empty = start(place);
@@ -272,15 +274,15 @@ fn destroyed_while_silent(place: Place<'_>) {
     lab.hypervisor.bench().set_device_silent(physical, true);
     lab.hypervisor
         .set_steps(COARSE_STEP_NANOSECONDS, COARSE_STEP_NANOSECONDS);
-    let mut guest = later::destroy(guest).expect_err("a silent device keeps the machine's memory");
+    let guest = later::destroy(guest).expect_err("a silent device keeps the machine's memory");
     assert_eq!(
         lab.hypervisor.take_bus_master_changes().last(),
         Some(&(physical, false))
     );
     assert!(guest.holdings().charged_frames > 0 && before.charged_frames > 0);
-    guest = later::destroy(guest).expect_err("nor does a second try bypass it");
+    let guest = later::destroy(*guest).expect_err("nor does a second try bypass it");
     lab.hypervisor.bench().set_device_silent(physical, false);
-    assert!(later::destroy(guest).is_ok(), "the retry succeeds");
+    assert!(later::destroy(*guest).is_ok(), "the retry succeeds");
     lab.expect_no_violations();
 }
 
@@ -297,7 +299,7 @@ fn root_replaced_in_place(place: Place<'_>) {
     let before = hypervisor.counts();
     hypervisor.record_stores();
     guest.invalidate_pasid(7, pasid);
-    let seen = watch.end();
+    hypervisor.clear_hooks();
     let stores = hypervisor.take_stores();
     let of_entry = stores
         .iter()
@@ -305,6 +307,7 @@ fn root_replaced_in_place(place: Place<'_>) {
     let of_entry: Vec<_> = of_entry.map(|store| store.len_bytes).collect();
     assert_eq!(of_entry, [8], "one store of 8 bytes");
     assert_eq!(hypervisor.counts().since(before).submissions, 1);
+    let seen = watch.take();
     assert!(
         seen.iter()
             .all(|page| [Some(old), Some(new)].contains(page)),

@@ -1,10 +1,11 @@
 //! Host-physical memory with two views: the processor's, and what has reached memory.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
 
+use rustc_hash::FxHashMap;
 use vtd_nest::arch::address::Hpa;
 use vtd_nest::mem::HostMemory;
 
@@ -90,7 +91,7 @@ struct State {
     ram: Vec<(u64, u64)>,
     /// Where hardware's accesses fail.
     poisoned: Vec<(u64, u64)>,
-    pages: HashMap<u64, Page>,
+    pages: FxHashMap<u64, Page>,
     /// What memory holds of the lines that the processor's caches have changed.
     unflushed: BTreeMap<u64, Line>,
     /// Flushed lines that wait for the fence.
@@ -104,7 +105,7 @@ struct State {
 /// A copy of all memory, both views.
 #[derive(Clone)]
 pub struct MemorySnapshot {
-    pages: HashMap<u64, Page>,
+    pages: FxHashMap<u64, Page>,
     unflushed: BTreeMap<u64, Line>,
     flushing: Vec<(u64, Line)>,
 }
