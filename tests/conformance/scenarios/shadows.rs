@@ -208,12 +208,16 @@ fn replaced_late(place: Place<'_>) {
 }
 
 fn build_given_up(place: Place<'_>) {
-    let mut empty = place.shadow_guest();
-    empty.unassign(D0).expect("it leaves");
-    let expected = empty.holdings();
-    drop(empty);
-
     for resets in [false, true] {
+        let mut empty = place.shadow_guest();
+        if resets {
+            empty.vm.reset();
+        }
+        empty.unassign(D0).expect("it leaves");
+        empty.settle();
+        let expected = empty.holdings();
+        drop(empty);
+
         let mut guest = place.shadow_guest();
         let (pasid, page) = (guest.pasid, guest.data_page());
         let root = guest.page();
@@ -233,7 +237,7 @@ fn build_given_up(place: Place<'_>) {
             assert!(polls < 1_000, "the shadow is never begun");
             assert_eq!(guest.vm.poll(&*lab.hypervisor, &lab.units, 1), Poll::Again);
         }
-        // Hardware has seen nothing of it, and the old binding is in place.
+        // Hardware has seen nothing of it.
         assert_eq!(guest.hardware_entry(D0, pasid), None);
         if resets {
             guest.vm.reset();
