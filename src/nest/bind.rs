@@ -24,6 +24,7 @@ use crate::nest::domain::{DomainKind, DomainSlot, DomainTable};
 use crate::nest::invalidate::{Forwarding, is_transient};
 use crate::nest::memory::MachineMemory;
 use crate::nest::offer::Offer;
+use crate::nest::reserve::Reserved;
 use crate::nest::statistics::MachineStatistics;
 use crate::unit::{QueueError, Ticket, Unit, UnitError};
 use crate::viommu::host::{
@@ -67,6 +68,18 @@ impl Bound {
             confirmation: Confirmation::Settled,
         }
     }
+}
+
+/// What an entry that is not published yet holds, while hardware forgets the one before it. There
+/// is one for a machine, because bindings change one after another.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reservation {
+    device: DeviceHandle,
+    pasid: Pasid,
+    /// What the entry will do.
+    target: Target,
+    /// Its host domain-id.
+    domain: DomainSlot,
 }
 
 /// How far the invalidation that a change owes has come.
@@ -128,6 +141,7 @@ pub(super) struct HostSide<const DEVICES: usize, const DOMAINS: usize, const SHA
     pub(super) domains: DomainTable<DOMAINS>,
     pub(super) shadows: [Option<Shadow>; SHADOWS],
     pub(super) forwarding: Forwarding,
+    pub(super) reservation: Option<Reservation>,
     pub(super) statistics: MachineStatistics,
 }
 
@@ -187,11 +201,18 @@ impl<
     }
 
     fn invalidate(&mut self, what: &GuestInvalidation) -> Result<Progress, BindError> {
-        self.forward(what)
+        Ok(self.forward(what))
     }
 
     fn flush(&mut self) -> Result<Progress, BindError> {
-        self.complete_forwarded(false)
+        let progress = self.complete_forwarded(false)?;
+        // Told once hardware has confirmed: the guest's wait is not cut short by it.
+        if progress == Progress::Done
+            && let Some(error) = self.side.forwarding.dropped.take()
+        {
+            return Err(error);
+        }
+        Ok(progress)
     }
 
     fn deliver_interrupt(&mut self, address: u64, data: u32) {
@@ -232,13 +253,16 @@ impl<
             Quarantine::Confirmed if *desired == Desired::Blocked => {
                 return self.give_back(device, pasid, binding);
             }
-            _ => return Err(BindError::Quarantined { source_id }),
+            _ => {
+                self.drop_reservation(device, pasid);
+                return Err(BindError::Quarantined { source_id });
+            }
         }
         if self.confirm(device, pasid, binding)? == Progress::Wait {
             return Ok(Progress::Wait);
         }
         let wanted = Target::of(desired, self.side.offer.backend, source_id, pasid);
-        let mut reserved = Ok(None);
+        self.give_up_builds(&wanted);
         if let Some(bound) = binding.held(Stage::Bound) {
             if let Ok(Some(target)) = &wanted
                 && self.does(device, pasid, bound, target)?
@@ -249,22 +273,74 @@ impl<
                 return self.confirm(device, pasid, binding);
             }
             // All that the new entry needs is there before the old one is touched.
-            reserved = self.reserve(device, pasid, wanted);
-            self.withdraw(device, pasid, binding)?;
-            let confirmed = self.confirm(device, pasid, binding);
-            if confirmed != Ok(Progress::Done) {
-                // Not kept over a wait: the guest may want something else by then.
-                if let Ok(Some((bound, _))) = reserved {
-                    self.release(device, bound.domain);
+            let refusal = match (self.reserve(device, pasid, wanted), wanted) {
+                (Ok(Reserved::Unfinished), _) => return Ok(Progress::Again),
+                (Ok(Reserved::Entry(next, _)), Ok(Some(target))) => {
+                    self.keep_reservation(device, pasid, target, next.domain);
+                    None
                 }
-                return confirmed;
+                (Ok(_), _) => None,
+                (Err(error), _) => Some(error),
+            };
+            self.withdraw(device, pasid, binding)?;
+            if self.confirm(device, pasid, binding)? == Progress::Wait {
+                return Ok(Progress::Wait);
             }
-        } else if matches!(binding, HostBinding::Blocked) {
-            reserved = self.reserve(device, pasid, wanted);
+            if let Some(error) = refusal {
+                return Err(error);
+            }
         }
-        match reserved? {
-            Some((bound, entry)) => self.publish(device, pasid, binding, bound, &entry),
-            None => Ok(Progress::Done),
+        if !matches!(binding, HostBinding::Blocked) {
+            return Ok(Progress::Done);
+        }
+        if let Some(next) = self.take_reservation(device, pasid) {
+            let keeps = wanted == Ok(Some(next.target))
+                && self.side.domains.get(next.domain).is_some_and(|domain| {
+                    // Others may have been bound during the wait.
+                    !self.conflicts(device, pasid, domain.id, &next.target)
+                });
+            if keeps && let Ok(entry) = self.entry_for(device, &next.target, next.domain) {
+                return self.publish(device, pasid, binding, Bound::new(next.domain), &entry);
+            }
+            self.release(device, next.domain);
+        }
+        match self.reserve(device, pasid, wanted)? {
+            Reserved::Entry(bound, entry) => self.publish(device, pasid, binding, bound, &entry),
+            Reserved::Unfinished => Ok(Progress::Again),
+            Reserved::Nothing => Ok(Progress::Done),
+        }
+    }
+
+    /// Keeps what the next entry of a binding needs while hardware forgets the one before. Another
+    /// binding that was in the midst of this makes its reservation anew.
+    fn keep_reservation(
+        &mut self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        target: Target,
+        domain: DomainSlot,
+    ) {
+        let before = self.side.reservation.replace(Reservation {
+            device,
+            pasid,
+            target,
+            domain,
+        });
+        if let Some(before) = before {
+            self.release(before.device, before.domain);
+        }
+    }
+
+    /// Takes out what is kept for the next entry of a binding.
+    fn take_reservation(&mut self, device: DeviceHandle, pasid: Pasid) -> Option<Reservation> {
+        let reservation = &mut self.side.reservation;
+        reservation.take_if(|kept| kept.device == device && kept.pasid == pasid)
+    }
+
+    /// Gives back what is kept for the next entry of a binding.
+    fn drop_reservation(&mut self, device: DeviceHandle, pasid: Pasid) {
+        if let Some(next) = self.take_reservation(device, pasid) {
+            self.release(device, next.domain);
         }
     }
 
@@ -301,7 +377,7 @@ impl<
                 .shadows
                 .get(usize::from(shadow))
                 .and_then(Option::as_ref)
-                .is_some_and(|shadow| shadow.is_of(*domain_id, *root, *width)),
+                .is_some_and(|shadow| shadow.serves(*domain_id, *root, *width)),
             _ => false,
         })
     }
@@ -319,13 +395,13 @@ impl<
         };
         match self.advance(device, pasid, bound) {
             Ok(Progress::Done) => {}
-            Ok(Progress::Wait) => return Ok(Progress::Wait),
+            Ok(unfinished) => return Ok(unfinished),
             Err(error) => {
                 log::error!(
                     "machine {}: PASID {pasid}: not confirmed: {error}",
                     self.side.number
                 );
-                return Err(self.quarantine(device, binding));
+                return Err(self.quarantine(device, pasid, binding));
             }
         }
         if let Some(bound) = binding.held(Stage::Leaving) {
@@ -408,6 +484,7 @@ impl<
         let (_, unit) = self.unit_of(device)?;
         if let Err(error) = unit.publish_entry(self.h, &assigned.tables, pasid, entry) {
             self.release(device, bound.domain);
+            *binding = HostBinding::Blocked;
             return Err(refused_by_unit(error));
         }
         self.side.statistics.binds = self.side.statistics.binds.wrapping_add(1);
@@ -506,7 +583,13 @@ impl<
     }
 
     /// Puts the device of a binding into quarantine and keeps what the binding holds.
-    fn quarantine(&mut self, device: DeviceHandle, binding: &mut HostBinding) -> BindError {
+    fn quarantine(
+        &mut self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        binding: &mut HostBinding,
+    ) -> BindError {
+        self.drop_reservation(device, pasid);
         if let HostBinding::Held(bound) = binding {
             bound.stage = Stage::Quarantined;
         }
@@ -564,6 +647,7 @@ impl<
         pasid: Pasid,
         binding: &mut HostBinding,
     ) -> Result<Progress, BindError> {
+        self.drop_reservation(device, pasid);
         let HostBinding::Held(bound) = core::mem::take(binding) else {
             return Ok(Progress::Done);
         };
@@ -658,7 +742,7 @@ mod tests {
                 each(size_of::<VirtualMachine<1, 1, 1001, 1>>()),
                 each(size_of::<VirtualMachine<1, 1, 1, 1001>>()),
             ),
-            (224, 124, 16, 128)
+            (240, 124, 16, 352)
         );
         assert!(one <= 14 << 10, "{one}");
     }

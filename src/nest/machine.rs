@@ -24,7 +24,7 @@ use crate::nest::offer::{Backend, Offer, OfferError, Policy, offer};
 use crate::nest::statistics::MachineStatistics;
 use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig, Unmapped};
 use crate::unit::Unit;
-use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Host, Progress};
+use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Progress};
 use crate::viommu::{
     ConfigError, DeviceError, DeviceKind, DmaRequest, GuestFault, Poll, STATE_LEN_BYTES,
     StateError, VirtualUnit, VirtualUnitConfig, VirtualUnitStatistics,
@@ -111,7 +111,7 @@ impl From<MapError> for MachineError {
 /// `DEVICES` assigned devices, `BINDINGS` cached PASID entries, `DOMAINS` host domain-ids and
 /// `SHADOWS` shadow tables at most.
 ///
-/// Memory: 124 bytes a binding, 224 a device, 16 a domain-id, 128 a shadow, and about 13 KiB. With
+/// Memory: 124 bytes a binding, 240 a device, 16 a domain-id, 352 a shadow, and about 13 KiB. With
 /// thousands of bindings it belongs into a static or onto a heap, and [`new`](Self::new) needs a
 /// stack that holds it while it is made.
 ///
@@ -211,6 +211,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
                 domains: DomainTable::new(),
                 shadows: [const { None::<Shadow> }; SHADOWS],
                 forwarding: Forwarding::default(),
+                reservation: None,
                 statistics: MachineStatistics::default(),
             },
         })
@@ -309,23 +310,27 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         for domain in port.side.domains.iter_mut() {
             domain.owes_flush = true;
         }
-        // A shadow that cannot be brought in step is empty afterwards, which is safe.
-        let synchronised = port.invalidate(&GuestInvalidation::All);
-        if let Err(error) = synchronised {
-            log::warn!("machine {}: {error}", port.side.number);
-        }
+        // Everything joins whatever is pending, so there is room for it.
+        _ = port.forward(&GuestInvalidation::All);
         for _ in 0..MAXIMUM_LOOKS {
             match port
                 .complete_forwarded(true)
                 .map_err(MachineError::NotConfirmed)?
             {
+                // A shadow that could not be brought in step is empty, which is safe.
                 Progress::Done => {
+                    port.side.forwarding.dropped = None;
                     if let Some(unmapped) = self.unconfirmed.take() {
                         unmapped.settle(h);
                     }
                     return Ok(());
                 }
-                Progress::Wait => h.pause(),
+                Progress::Again => {}
+                Progress::Wait => {
+                    let pauses = &mut port.side.statistics.pauses;
+                    *pauses = pauses.wrapping_add(1);
+                    h.pause();
+                }
             }
         }
         Err(MachineError::NotConfirmed(BindError::Unit))
@@ -442,7 +447,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             .remove_device(handle, &mut port!(self, h, units))
         {
             Ok(Progress::Done) => {}
-            Ok(Progress::Wait) => return Ok(Progress::Wait),
+            Ok(unfinished) => return Ok(unfinished),
             Err(DeviceError::Bind(error)) => return Err(error),
             // The virtual unit has let go of it in an earlier call; its tables are still there.
             Err(_) => {}
@@ -456,7 +461,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
 
     /// Destroys a machine: takes every device away, and gives back the second stage with what else
     /// it holds of the host. `Done` leaves `None`, and the guest's memory is free to use then;
-    /// with [`Progress::Wait`] call again. It is handed over in its place because it is large.
+    /// otherwise call again. It is handed over in its place because it is large.
     ///
     /// # Errors
     ///

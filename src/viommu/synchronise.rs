@@ -146,6 +146,8 @@ pub(super) enum Stepped {
 enum Settled {
     Done,
     Wait,
+    /// A slice is done.
+    Again,
     /// Not done for lack of room.
     Short,
 }
@@ -220,6 +222,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             match self.settle(host, pass, &mut change) {
                 Settled::Done => {}
                 Settled::Short => pass.short = true,
+                Settled::Again => pass.change = Some(change),
                 Settled::Wait => {
                     pass.change = Some(change);
                     return Stepped::Wait;
@@ -721,6 +724,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             let handle = DeviceHandle::new(change.device as u16);
             match host.bind(handle, Pasid::ZERO, &mut default.host, &Desired::Blocked) {
                 Ok(Progress::Wait) => return Settled::Wait,
+                Ok(Progress::Again) => return Settled::Again,
                 Ok(Progress::Done) => default.raw = [0; 8],
                 Err(error) => {
                     self.failed(change.device, change.pasid, &Desired::Blocked, &error);
@@ -741,6 +745,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         let handle = DeviceHandle::new(change.device as u16);
         match host.bind(handle, Pasid::ZERO, &mut default.host, &change.desired) {
             Ok(Progress::Wait) => Settled::Wait,
+            Ok(Progress::Again) => Settled::Again,
             Ok(Progress::Done) => {
                 default.actual = Some(change.desired);
                 default.raw = change.raw;
@@ -806,6 +811,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         if change.releasing.is_none() {
             match host.bind(handle, change.pasid, &mut entry.host, &change.desired) {
                 Ok(Progress::Wait) => return Settled::Wait,
+                Ok(Progress::Again) => return Settled::Again,
                 Ok(Progress::Done) => {
                     if change.desired == Desired::Blocked {
                         self.cache.remove(at, &self.tables);
@@ -837,6 +843,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         };
         match host.bind(handle, change.pasid, &mut entry.host, &Desired::Blocked) {
             Ok(Progress::Wait) => return Settled::Wait,
+            Ok(Progress::Again) => return Settled::Again,
             Ok(Progress::Done) => self.cache.remove(at, &self.tables),
             Err(error) => self.failed(change.device, change.pasid, &Desired::Blocked, &error),
         }

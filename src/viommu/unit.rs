@@ -526,7 +526,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     }
 
     /// Takes all bindings of a device away and forgets it. From the first call on nothing is bound
-    /// for it any more. [`Progress::Wait`]: call again; a call does a bounded amount of work.
+    /// for it any more. Unless it is [`Progress::Done`], call again; a call does a bounded amount of work.
     ///
     /// # Errors
     ///
@@ -553,7 +553,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             default.actual = None;
             match host.bind(handle, Pasid::ZERO, &mut default.host, &Desired::Blocked) {
                 Ok(Progress::Done) => default.actual = Some(Desired::Blocked),
-                Ok(Progress::Wait) => return Ok(Progress::Wait),
+                Ok(unfinished) => return Ok(unfinished),
                 Err(error) => return Err(self.removal_failed(index, Pasid::ZERO, error)),
             }
             count(&mut self.statistics.unbinds);
@@ -583,7 +583,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             let pasid = entry.pasid();
             match host.bind(handle, pasid, &mut entry.host, &Desired::Blocked) {
                 Ok(Progress::Done) => self.cache.remove(at, &self.tables),
-                Ok(Progress::Wait) => return Ok(Progress::Wait),
+                Ok(unfinished) => return Ok(unfinished),
                 Err(error) => return Err(self.removal_failed(index, pasid, error)),
             }
             count(&mut self.statistics.unbinds);
@@ -797,7 +797,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             Stage::Pass(pass) => self.step_pass(host, pass),
             Stage::Invalidate(what) => {
                 let result = host.invalidate(what);
-                if !matches!(result, Ok(Progress::Wait)) {
+                if !matches!(result, Ok(Progress::Wait | Progress::Again)) {
                     count(&mut self.statistics.invalidations);
                 }
                 self.invalidated(result)
@@ -842,6 +842,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     fn invalidated(&mut self, result: Result<Progress, BindError>) -> Stepped {
         match result {
             Ok(Progress::Wait) => Stepped::Wait,
+            Ok(Progress::Again) => Stepped::More,
             Ok(Progress::Done) => Stepped::Done,
             Err(error) => {
                 self.invalidation_failed(&error);

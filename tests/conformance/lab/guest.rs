@@ -203,6 +203,7 @@ impl Guest {
             let h = &*self.lab.hypervisor;
             match self.vm.unassign(h, &self.lab.units, handle)? {
                 Progress::Done => return Ok(()),
+                Progress::Again => {}
                 Progress::Wait => h.pass(1_000_000),
             }
         }

@@ -73,8 +73,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S80 R12",
         "a large table is shadowed in slices: bounded work a call, others go on",
         large_shadow,
-    )
-    .pending("host side, complete"),
+    ),
     scenario(
         "S81 R12 G21",
         "tail writes, translation on and off, and unplugging between any two steps",
@@ -518,8 +517,6 @@ fn flood_of_invalidations(place: Place<'_>) {
     guest.finish();
 }
 
-// Pending: an invalidation brings a whole shadow in step within one step of the budget, up to the
-// machine's `shadow_table_limit`.
 fn large_shadow(place: Place<'_>) {
     let mut options = first_of_two();
     options.policy.forbid_nesting = true;

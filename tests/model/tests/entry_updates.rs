@@ -395,6 +395,7 @@ impl Guest {
             let h = &self.machine.hypervisor;
             match self.vm.unassign(h, &self.units, self.handles[index]) {
                 Ok(Progress::Done) => return,
+                Ok(Progress::Again) => {}
                 Ok(Progress::Wait) => self.pass_time(),
                 Err(error) => panic!("{error:?}"),
             }
