@@ -658,7 +658,7 @@ mod tests {
                 each(size_of::<VirtualMachine<1, 1, 1001, 1>>()),
                 each(size_of::<VirtualMachine<1, 1, 1, 1001>>()),
             ),
-            (224, 124, 16, 128)
+            (240, 124, 16, 128)
         );
         assert!(one <= 14 << 10, "{one}");
     }
