@@ -5,8 +5,8 @@
 //! Blocked ───────────────────────▶ Bound ───────────────────────────▶ Leaving
 //!    ▲                             │   ▲                                │   │
 //!    │                             └───┘ one 8-byte store, submit       │   │ not confirmed
-//!    └──────────────── confirmed: entry zeroed, domain-id released ─────┘   ▼
-//!                                                                      Quarantined
+//!    ├──────────────── confirmed: entry zeroed, domain-id released ─────┘   ▼
+//!    └──────────────── a retry is confirmed for the whole device ────── Quarantined
 //! ```
 //!
 //! A change of a bound entry reserves all that the new one needs before the old one is touched.
@@ -19,7 +19,7 @@ use crate::arch::pasid::PasidEntry;
 use crate::mem::{Hypervisor, Owner, Registers};
 use crate::nest::backend::shadow::Shadow;
 use crate::nest::backend::{Target, nested};
-use crate::nest::device::DeviceList;
+use crate::nest::device::{DeviceList, Quarantine};
 use crate::nest::domain::{DomainKind, DomainSlot, DomainTable};
 use crate::nest::invalidate::{Forwarding, is_transient};
 use crate::nest::memory::MachineMemory;
@@ -226,15 +226,18 @@ impl<
         desired: &Desired,
     ) -> Result<Progress, BindError> {
         let assigned = self.side.devices.get(device)?;
-        if assigned.quarantined {
-            return Err(BindError::Quarantined {
-                source_id: assigned.config.source_id,
-            });
+        let source_id = assigned.config.source_id;
+        match assigned.quarantine {
+            Quarantine::None => {}
+            Quarantine::Confirmed if *desired == Desired::Blocked => {
+                return self.give_back(device, pasid, binding);
+            }
+            _ => return Err(BindError::Quarantined { source_id }),
         }
         if self.confirm(device, pasid, binding)? == Progress::Wait {
             return Ok(Progress::Wait);
         }
-        let wanted = Target::of(desired, self.side.offer.backend);
+        let wanted = Target::of(desired, self.side.offer.backend, source_id, pasid);
         let mut reserved = Ok(None);
         if let Some(bound) = binding.held(Stage::Bound) {
             if let Ok(Some(target)) = &wanted
@@ -248,12 +251,13 @@ impl<
             // All that the new entry needs is there before the old one is touched.
             reserved = self.reserve(device, pasid, wanted);
             self.withdraw(device, pasid, binding)?;
-            if self.confirm(device, pasid, binding)? == Progress::Wait {
-                // Not kept over the wait: the guest may want something else by then.
+            let confirmed = self.confirm(device, pasid, binding);
+            if confirmed != Ok(Progress::Done) {
+                // Not kept over a wait: the guest may want something else by then.
                 if let Ok(Some((bound, _))) = reserved {
                     self.release(device, bound.domain);
                 }
-                return Ok(Progress::Wait);
+                return confirmed;
             }
         } else if matches!(binding, HostBinding::Blocked) {
             reserved = self.reserve(device, pasid, wanted);
@@ -509,6 +513,68 @@ impl<
         self.isolate(device)
     }
 
+    /// Has hardware confirm that it forgot a quarantined device, if the device is one. Each call
+    /// after a failure asks anew.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError::Quarantined`] if hardware did not confirm; everything is kept.
+    pub(super) fn confirm_quarantine(
+        &mut self,
+        device: DeviceHandle,
+    ) -> Result<Progress, BindError> {
+        let (_, unit) = self.unit_of(device)?;
+        let assigned = self.side.devices.get_mut(device)?;
+        let source_id = assigned.config.source_id;
+        if matches!(assigned.quarantine, Quarantine::Unconfirmed) {
+            match unit.block_device(self.h, &assigned.tables) {
+                Ok(ticket) => assigned.quarantine = Quarantine::Confirming(ticket),
+                Err(error) => {
+                    log::error!("machine {}: {source_id}: {error}", self.side.number);
+                    return Err(BindError::Quarantined { source_id });
+                }
+            }
+        }
+        let Quarantine::Confirming(ticket) = &assigned.quarantine else {
+            return Ok(Progress::Done);
+        };
+        match unit.poll(self.h, ticket) {
+            Ok(false) => Ok(Progress::Wait),
+            Ok(true) => {
+                assigned.quarantine = Quarantine::Confirmed;
+                log::info!(
+                    "machine {}: {source_id}: hardware has forgotten it",
+                    self.side.number
+                );
+                Ok(Progress::Done)
+            }
+            Err(error) => {
+                assigned.quarantine = Quarantine::Unconfirmed;
+                log::error!("machine {}: {source_id}: {error}", self.side.number);
+                Err(BindError::Quarantined { source_id })
+            }
+        }
+    }
+
+    /// Takes away a binding of a device that hardware has forgotten, context entry and all: nothing
+    /// more is owed for it.
+    fn give_back(
+        &mut self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        binding: &mut HostBinding,
+    ) -> Result<Progress, BindError> {
+        let HostBinding::Held(bound) = core::mem::take(binding) else {
+            return Ok(Progress::Done);
+        };
+        let (_, unit) = self.unit_of(device)?;
+        let tables = &self.side.devices.get(device)?.tables;
+        unit.withdraw_entry(self.h, tables, pasid);
+        unit.clear_entry(self.h, tables, pasid);
+        self.release(device, bound.domain);
+        Ok(Progress::Done)
+    }
+
     /// Cuts a device off: its context entry goes by one store, bus mastering with it.
     pub(super) fn isolate(&mut self, device: DeviceHandle) -> BindError {
         let index = self
@@ -521,13 +587,13 @@ impl<
             return BindError::UnknownDevice(device);
         };
         let source_id = assigned.config.source_id;
-        if !assigned.quarantined {
-            assigned.quarantined = true;
+        if !assigned.is_quarantined() {
+            assigned.quarantine = Quarantine::Unconfirmed;
             if let Some(unit) = self.units.get(usize::from(index)) {
-                // Nothing waits for the ticket: the device stays cut off whatever comes of it, and
-                // what it holds is kept.
-                if let Err(error) = unit.block_device(self.h, &assigned.tables) {
-                    log::error!("{source_id}: {error}");
+                // The device stays cut off whatever comes of it; a retry asks.
+                match unit.block_device(self.h, &assigned.tables) {
+                    Ok(ticket) => assigned.quarantine = Quarantine::Confirming(ticket),
+                    Err(error) => log::error!("{source_id}: {error}"),
                 }
             }
             self.h.set_bus_master(source_id, false);
@@ -592,7 +658,7 @@ mod tests {
                 each(size_of::<VirtualMachine<1, 1, 1001, 1>>()),
                 each(size_of::<VirtualMachine<1, 1, 1, 1001>>()),
             ),
-            (224, 124, 16, 128)
+            (240, 124, 16, 128)
         );
         assert!(one <= 14 << 10, "{one}");
     }

@@ -400,7 +400,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             .devices
             .iter()
             .filter(|(_, device)| device.config.unit == unit)
-            .map(|(_, device)| device.quarantined)
+            .map(|(_, device)| device.is_quarantined())
             .peekable();
         quarantined.peek().is_some() && quarantined.all(|is_quarantined| is_quarantined)
     }

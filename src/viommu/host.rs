@@ -95,6 +95,10 @@ pub enum BindError {
     NotOffered {
         /// `PGTT` of the guest's entry.
         translation_type: u8,
+        /// The physical source-id.
+        source_id: SourceId,
+        /// The PASID; 0 for requests without one.
+        pasid: Pasid,
     },
     /// The guest's tables cannot be followed: a table page is not the guest's memory, or there are
     /// more of them than the machine's quota allows to shadow.
@@ -143,8 +147,15 @@ impl fmt::Display for BindError {
                     "first-stage root {root} is in use with another paging mode"
                 )
             }
-            Self::NotOffered { translation_type } => {
-                write!(f, "translation type {translation_type} is not offered")
+            Self::NotOffered {
+                translation_type,
+                source_id,
+                pasid,
+            } => {
+                write!(
+                    f,
+                    "translation type {translation_type} of {source_id} PASID {pasid} is not offered"
+                )
             }
             Self::GuestTables { address } => write!(f, "the guest's tables end at {address}"),
             Self::Quarantined { source_id } => write!(f, "{source_id} is quarantined"),

@@ -47,6 +47,8 @@ pub struct VirtualUnitStatistics {
     pub interrupts: u64,
     /// Resets.
     pub resets: u64,
+    /// Saved states taken over.
+    pub restores: u64,
 }
 
 /// Adds one to a counter.

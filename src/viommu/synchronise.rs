@@ -1492,6 +1492,8 @@ mod tests {
             0,
             BindError::NotOffered {
                 translation_type: 1,
+                source_id: SourceId::from_u16(0x1234),
+                pasid: Pasid::ZERO,
             },
         );
         t.invalidate_pasid(7, 5);

@@ -222,19 +222,19 @@ impl<B> DeviceSlot<B> {
 
 /// What the guest has commanded and the unit has not carried out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-struct Commands {
+pub(super) struct Commands {
     /// The root table address to take over.
-    root_pointer: Option<RootTableAddress>,
+    pub(super) root_pointer: Option<RootTableAddress>,
     /// What `TES` is to become.
-    translation: bool,
+    pub(super) translation: bool,
     /// What `QIES` is to become.
-    queue: bool,
+    pub(super) queue: bool,
     /// The queue is to be disabled first, whatever it is to become.
-    queue_stop: bool,
+    pub(super) queue_stop: bool,
     /// Everything is to be looked at again, after a reset.
-    reconcile: bool,
+    pub(super) reconcile: bool,
     /// Some device is to be looked at again.
-    reconcile_devices: bool,
+    pub(super) reconcile_devices: bool,
 }
 
 /// What a job is for, and so what its end does.
@@ -295,8 +295,8 @@ pub struct VirtualUnit<B: Default, const DEVICES: usize, const BINDINGS: usize> 
     pub(super) features: Features,
     pub(super) tables: TableFeatures,
     pub(super) registers: RegisterFile,
-    faults: FaultRecorder,
-    commands: Commands,
+    pub(super) faults: FaultRecorder,
+    pub(super) commands: Commands,
     /// The root table address in force.
     pub(super) root: RootTableAddress,
     /// Whether bindings are to follow the guest's tables: `TES`, or what it is about to become.
@@ -304,7 +304,7 @@ pub struct VirtualUnit<B: Default, const DEVICES: usize, const BINDINGS: usize> 
     pub(super) devices: [DeviceSlot<B>; DEVICES],
     pub(super) cache: PasidCache<B, BINDINGS>,
     pub(super) generation: u32,
-    job: Option<Job>,
+    pub(super) job: Option<Job>,
     pub(super) pages: PageCopies,
     pub(super) statistics: VirtualUnitStatistics,
 }
@@ -375,6 +375,12 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     /// The number of PASIDs bound, those of requests without PASID not counted.
     pub const fn bindings(&self) -> u32 {
         self.cache.len()
+    }
+
+    /// The number of devices whose requests without PASID are bound to something.
+    pub(super) fn bound_devices(&self) -> usize {
+        let is_bound = |slot: &&DeviceSlot<B>| slot.default.actual != Some(Desired::Blocked);
+        self.devices.iter().filter(is_bound).count()
     }
 
     /// What a device's binding for requests without PASID, or for a PASID, is; `None` if it is
@@ -972,7 +978,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         }
     }
 
-    fn forget_contexts(&mut self) {
+    pub(super) fn forget_contexts(&mut self) {
         for slot in &mut self.devices {
             slot.context = CachedContext::Unknown;
         }

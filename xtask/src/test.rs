@@ -16,7 +16,7 @@ use crate::progress::{Mark, Progress};
 use crate::qemu::{Devices, Qemu};
 use crate::report::{self, Report};
 use crate::run::Console;
-use crate::{conform, mutants, panic_freedom, run, setup};
+use crate::{conform, differential, mutants, panic_freedom, run, setup};
 
 /// Lines of a failed step's output that are shown again at the end.
 const LAST_LINES: usize = 30;
@@ -235,6 +235,10 @@ pub(crate) fn test(arguments: &Arguments) -> Result<bool> {
             })
             .into()
     });
+    steps.step("model against QEMU", |progress| match &qemu {
+        Some(qemu) => differential::check_model(qemu, arguments.full, progress).into(),
+        None => Ended::Skip("no QEMU".into()),
+    });
     steps.step("undefined behaviour (Miri)", miri);
     mutant_steps(&mut steps, arguments);
     steps.step("panic freedom", |progress| {
@@ -286,12 +290,14 @@ fn cargo_steps() -> Vec<(&'static str, Command)> {
                 "clippy",
                 "--workspace",
                 "--all-targets",
-                "--test",
-                "conformance",
                 "--",
                 "-D",
                 "warnings",
             ]),
+        ),
+        (
+            "lints, scenarios",
+            with(&["clippy", "--test", "conformance", "--", "-D", "warnings"]),
         ),
         ("lints, image", image::clippy_command()),
         ("documentation", documentation),

@@ -37,7 +37,7 @@ use crate::bench::{Interposer, Observed, Profile, host_offset};
 pub(crate) use broken::{OUTSIDE, Structures};
 pub(crate) use descriptors::{Submitted, kind};
 pub(crate) use event::Event;
-pub(crate) use fault::{GuestFault, TakenFaults};
+pub(crate) use fault::GuestFault;
 pub(crate) use guest::{D0, D1, GUEST_LEN_BYTES, Guest, GuestOptions, Vm};
 pub(crate) use ledger::Holdings;
 pub(crate) use log_events::LogEvents;

@@ -171,6 +171,7 @@ fn device(guest: &Guest, index: usize, interrupts: InterruptIsolation) -> Device
         source_id: guest.lab.hypervisor.bench().device(index),
         guest_source_id: SourceId::from_u16(0x0500),
         unit: 0,
+        pasid_bits: 20,
         interrupts,
     }
 }
@@ -1177,6 +1178,7 @@ fn device_table_full(place: Place<'_>) {
             source_id: id,
             guest_source_id: id,
             unit,
+            pasid_bits: 20,
             interrupts: InterruptIsolation::WaivedByEmbedder,
         };
         let assigned = guest.vm.assign(&*lab.hypervisor, &lab.units, config);

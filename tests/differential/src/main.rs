@@ -63,6 +63,8 @@ struct Done {
     name: &'static str,
     programs: u64,
     dma: u64,
+    /// DMAs that moved data on both sides.
+    moved: u64,
     seconds: f64,
     failures: Vec<Failed>,
 }
@@ -140,10 +142,11 @@ fn main() -> ExitCode {
             Ok(Some(done)) => {
                 report.ok &= done.failures.is_empty();
                 println!(
-                    "{}: {} programs, {} DMA, {} failed, {:.1} s",
+                    "{}: {} programs, {} DMA ({} moved data), {} failed, {:.1} s",
                     done.name,
                     done.programs,
                     done.dma,
+                    done.moved,
                     done.failures.len(),
                     done.seconds
                 );
@@ -226,6 +229,7 @@ fn run_configuration(
         name: configuration.name,
         programs: 0,
         dma: 0,
+        moved: 0,
         seconds: 0.0,
         failures: Vec::new(),
     };
@@ -236,6 +240,7 @@ fn run_configuration(
         let outcome = run(&program, &unit, &mut machine, arguments.seed.is_some());
         done.programs += 1;
         done.dma += outcome.dma;
+        done.moved += outcome.moved;
         for (sum, count) in counts.iter_mut().zip(&outcome.deviations) {
             *sum += count;
         }

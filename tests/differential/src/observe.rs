@@ -338,9 +338,13 @@ pub(crate) enum Difference {
     Entry {
         kind: Kind,
         is_leaf: bool,
-        /// The model blocked some of the DMA for this reason; the last one.
-        blocked: Option<u8>,
+        /// Why the model blocked requests of the DMA.
+        blocked: Vec<u8>,
         flaw: Option<Flaw>,
+        /// The DMA was to memory.
+        write: bool,
+        /// The entry before the DMA, on both sides.
+        before: u64,
         model: u64,
         qemu: u64,
     },

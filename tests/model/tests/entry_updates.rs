@@ -382,6 +382,7 @@ impl Guest {
             source_id,
             guest_source_id: source_id,
             unit: 0,
+            pasid_bits: 20,
             interrupts: InterruptIsolation::WaivedByEmbedder,
         };
         self.vm
