@@ -19,7 +19,7 @@
 //! [`STATE_LEN_BYTES`] bytes, quadwords in little endian: mark, version, width of
 //! guest-physical addresses, commands, root table address to be taken over, root table address in
 //! force, index of the next fault record; then every register in the order of
-//! [`REGISTERS`](super::registers::REGISTERS), and [`MAX_FAULT_RECORDS`] fault records.
+//! [`REGISTERS`], and [`MAX_FAULT_RECORDS`] fault records.
 
 use core::fmt;
 

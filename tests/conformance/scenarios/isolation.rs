@@ -9,7 +9,7 @@ use vtd_nest::arch::descriptor::{Descriptor, IotlbGranularity};
 use vtd_nest::arch::fault::FaultReason;
 use vtd_nest::arch::id::DomainId;
 use vtd_nest::arch::pasid::{FirstStageFlags, PasidEntry, PasidEntryOptions};
-use vtd_nest::mem::Owner;
+use vtd_nest::mem::{Owner, Platform};
 use vtd_nest::nest::{MachineError, Policy};
 use vtd_nest::unit::Unit;
 use vtd_nest::viommu::host::BindError;
@@ -313,6 +313,7 @@ fn destroyed(place: Place<'_>) {
             assert_eq!(confirmed, Ok(()), "memory can be returned");
         }
         let requester = guest.requester(D0, guest.tag);
+        let devices = [D0, D1].map(|device| guest.physical(device));
         guest.destroy().ok().expect("it goes");
         assert_eq!(free(), before, "domain-ids and frames");
         assert_eq!(hypervisor.pool().free_frames(), free_frames, "none is lost");
@@ -320,7 +321,10 @@ fn destroyed(place: Place<'_>) {
         hypervisor.dma_read(requester, Iova::new(page), &mut bytes);
         assert_eq!(bytes, [0; 8], "the device reaches nothing");
         lab.take_unclaimed_faults();
-        // The devices work in the next machine.
+        // The devices work in the next machine, once the hypervisor lets them.
+        for device in devices {
+            hypervisor.set_bus_master(device, true);
+        }
         let mut next = Guest::start(&lab, options);
         let (_, page) = next.bound();
         next.expect_reaches(D0, next.tag, IOVA, page);

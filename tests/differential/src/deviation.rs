@@ -854,3 +854,31 @@ fn is_blocked(seen: &Seen, reasons: &[u8]) -> bool {
     let mut blocked = seen.blocked.iter().flatten().peekable();
     blocked.peek().is_some() && blocked.all(|reason| reasons.contains(reason))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_deviation_has_a_name_of_its_own_and_says_what_it_is() {
+        for (index, deviation) in ALL.iter().enumerate() {
+            assert!(!deviation.what.is_empty(), "{}", deviation.name);
+            let twin = ALL.iter().skip(index + 1);
+            assert!(
+                !twin
+                    .map(|twin| twin.name)
+                    .any(|name| name == deviation.name)
+            );
+        }
+    }
+
+    #[test]
+    fn what_nothing_is_known_of_is_not_explained() {
+        let difference = Difference::Register {
+            name: "GSTS",
+            model: 1 << 31,
+            qemu: 0,
+        };
+        assert_eq!(of(&difference), None);
+    }
+}

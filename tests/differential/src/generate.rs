@@ -359,3 +359,46 @@ impl Generator<'_> {
         words
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vtd_nest::arch::register::{Register32, Register64};
+    use vtd_nest::mem::Registers;
+
+    use super::*;
+    use crate::configuration::{ALL, Base};
+
+    /// The capability registers of QEMU's unit with second-stage tables.
+    struct SecondStage;
+
+    impl Registers for SecondStage {
+        fn read32(&self, _: Register32) -> u32 {
+            0x10
+        }
+        fn write32(&mut self, _: Register32, _: u32) {}
+        fn read64(&self, register: Register64) -> u64 {
+            if register == Register64::CAPABILITY {
+                0x00d2_008c_222f_0606
+            } else {
+                0x4800_80f0_0f4a
+            }
+        }
+        fn write64(&mut self, _: Register64, _: u64) {}
+        fn window_bytes(&self) -> u64 {
+            4096
+        }
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_program_again() {
+        let configuration = ALL
+            .iter()
+            .find(|configuration| configuration.base == Base::SecondStage);
+        let unit = Unit::read(&SecondStage, configuration.unwrap());
+        assert_eq!(generate(7, &unit), generate(7, &unit));
+        assert_ne!(generate(7, &unit).steps, generate(8, &unit).steps);
+        let program = generate(7, &unit);
+        assert!(program.steps.len() as u64 > STEPS);
+        assert!(program.domains.iter().all(|domain| domain.domain_id != 0));
+    }
+}
