@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::MachineArguments;
 use crate::command::{ask, cargo, check};
+use crate::differential::Checked;
 use crate::differential::{self, Checked};
 use crate::image::{self, TARGET};
 use crate::progress::{Mark, Progress};
@@ -237,15 +238,11 @@ pub(crate) fn test(arguments: &Arguments) -> Result<bool> {
             .into()
     });
     steps.step("model against QEMU", |progress| match &qemu {
-<<<<<<< HEAD
-        Some(qemu) => differential::check_model(qemu, arguments.full, progress).into(),
-=======
         Some(qemu) => match differential::check_model(qemu, arguments.full, progress) {
             Ok(Checked::Agrees(remark)) => Ended::Pass(remark),
             Ok(Checked::Skipped(why)) => Ended::Skip(why),
             Err(error) => Ended::Fail(error),
         },
->>>>>>> differential
         None => Ended::Skip("no QEMU".into()),
     });
     steps.step("undefined behaviour (Miri)", miri);
