@@ -11,14 +11,13 @@ use serde::Serialize;
 
 use crate::MachineArguments;
 use crate::command::{ask, cargo, check};
-use crate::differential::Checked;
 use crate::differential::{self, Checked};
 use crate::image::{self, TARGET};
 use crate::progress::{Mark, Progress};
 use crate::qemu::{Devices, Qemu};
 use crate::report::{self, Report};
 use crate::run::Console;
-use crate::{conform, differential, mutants, panic_freedom, run, setup};
+use crate::{conform, mutants, panic_freedom, run, setup};
 
 /// Lines of a failed step's output that are shown again at the end.
 const LAST_LINES: usize = 30;
