@@ -1,24 +1,14 @@
 //! Random programs on the model and on QEMU: the package `vtd-differential`.
 
-<<<<<<< HEAD
-use anyhow::Result;
-
-use crate::command::{cargo, check};
-=======
 use anyhow::{Result, bail};
 
 use crate::command::{capture, cargo, shown};
->>>>>>> differential
 use crate::progress::Progress;
 use crate::qemu::Qemu;
 
 /// How the line starts that names a known deviation which a full run never met.
 const NEVER_MET: &str = "never met: ";
 
-<<<<<<< HEAD
-/// Runs them; the sums, and with `full` the known deviations that are not needed.
-pub(crate) fn check_model(qemu: &Qemu, full: bool, progress: &Progress) -> Result<String> {
-=======
 /// How the line starts that says why nothing was run.
 const SKIPPED: &str = "skipped: ";
 
@@ -32,16 +22,12 @@ pub(crate) enum Checked {
 
 /// Runs them; more of them, in more configurations, with `full`.
 pub(crate) fn check_model(qemu: &Qemu, full: bool, progress: &Progress) -> Result<Checked> {
->>>>>>> differential
     let mut command = cargo();
     command.args(["run", "--quiet", "--package", "vtd-differential", "--"]);
     command.arg("--qemu").arg(qemu.path());
     if full {
         command.arg("--full");
     }
-<<<<<<< HEAD
-    check(&mut command, progress).map(|output| remark(&output))
-=======
     let outcome = capture(&mut command, progress)?;
     if outcome.success {
         return Ok(Checked::Agrees(remark(&outcome.text)));
@@ -51,7 +37,6 @@ pub(crate) fn check_model(qemu: &Qemu, full: bool, progress: &Progress) -> Resul
         Some(why) => Ok(Checked::Skipped(why.to_owned())),
         None => bail!("`{}` failed\n{}", shown(&command), outcome.text.trim_end()),
     }
->>>>>>> differential
 }
 
 /// What is worth telling of the output of a run that passed.

@@ -17,7 +17,7 @@ use crate::progress::{Mark, Progress};
 use crate::qemu::{Devices, Qemu};
 use crate::report::{self, Report};
 use crate::run::Console;
-use crate::{conform, differential, mutants, panic_freedom, run, setup};
+use crate::{conform, mutants, panic_freedom, run, setup};
 
 /// Lines of a failed step's output that are shown again at the end.
 const LAST_LINES: usize = 30;
@@ -237,15 +237,11 @@ pub(crate) fn test(arguments: &Arguments) -> Result<bool> {
             .into()
     });
     steps.step("model against QEMU", |progress| match &qemu {
-<<<<<<< HEAD
-        Some(qemu) => differential::check_model(qemu, arguments.full, progress).into(),
-=======
         Some(qemu) => match differential::check_model(qemu, arguments.full, progress) {
             Ok(Checked::Agrees(remark)) => Ended::Pass(remark),
             Ok(Checked::Skipped(why)) => Ended::Skip(why),
             Err(error) => Ended::Fail(error),
         },
->>>>>>> differential
         None => Ended::Skip("no QEMU".into()),
     });
     steps.step("undefined behaviour (Miri)", miri);
