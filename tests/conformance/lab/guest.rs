@@ -118,6 +118,7 @@ fn destroy(lab: &Lab, machine: &mut Option<Vm>) -> Result<(), BindError> {
     for _ in 0..1_000 {
         match Vm::destroy(machine, &*lab.hypervisor, &lab.units)? {
             Progress::Done => return Ok(()),
+            Progress::Again => {}
             Progress::Wait => lab.hypervisor.pass(1_000_000),
         }
     }
