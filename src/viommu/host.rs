@@ -231,9 +231,8 @@ pub trait Host {
     /// Makes the actual state of (device, PASID) equal to the desired one.
     ///
     /// Idempotent: called again after [`Progress::Wait`] or [`Progress::Again`] it continues, in the
-    /// desired state it
-    /// changes nothing and sends nothing. An observer sees the binding old, new or blocked. After
-    /// `Done` the old translation is no longer used by hardware.
+    /// desired state it changes nothing and sends nothing. An observer sees the binding old, new or
+    /// blocked. After `Done` the old translation is no longer used by hardware.
     ///
     /// # Errors
     ///
