@@ -128,31 +128,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     )
     .needs(&[Need::Extended(Ecap::INTERRUPT_REMAPPING, "IR")])
     .pending(HOST_SIDE),
-    super::unwritten(
-        "G2",
-        "every present interrupt entry of the host validates its source",
-        HOST_SIDE,
-    ),
-    super::unwritten(
-        "G3",
-        "a chipset with broken interrupt remapping gets no device assigned",
-        HOST_SIDE,
-    ),
-    super::unwritten(
-        "G18",
-        "a device with reserved memory is refused, or its memory stays mapped while it may use it",
-        HOST_SIDE,
-    ),
-    super::unwritten(
-        "G20",
-        "a device is all of its requester ids, or none",
-        HOST_SIDE,
-    ),
-    super::unwritten(
-        "G30",
-        "a changed interrupt entry of the host is invalidated",
-        HOST_SIDE,
-    ),
 ];
 
 /// Time that passes at each look at the clock when hardware is to be given up quickly.

@@ -105,11 +105,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         chosen_keys,
     )
     .needs(&[Need::PASID]),
-    super::unwritten(
-        "S94",
-        "a BAR or bridge window over a protected page is refused",
-        "host side, complete: configuration space is not given to a guest yet",
-    ),
 ];
 
 /// A guest that nests, if the hardware does, and one whose tables are shadowed.

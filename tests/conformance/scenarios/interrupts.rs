@@ -120,7 +120,7 @@ fn signal(guest: &mut Guest, device: SourceId, address: u64) -> Option<FaultReas
 }
 
 /// Entries present in the hardware's table.
-fn hardware_entries(lab: &Lab) -> Vec<[u64; 2]> {
+pub(super) fn hardware_entries(lab: &Lab) -> Vec<[u64; 2]> {
     use vtd_nest::arch::address::Hpa;
     let registers = lab.hypervisor.registers(0).expect("a unit");
     let status = registers.read32(Register32::GLOBAL_STATUS);

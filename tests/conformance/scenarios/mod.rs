@@ -12,6 +12,7 @@ mod isolation;
 mod job;
 mod mode_changes;
 mod page_requests;
+mod platform;
 mod queue_and_registers;
 mod refusal;
 mod replacement;
@@ -40,6 +41,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         isolation::SCENARIOS,
         driven_units::SCENARIOS,
         guard_rules::SCENARIOS,
+        platform::SCENARIOS,
     ]
     .concat()
 }

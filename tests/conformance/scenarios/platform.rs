@@ -1,0 +1,209 @@
+//! What a hypervisor has to know of its platform: interrupt routing, errata, reserved memory,
+//! aliases, configuration space. All of it waits for the host side.
+
+use vtd_nest::arch::address::Iova;
+use vtd_nest::arch::capability::ExtendedCapabilityField as Ecap;
+use vtd_nest::arch::id::SourceId;
+use vtd_nest::nest::{AssignError, DeviceConfig, InterruptIsolation};
+
+use crate::bench::Requester;
+use crate::harness::{Need, Scenario, scenario};
+use crate::lab::{D0, Guest, GuestOptions, Lab, Place, kind, later};
+
+const HOST_SIDE: &str = "host side, complete";
+const REMAPS: &[Need] = &[Need::Extended(Ecap::INTERRUPT_REMAPPING, "IR")];
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "G2",
+        "every present interrupt entry of the host validates its source",
+        sources_are_validated,
+    )
+    .needs(REMAPS)
+    .pending(HOST_SIDE),
+    scenario(
+        "G3",
+        "a chipset with broken interrupt remapping gets no device assigned",
+        broken_remapping_vetoes,
+    )
+    .needs(REMAPS)
+    .pending(HOST_SIDE),
+    scenario(
+        "G18",
+        "a device with reserved memory is refused, or keeps it for as long as it may use it",
+        reserved_memory,
+    )
+    .pending(HOST_SIDE),
+    scenario(
+        "G20",
+        "a device is all of its requester ids, or none",
+        aliases,
+    )
+    .pending(HOST_SIDE),
+    scenario(
+        "G30",
+        "a changed interrupt entry of the host is invalidated before its old target is reused",
+        changed_entry_is_invalidated,
+    )
+    .needs(REMAPS)
+    .pending(HOST_SIDE),
+    scenario(
+        "S94",
+        "a BAR or bridge window over a protected page is refused",
+        windows_over_protected_pages,
+    )
+    .pending(HOST_SIDE),
+];
+
+fn device(lab: &Lab, index: usize) -> Requester {
+    Requester {
+        source_id: lab.hypervisor.bench().device(index),
+        pasid: None,
+        privileged: false,
+        execute: false,
+    }
+}
+
+fn sources_are_validated(place: Place<'_>) {
+    let lab = place.lab();
+    let (first, second) = (device(&lab, 0), device(&lab, 1));
+    let (address, data) = later::route_interrupt(&lab, first.source_id, 0x51);
+    let present = super::interrupts::hardware_entries(&lab);
+    assert!(!present.is_empty());
+    for entry in present {
+        // SVT 01 and SQ 00: the whole source-id is compared (§9.9).
+        assert_eq!((entry[1] >> 18 & 3, entry[1] >> 16 & 3), (1, 0));
+        assert_eq!(entry[1] & 0xffff, u64::from(first.source_id.as_u16()));
+    }
+    // Another device that sends the same message is told apart.
+    lab.hypervisor
+        .dma_write(second, Iova::new(address), &data.to_le_bytes());
+    let faults = lab.take_unclaimed_faults();
+    assert_eq!(faults.len(), 1);
+    assert_eq!(faults[0].reason_code(), 0x26);
+    lab.expect_no_violations();
+}
+
+fn broken_remapping_vetoes(place: Place<'_>) {
+    let lab = place.lab();
+    later::veto_interrupt_remapping(&lab);
+    let mut guest = Guest::start(
+        &lab,
+        GuestOptions {
+            devices: Vec::new(),
+            ..GuestOptions::default()
+        },
+    );
+    let source_id = lab.hypervisor.bench().device(0);
+    let config = DeviceConfig {
+        source_id,
+        guest_source_id: D0,
+        unit: 0,
+        interrupts: InterruptIsolation::Required,
+        pasid_bits: 20,
+    };
+    let refused = guest.vm.assign(&*lab.hypervisor, &lab.units, config);
+    let expected = AssignError::InterruptRemappingMissing(source_id);
+    assert_eq!(refused.map(drop), Err(expected));
+}
+
+fn reserved_memory(place: Place<'_>) {
+    let lab = place.lab();
+    let requester = device(&lab, 0);
+    let reserved = lab.hypervisor.bench().layout().nobodys.start;
+    let reads = |expected: bool| {
+        let value = 0x5afe_u64;
+        lab.hypervisor.bench().memory().write64(reserved, value);
+        let mut bytes = [0; 8];
+        let at = Iova::new(reserved.as_u64());
+        lab.hypervisor.dma_read(requester, at, &mut bytes);
+        assert_eq!(u64::from_le_bytes(bytes) == value, expected);
+    };
+    reads(false);
+    later::reserve_memory(&lab, requester.source_id, reserved, 0x1000);
+    reads(true);
+    let none = GuestOptions {
+        devices: Vec::new(),
+        ..GuestOptions::default()
+    };
+    let mut guest = Guest::start(&lab, none);
+    later::assign_with_reserved_memory(&mut guest, D0);
+    reads(true);
+    guest.unassign(D0).expect("it leaves");
+    // It may still have DMA on its way there.
+    reads(true);
+    guest.finish();
+}
+
+fn aliases(place: Place<'_>) {
+    let lab = place.lab();
+    let none = GuestOptions {
+        devices: Vec::new(),
+        ..GuestOptions::default()
+    };
+    let alias = lab.hypervisor.bench().device(1);
+    // The n-th table of the set cannot be made: none of the set is assigned.
+    for frames in 0..4 {
+        let mut guest = Guest::start(&lab, none.clone());
+        let before = guest.holdings();
+        lab.hypervisor.fail_allocations_after(Some(frames));
+        let refused = later::assign_with_aliases(&mut guest, D0, &[alias]);
+        lab.hypervisor.fail_allocations_after(None);
+        if refused.is_err() {
+            assert_eq!(guest.holdings(), before);
+        }
+    }
+    let mut guest = Guest::start(&lab, none);
+    later::assign_with_aliases(&mut guest, D0, &[alias]).expect("assigned");
+    let (_, page) = guest.bound();
+    // Whichever id it sends, it is the same device of the same guest.
+    let mut bytes = [0; 8];
+    let requester = Requester {
+        source_id: alias,
+        ..guest.requester(D0, guest.tag)
+    };
+    let at = Iova::new(crate::lab::IOVA);
+    lab.hypervisor.dma_read(requester, at, &mut bytes);
+    assert_eq!(u64::from_le_bytes(bytes), guest.read_u64(page));
+    guest.finish();
+}
+
+fn changed_entry_is_invalidated(place: Place<'_>) {
+    let lab = place.lab();
+    let requester = device(&lab, 0);
+    let (address, data) = later::route_interrupt(&lab, requester.source_id, 0x51);
+    // Hardware may cache the entry now.
+    lab.hypervisor
+        .dma_write(requester, Iova::new(address), &data.to_le_bytes());
+    lab.take_submitted();
+    let again = later::route_interrupt(&lab, requester.source_id, 0x52);
+    assert_eq!(again, (address, data), "the same entry, changed");
+    let submitted = lab.take_submitted();
+    let invalidated = |one: &crate::lab::Submitted| one.kind == kind::INTERRUPT_ENTRY_CACHE;
+    assert!(submitted.iter().any(invalidated), "{submitted:x?}");
+    lab.expect_no_violations();
+}
+
+fn windows_over_protected_pages(place: Place<'_>) {
+    let mut guest = place.guest();
+    const BAR0: u16 = 0x10;
+    const BRIDGE_WINDOW: u16 = 0x20;
+    let bridge = SourceId::from_u16(0x0008);
+    let unit = 0xfed9_0000_u32;
+    assert!(!later::write_configuration(&mut guest, D0, BAR0, unit));
+    let window = unit & 0xfff0_0000 | unit >> 16 & 0xfff0;
+    assert!(!later::write_configuration(
+        &mut guest,
+        bridge,
+        BRIDGE_WINDOW,
+        window
+    ));
+    // Elsewhere it is the guest's own business.
+    assert!(later::write_configuration(
+        &mut guest,
+        D0,
+        BAR0,
+        0xfe00_0000
+    ));
+    guest.finish();
+}
