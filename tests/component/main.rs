@@ -5,6 +5,7 @@
 
 mod bench;
 mod bindings;
+mod confirmations;
 mod containment;
 mod costs;
 mod end_to_end;
