@@ -109,18 +109,21 @@ fn a_range_beyond_the_units_mask_becomes_what_the_unit_accepts() {
 
 // R30
 #[test]
-fn what_a_full_queue_refuses_is_submitted_when_there_is_room() {
+fn what_the_queue_has_no_room_for_is_submitted_once_it_has() {
     let (mut guest, root, _) = bound(ModelConfig::nesting_server(), false);
     let other = guest.page();
     guest.map(root, IOVA, Some(other));
-    guest.bench.model.unit.set_queue_pace(Pace::Manual);
+    guest.bench.model.unit.set_queue_pace(Pace::After(20_000_000));
     let foreign = Descriptor::PasidCache {
         granularity: PasidCacheGranularity::Domain(DomainId::new(999)),
     };
     let h = &guest.bench.model.hypervisor;
     let is_full = (0..1_000).any(|_| {
         let submitted = guest.bench.units[0].submit(h, &[foreign]);
-        matches!(submitted, Err(QueueError::Full { .. }))
+        matches!(
+            submitted,
+            Err(QueueError::Full { .. } | QueueError::StatusWordsExhausted { .. })
+        )
     });
     assert!(is_full);
     let refused = guest.bench.units[0].statistics().full;
