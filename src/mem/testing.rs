@@ -69,8 +69,12 @@ impl HostMemory for TestHypervisor {
         old
     }
     fn copy_from(&self, at: Hpa, into: &mut [u8]) {
+        let mut last = (None, 0);
         for (address, byte) in (at.as_u64()..).zip(into) {
-            let word = self.read64(Hpa::new(address & !7));
+            if last.0 != Some(address & !7) {
+                last = (Some(address & !7), self.read64(Hpa::new(address & !7)));
+            }
+            let word = last.1;
             *byte = word.to_le_bytes()[(address & 7) as usize];
         }
     }

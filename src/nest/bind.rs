@@ -5,8 +5,8 @@
 //! Blocked ───────────────────────▶ Bound ───────────────────────────▶ Leaving
 //!    ▲                             │   ▲                                │   │
 //!    │                             └───┘ one 8-byte store, submit       │   │ not confirmed
-//!    └──────────────── confirmed: entry zeroed, domain-id released ─────┘   ▼
-//!                                                                      Quarantined
+//!    ├──────────────── confirmed: entry zeroed, domain-id released ─────┘   ▼
+//!    └──────────────── a retry is confirmed for the whole device ────── Quarantined
 //! ```
 //!
 //! A change of a bound entry reserves all that the new one needs before the old one is touched.
@@ -19,11 +19,12 @@ use crate::arch::pasid::PasidEntry;
 use crate::mem::{Hypervisor, Owner, Registers};
 use crate::nest::backend::shadow::Shadow;
 use crate::nest::backend::{Target, nested};
-use crate::nest::device::DeviceList;
-use crate::nest::domain::{DomainSlot, DomainTable};
+use crate::nest::device::{DeviceList, Quarantine};
+use crate::nest::domain::{DomainKind, DomainSlot, DomainTable};
 use crate::nest::invalidate::{Forwarding, is_transient};
 use crate::nest::memory::MachineMemory;
 use crate::nest::offer::Offer;
+use crate::nest::reserve::Reserved;
 use crate::nest::statistics::MachineStatistics;
 use crate::unit::{QueueError, Ticket, Unit, UnitError};
 use crate::viommu::host::{
@@ -37,11 +38,21 @@ pub(super) const EVERYTHING: PageRange = PageRange {
     leaf_only: false,
 };
 
-/// A present hardware entry.
+/// Where a binding that holds something stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// The hardware entry is present.
+    Bound,
+    /// The entry is withdrawn; its invalidation is not confirmed yet.
+    Leaving,
+    /// Hardware never confirmed: the device is quarantined and what the entry used is kept.
+    Quarantined,
+}
+
+/// A hardware entry. What it does is said by its domain and by the entry itself.
 #[derive(Debug)]
 pub struct Bound {
-    /// What it does.
-    target: Target,
+    stage: Stage,
     /// Its host domain-id.
     domain: DomainSlot,
     /// The invalidation that the last change owes.
@@ -50,13 +61,25 @@ pub struct Bound {
 
 impl Bound {
     /// An entry that nothing older is known of.
-    pub(super) const fn new(target: Target, domain: DomainSlot) -> Self {
+    pub(super) const fn new(domain: DomainSlot) -> Self {
         Self {
-            target,
+            stage: Stage::Bound,
             domain,
             confirmation: Confirmation::Settled,
         }
     }
+}
+
+/// What an entry that is not published yet holds, while hardware forgets the one before it. There
+/// is one for a machine, because bindings change one after another.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reservation {
+    device: DeviceHandle,
+    pasid: Pasid,
+    /// What the entry will do.
+    target: Target,
+    /// Its host domain-id.
+    domain: DomainSlot,
 }
 
 /// How far the invalidation that a change owes has come.
@@ -64,24 +87,45 @@ impl Bound {
 enum Confirmation {
     /// Hardware knows nothing older.
     Settled,
-    /// Not submitted yet, since this moment in nanoseconds.
-    Owed(u64),
+    /// Not submitted yet, since this moment.
+    Owed(Moment),
     /// On its way.
     Submitted(Ticket),
 }
 
-/// What the host side keeps of one binding.
+/// A moment in nanoseconds, of no alignment.
+#[derive(Clone, Copy, Debug)]
+struct Moment([u8; 8]);
+
+impl Moment {
+    const fn new(nanoseconds: u64) -> Self {
+        Self(nanoseconds.to_ne_bytes())
+    }
+
+    const fn nanoseconds(self) -> u64 {
+        u64::from_ne_bytes(self.0)
+    }
+}
+
+/// What the host side keeps of one binding: 16 bytes, because there is one in every slot of the
+/// PASID cache.
 #[derive(Debug, Default)]
 pub enum HostBinding {
     /// No hardware entry, nothing held.
     #[default]
     Blocked,
-    /// A present hardware entry.
-    Bound(Bound),
-    /// The entry is withdrawn; its invalidation is not confirmed yet.
-    Leaving(Bound),
-    /// Hardware never confirmed: the device is quarantined and what the entry used is kept.
-    Quarantined(Bound),
+    /// A hardware entry, or what is left of one.
+    Held(Bound),
+}
+
+impl HostBinding {
+    /// What it holds, in a stage.
+    fn held(&mut self, stage: Stage) -> Option<&mut Bound> {
+        match self {
+            Self::Held(bound) if bound.stage == stage => Some(bound),
+            _ => None,
+        }
+    }
 }
 
 /// The host side of one machine: everything but its memory and its virtual unit.
@@ -97,6 +141,7 @@ pub(super) struct HostSide<const DEVICES: usize, const DOMAINS: usize, const SHA
     pub(super) domains: DomainTable<DOMAINS>,
     pub(super) shadows: [Option<Shadow>; SHADOWS],
     pub(super) forwarding: Forwarding,
+    pub(super) reservation: Option<Reservation>,
     pub(super) statistics: MachineStatistics,
 }
 
@@ -156,11 +201,18 @@ impl<
     }
 
     fn invalidate(&mut self, what: &GuestInvalidation) -> Result<Progress, BindError> {
-        self.forward(what)
+        Ok(self.forward(what))
     }
 
     fn flush(&mut self) -> Result<Progress, BindError> {
-        self.complete_forwarded(false)
+        let progress = self.complete_forwarded(false)?;
+        // Told once hardware has confirmed: the guest's wait is not cut short by it.
+        if progress == Progress::Done
+            && let Some(error) = self.side.forwarding.dropped.take()
+        {
+            return Err(error);
+        }
+        Ok(progress)
     }
 
     fn deliver_interrupt(&mut self, address: u64, data: u32) {
@@ -195,40 +247,139 @@ impl<
         desired: &Desired,
     ) -> Result<Progress, BindError> {
         let assigned = self.side.devices.get(device)?;
-        if assigned.quarantined {
-            return Err(BindError::Quarantined {
-                source_id: assigned.config.source_id,
-            });
+        let source_id = assigned.config.source_id;
+        match assigned.quarantine {
+            Quarantine::None => {}
+            Quarantine::Confirmed if *desired == Desired::Blocked => {
+                return self.give_back(device, pasid, binding);
+            }
+            _ => {
+                self.drop_reservation(device, pasid);
+                return Err(BindError::Quarantined { source_id });
+            }
         }
         if self.confirm(device, pasid, binding)? == Progress::Wait {
             return Ok(Progress::Wait);
         }
-        let wanted = Target::of(desired, self.side.offer.backend);
-        let mut reserved = Ok(None);
-        if let HostBinding::Bound(bound) = binding {
-            if wanted == Ok(Some(bound.target)) {
+        let wanted = Target::of(desired, self.side.offer.backend, source_id, pasid);
+        self.give_up_builds(&wanted);
+        if let Some(bound) = binding.held(Stage::Bound) {
+            if let Ok(Some(target)) = &wanted
+                && self.does(device, pasid, bound, target)?
+            {
                 return Ok(Progress::Done);
             }
             if self.replace_in_place(device, pasid, bound, &wanted)? {
                 return self.confirm(device, pasid, binding);
             }
             // All that the new entry needs is there before the old one is touched.
-            reserved = self.reserve(device, pasid, wanted);
+            let refusal = match (self.reserve(device, pasid, wanted), wanted) {
+                (Ok(Reserved::Unfinished), _) => return Ok(Progress::Again),
+                (Ok(Reserved::Entry(next, _)), Ok(Some(target))) => {
+                    self.keep_reservation(device, pasid, target, next.domain);
+                    None
+                }
+                (Ok(_), _) => None,
+                (Err(error), _) => Some(error),
+            };
             self.withdraw(device, pasid, binding)?;
             if self.confirm(device, pasid, binding)? == Progress::Wait {
-                // Not kept over the wait: the guest may want something else by then.
-                if let Ok(Some((bound, _))) = reserved {
-                    self.release(device, bound.domain);
-                }
                 return Ok(Progress::Wait);
             }
-        } else if matches!(binding, HostBinding::Blocked) {
-            reserved = self.reserve(device, pasid, wanted);
+            if let Some(error) = refusal {
+                return Err(error);
+            }
         }
-        match reserved? {
-            Some((bound, entry)) => self.publish(device, pasid, binding, bound, &entry),
-            None => Ok(Progress::Done),
+        if !matches!(binding, HostBinding::Blocked) {
+            return Ok(Progress::Done);
         }
+        if let Some(next) = self.take_reservation(device, pasid) {
+            let keeps = wanted == Ok(Some(next.target))
+                && self.side.domains.get(next.domain).is_some_and(|domain| {
+                    // Others may have been bound during the wait.
+                    !self.conflicts(device, pasid, domain.id, &next.target)
+                });
+            if keeps && let Ok(entry) = self.entry_for(device, &next.target, next.domain) {
+                return self.publish(device, pasid, binding, Bound::new(next.domain), &entry);
+            }
+            self.release(device, next.domain);
+        }
+        match self.reserve(device, pasid, wanted)? {
+            Reserved::Entry(bound, entry) => self.publish(device, pasid, binding, bound, &entry),
+            Reserved::Unfinished => Ok(Progress::Again),
+            Reserved::Nothing => Ok(Progress::Done),
+        }
+    }
+
+    /// Keeps what the next entry of a binding needs while hardware forgets the one before. Another
+    /// binding that was in the midst of this makes its reservation anew.
+    fn keep_reservation(
+        &mut self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        target: Target,
+        domain: DomainSlot,
+    ) {
+        let before = self.side.reservation.replace(Reservation {
+            device,
+            pasid,
+            target,
+            domain,
+        });
+        if let Some(before) = before {
+            self.release(before.device, before.domain);
+        }
+    }
+
+    /// Takes out what is kept for the next entry of a binding.
+    fn take_reservation(&mut self, device: DeviceHandle, pasid: Pasid) -> Option<Reservation> {
+        let reservation = &mut self.side.reservation;
+        reservation.take_if(|kept| kept.device == device && kept.pasid == pasid)
+    }
+
+    /// Gives back what is kept for the next entry of a binding.
+    fn drop_reservation(&mut self, device: DeviceHandle, pasid: Pasid) {
+        if let Some(next) = self.take_reservation(device, pasid) {
+            self.release(device, next.domain);
+        }
+    }
+
+    /// Whether a present entry does what a target wants. Its host domain-id tags one thing only; in
+    /// a nested entry the guest's root and flags are to be compared beside it.
+    fn does(
+        &self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        bound: &Bound,
+        target: &Target,
+    ) -> Result<bool, BindError> {
+        let Some(domain) = self.side.domains.get(bound.domain) else {
+            return Ok(false);
+        };
+        Ok(match (target, domain.kind) {
+            (Target::MachineMemory, DomainKind::Machine) => true,
+            (Target::Nested(wanted), DomainKind::Nested { guest }) => {
+                let (_, unit) = self.unit_of(device)?;
+                let tables = &self.side.devices.get(device)?.tables;
+                wanted.domain_id == guest
+                    && unit.read_entry(self.h, tables, pasid)
+                        == Some(self.entry_for(device, target, bound.domain)?)
+            }
+            (
+                Target::Shadow {
+                    domain_id,
+                    root,
+                    width,
+                },
+                DomainKind::Shadow { shadow, .. },
+            ) => self
+                .side
+                .shadows
+                .get(usize::from(shadow))
+                .and_then(Option::as_ref)
+                .is_some_and(|shadow| shadow.serves(*domain_id, *root, *width)),
+            _ => false,
+        })
     }
 
     /// Brings the invalidation that the last change owes to its end, if there is one.
@@ -238,21 +389,22 @@ impl<
         pasid: Pasid,
         binding: &mut HostBinding,
     ) -> Result<Progress, BindError> {
-        let (HostBinding::Bound(bound) | HostBinding::Leaving(bound)) = binding else {
-            return Ok(Progress::Done);
+        let bound = match binding {
+            HostBinding::Held(bound) if bound.stage != Stage::Quarantined => bound,
+            _ => return Ok(Progress::Done),
         };
         match self.advance(device, pasid, bound) {
             Ok(Progress::Done) => {}
-            Ok(Progress::Wait) => return Ok(Progress::Wait),
+            Ok(unfinished) => return Ok(unfinished),
             Err(error) => {
                 log::error!(
                     "machine {}: PASID {pasid}: not confirmed: {error}",
                     self.side.number
                 );
-                return Err(self.quarantine(device, binding));
+                return Err(self.quarantine(device, pasid, binding));
             }
         }
-        if let HostBinding::Leaving(bound) = binding {
+        if let Some(bound) = binding.held(Stage::Leaving) {
             let slot = bound.domain;
             let (_, unit) = self.unit_of(device)?;
             unit.clear_entry(self.h, &self.side.devices.get(device)?.tables, pasid);
@@ -298,7 +450,7 @@ impl<
             match submitted {
                 Ok(ticket) => bound.confirmation = Confirmation::Submitted(ticket),
                 // Others fill the queue; hardware empties it, or stops altogether.
-                Err(error) if is_transient(&error) && !self.is_late(unit, since) => {
+                Err(error) if is_transient(&error) && !self.is_late(unit, since.nanoseconds()) => {
                     return Ok(Progress::Wait);
                 }
                 Err(error) => return Err(error),
@@ -332,6 +484,7 @@ impl<
         let (_, unit) = self.unit_of(device)?;
         if let Err(error) = unit.publish_entry(self.h, &assigned.tables, pasid, entry) {
             self.release(device, bound.domain);
+            *binding = HostBinding::Blocked;
             return Err(refused_by_unit(error));
         }
         self.side.statistics.binds = self.side.statistics.binds.wrapping_add(1);
@@ -342,9 +495,9 @@ impl<
             entry.domain_id()
         );
         if owes_after_set_up(unit) {
-            bound.confirmation = Confirmation::Owed(self.h.now_nanoseconds());
+            bound.confirmation = Confirmation::Owed(Moment::new(self.h.now_nanoseconds()));
         }
-        *binding = HostBinding::Bound(bound);
+        *binding = HostBinding::Held(bound);
         self.confirm(device, pasid, binding)
     }
 
@@ -358,12 +511,12 @@ impl<
         let assigned = self.side.devices.get(device)?;
         let source_id = assigned.config.source_id;
         let (_, unit) = self.unit_of(device)?;
-        let HostBinding::Bound(mut bound) = core::mem::take(binding) else {
+        let Some(bound) = binding.held(Stage::Bound) else {
             return Ok(());
         };
         unit.withdraw_entry(self.h, &assigned.tables, pasid);
-        bound.confirmation = Confirmation::Owed(self.h.now_nanoseconds());
-        *binding = HostBinding::Leaving(bound);
+        bound.confirmation = Confirmation::Owed(Moment::new(self.h.now_nanoseconds()));
+        bound.stage = Stage::Leaving;
         self.side.statistics.unbinds = self.side.statistics.unbinds.wrapping_add(1);
         log::info!(
             "machine {}: unbind {source_id} PASID {pasid}",
@@ -384,9 +537,13 @@ impl<
         let Ok(Some(target @ Target::Nested(new))) = wanted else {
             return Ok(false);
         };
-        if bound.target.guest_domain_id() != Some(new.domain_id)
-            || !matches!(bound.target, Target::Nested(_))
-        {
+        let kind = self
+            .side
+            .domains
+            .get(bound.domain)
+            .map(|domain| domain.kind);
+        let guest = new.domain_id;
+        if kind != Some(DomainKind::Nested { guest }) {
             return Ok(false);
         }
         let entry = self.entry_for(device, target, bound.domain)?;
@@ -421,20 +578,85 @@ impl<
         );
         self.side.statistics.replaced_in_place =
             self.side.statistics.replaced_in_place.wrapping_add(1);
-        bound.target = *target;
-        bound.confirmation = Confirmation::Owed(self.h.now_nanoseconds());
+        bound.confirmation = Confirmation::Owed(Moment::new(self.h.now_nanoseconds()));
         Ok(true)
     }
 
     /// Puts the device of a binding into quarantine and keeps what the binding holds.
-    fn quarantine(&mut self, device: DeviceHandle, binding: &mut HostBinding) -> BindError {
-        *binding = match core::mem::take(binding) {
-            HostBinding::Bound(bound) | HostBinding::Leaving(bound) => {
-                HostBinding::Quarantined(bound)
-            }
-            other => other,
-        };
+    fn quarantine(
+        &mut self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        binding: &mut HostBinding,
+    ) -> BindError {
+        self.drop_reservation(device, pasid);
+        if let HostBinding::Held(bound) = binding {
+            bound.stage = Stage::Quarantined;
+        }
         self.isolate(device)
+    }
+
+    /// Has hardware confirm that it forgot a quarantined device, if the device is one. Each call
+    /// after a failure asks anew.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError::Quarantined`] if hardware did not confirm; everything is kept.
+    pub(super) fn confirm_quarantine(
+        &mut self,
+        device: DeviceHandle,
+    ) -> Result<Progress, BindError> {
+        let (_, unit) = self.unit_of(device)?;
+        let assigned = self.side.devices.get_mut(device)?;
+        let source_id = assigned.config.source_id;
+        if matches!(assigned.quarantine, Quarantine::Unconfirmed) {
+            match unit.block_device(self.h, &assigned.tables) {
+                Ok(ticket) => assigned.quarantine = Quarantine::Confirming(ticket),
+                Err(error) => {
+                    log::error!("machine {}: {source_id}: {error}", self.side.number);
+                    return Err(BindError::Quarantined { source_id });
+                }
+            }
+        }
+        let Quarantine::Confirming(ticket) = &assigned.quarantine else {
+            return Ok(Progress::Done);
+        };
+        match unit.poll(self.h, ticket) {
+            Ok(false) => Ok(Progress::Wait),
+            Ok(true) => {
+                assigned.quarantine = Quarantine::Confirmed;
+                log::info!(
+                    "machine {}: {source_id}: hardware has forgotten it",
+                    self.side.number
+                );
+                Ok(Progress::Done)
+            }
+            Err(error) => {
+                assigned.quarantine = Quarantine::Unconfirmed;
+                log::error!("machine {}: {source_id}: {error}", self.side.number);
+                Err(BindError::Quarantined { source_id })
+            }
+        }
+    }
+
+    /// Takes away a binding of a device that hardware has forgotten, context entry and all: nothing
+    /// more is owed for it.
+    fn give_back(
+        &mut self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        binding: &mut HostBinding,
+    ) -> Result<Progress, BindError> {
+        self.drop_reservation(device, pasid);
+        let HostBinding::Held(bound) = core::mem::take(binding) else {
+            return Ok(Progress::Done);
+        };
+        let (_, unit) = self.unit_of(device)?;
+        let tables = &self.side.devices.get(device)?.tables;
+        unit.withdraw_entry(self.h, tables, pasid);
+        unit.clear_entry(self.h, tables, pasid);
+        self.release(device, bound.domain);
+        Ok(Progress::Done)
     }
 
     /// Cuts a device off: its context entry goes by one store, bus mastering with it.
@@ -449,13 +671,13 @@ impl<
             return BindError::UnknownDevice(device);
         };
         let source_id = assigned.config.source_id;
-        if !assigned.quarantined {
-            assigned.quarantined = true;
+        if !assigned.is_quarantined() {
+            assigned.quarantine = Quarantine::Unconfirmed;
             if let Some(unit) = self.units.get(usize::from(index)) {
-                // Nothing waits for the ticket: the device stays cut off whatever comes of it, and
-                // what it holds is kept.
-                if let Err(error) = unit.block_device(self.h, &assigned.tables) {
-                    log::error!("{source_id}: {error}");
+                // The device stays cut off whatever comes of it; a retry asks.
+                match unit.block_device(self.h, &assigned.tables) {
+                    Ok(ticket) => assigned.quarantine = Quarantine::Confirming(ticket),
+                    Err(error) => log::error!("{source_id}: {error}"),
                 }
             }
             self.h.set_bus_master(source_id, false);
@@ -498,6 +720,44 @@ pub(super) fn refused_by_unit(error: UnitError) -> BindError {
         error => {
             log::error!("physical unit: {error}");
             BindError::Unit
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nest::VirtualMachine;
+    use crate::viommu::VirtualUnit;
+
+    #[test]
+    fn each_device_domain_and_shadow_costs_what_is_documented() {
+        // `VirtualMachine`, Memory.
+        let one = size_of::<VirtualMachine<1, 1, 1, 1>>();
+        let each = |size: usize| (size - one) / 1000;
+        assert_eq!(
+            (
+                each(size_of::<VirtualMachine<1001, 1, 1, 1>>()),
+                each(size_of::<VirtualMachine<1, 1001, 1, 1>>()),
+                each(size_of::<VirtualMachine<1, 1, 1001, 1>>()),
+                each(size_of::<VirtualMachine<1, 1, 1, 1001>>()),
+            ),
+            (240, 124, 16, 352)
+        );
+        assert!(one <= 14 << 10, "{one}");
+    }
+
+    #[test]
+    fn a_cached_binding_costs_at_most_128_bytes() {
+        // Requirements, cost targets: memory. The rest of the unit does not grow with its bindings.
+        assert_eq!((size_of::<Ticket>(), size_of::<HostBinding>()), (12, 16));
+        let one = size_of::<VirtualUnit<HostBinding, 1, 1>>();
+        for (size, bindings) in [
+            (size_of::<VirtualUnit<HostBinding, 1, 4096>>(), 4096),
+            (size_of::<VirtualUnit<HostBinding, 1, 65536>>(), 65536),
+        ] {
+            let growth = size - one;
+            assert!(growth.abs_diff(124 * (bindings - 1)) < 8, "{growth}");
         }
     }
 }

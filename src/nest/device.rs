@@ -1,7 +1,7 @@
 //! One assigned device: its names on both sides and its tables on the physical unit.
 
 use crate::arch::id::SourceId;
-use crate::unit::{DeviceTables, UnitError};
+use crate::unit::{DeviceTables, Ticket, UnitError};
 use crate::viommu::host::{BindError, DeviceHandle};
 
 /// Whether assignment may go on without interrupt remapping (G1).
@@ -26,6 +26,11 @@ pub struct DeviceConfig {
     pub guest_source_id: SourceId,
     /// Index of the physical unit that covers the device.
     pub unit: u8,
+    /// The width of the PASIDs that the device can send, in bits, as its PASID capability says; 0
+    /// if it has none or the guest is not shown it. Such a device has its requests without PASID
+    /// only; any other must carry every PASID that the guest's unit shows
+    /// ([`Policy::pasid_bits`](crate::nest::Policy::pasid_bits)).
+    pub pasid_bits: u8,
     /// See [`InterruptIsolation`].
     pub interrupts: InterruptIsolation,
 }
@@ -44,8 +49,17 @@ pub enum AssignError {
     InUse(SourceId),
     /// The unit does not remap interrupts and the embedder did not waive it.
     InterruptRemappingMissing(SourceId),
-    /// The unit can carry less than the machine's guest was shown.
-    UnitLacksOfferedAbility(u8),
+    /// The unit of this index cannot nest, which the machine's bindings are made by.
+    UnitCannotNest(u8),
+    /// The unit or the device carries fewer bits of a PASID than the machine's guest was shown.
+    PasidBits {
+        /// The physical source-id.
+        source_id: SourceId,
+        /// Bits that the guest was shown (`ECAP.PSS`).
+        shown: u8,
+        /// Bits that the unit and the device both carry.
+        carried: u8,
+    },
     /// The unit could not make the device's tables.
     Unit(UnitError),
     /// The virtual unit refused the device.
@@ -59,9 +73,27 @@ pub enum AssignError {
 pub(super) struct AssignedDevice {
     pub(super) config: DeviceConfig,
     pub(super) tables: DeviceTables,
-    /// Set once hardware did not confirm an invalidation: the device reaches nothing any more and
-    /// keeps what it holds.
-    pub(super) quarantined: bool,
+    pub(super) quarantine: Quarantine,
+}
+
+impl AssignedDevice {
+    pub(super) const fn is_quarantined(&self) -> bool {
+        !matches!(self.quarantine, Quarantine::None)
+    }
+}
+
+/// How far a device is cut off. From [`Unconfirmed`](Self::Unconfirmed) on its context entry is not
+/// present, it reaches nothing new, and it keeps what it holds.
+#[derive(Debug)]
+pub(super) enum Quarantine {
+    /// It is not.
+    None,
+    /// Hardware did not confirm an invalidation, and may use what it has cached.
+    Unconfirmed,
+    /// The invalidation of everything that is cached of the device is on its way.
+    Confirming(Ticket),
+    /// Hardware has forgotten the device: what it holds can be given back.
+    Confirmed,
 }
 
 /// The devices of one machine, by handle.

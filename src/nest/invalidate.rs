@@ -1,43 +1,81 @@
 //! Guest invalidations carried to hardware, and their completion (R30).
 //!
-//! What the guest's descriptors cover is collected, by host domain-id, until the guest waits; then
-//! it goes to each physical unit as one batch with one wait. A shadow is brought in step at once,
-//! so the batch drops what hardware may still know of the old state.
+//! What the guest's descriptors cover is collected until the guest waits: by host domain-id, and for
+//! shadows by range. Then the shadows are brought in step, a slice a call, and what that and the
+//! descriptors owe goes to each physical unit as one batch with one wait.
 
 use heapless::Vec;
 
-use crate::arch::address::{Iova, PAGE_SIZE_BYTES};
 use crate::arch::capability::CapabilityField;
 use crate::arch::descriptor::{Descriptor, IotlbGranularity, PasidIotlbGranularity};
 use crate::arch::id::{DomainId, Pasid};
 use crate::mem::{Hypervisor, Registers};
-use crate::nest::backend::shadow::Synchronisation;
+use crate::nest::backend::shadow::{Changes, Synchronisation};
 use crate::nest::bind::{EVERYTHING, HostPort, owes_after_set_up};
+use crate::nest::coalesce::{Keyed, Span, Spans, SpansFull};
 use crate::nest::domain::DomainKind;
 use crate::unit::{QueueError, Ticket};
 use crate::viommu::host::{BindError, GuestInvalidation, PageRange, Progress};
 
-/// Descriptors collected before a domain is invalidated whole instead.
-const COLLECTED: usize = 64;
+/// Ranges collected before a domain is invalidated whole instead. Each is two descriptors at most.
+const COLLECTED: usize = 32;
 /// Descriptors of one batch: what was collected, or domains to invalidate whole.
-const BATCH: usize = 64;
+const BATCH: usize = 2 * COLLECTED;
+/// Binary order from which on a block is the whole address space.
+const EVERY_PAGE: u8 = 52;
 /// Physical units one machine's devices can be behind.
 pub const MAXIMUM_UNITS: usize = 8;
 
 /// Guest invalidations on their way.
 #[derive(Debug, Default)]
 pub(super) struct Forwarding {
-    collected: Vec<Collected, COLLECTED>,
+    collected: Spans<Tag, COLLECTED>,
     in_flight: Vec<InFlight, MAXIMUM_UNITS>,
     /// Since when a full queue has kept a batch back, in nanoseconds.
     owed_since: Option<u64>,
+    /// Why a shadow was dropped, until the guest's wait has told.
+    pub(super) dropped: Option<BindError>,
 }
 
-#[derive(Debug)]
-struct Collected {
+/// What a collected range is of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Tag {
     unit: u8,
     domain_id: DomainId,
-    descriptor: Descriptor,
+    /// First-stage addresses of a PASID, or second-stage addresses.
+    pasid: Option<Pasid>,
+}
+
+impl Tag {
+    /// The descriptor for a block of pages.
+    fn descriptor(&self, block: &PageRange) -> Descriptor {
+        let (domain_id, address) = (self.domain_id, block.address.as_u64());
+        match self.pasid {
+            Some(pasid) => Descriptor::PasidIotlb {
+                domain_id,
+                pasid,
+                granularity: if block.order >= EVERY_PAGE {
+                    PasidIotlbGranularity::All
+                } else {
+                    PasidIotlbGranularity::Page {
+                        address,
+                        address_mask: block.order,
+                        leaf_hint: block.leaf_only,
+                    }
+                },
+            },
+            None => Descriptor::Iotlb {
+                granularity: IotlbGranularity::Page {
+                    domain_id,
+                    address,
+                    address_mask: block.order,
+                    leaf_hint: block.leaf_only,
+                },
+                drain_reads: true,
+                drain_writes: true,
+            },
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -49,53 +87,45 @@ struct InFlight {
 impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize>
     HostPort<'_, H, R, DEVICES, DOMAINS, SHADOWS>
 {
-    /// Collects what a guest invalidation owes.
-    ///
-    /// # Errors
-    ///
-    /// [`BindError`] if a shadow could not be brought in step; it is empty then, so everything
-    /// through it faults.
-    pub(super) fn forward(&mut self, what: &GuestInvalidation) -> Result<Progress, BindError> {
+    /// Collects what a guest invalidation owes. [`Progress::Again`]: a shadow has no room for one
+    /// more range, and a slice of what is pending for it was done instead.
+    pub(super) fn forward(&mut self, what: &GuestInvalidation) -> Progress {
         self.collect_for_nested(what);
-        let mut result = Ok(Progress::Done);
+        let limit = self.side.shadow_table_limit;
         for index in 0..SHADOWS {
-            let range = self
-                .side
-                .shadows
-                .get(index)
-                .and_then(Option::as_ref)
-                .and_then(|shadow| shadow_range(what, shadow.domain_id));
-            if let Some(range) = range
-                && let Err(error) = self.synchronise_shadow(index, &range)
-            {
-                result = Err(error);
+            let Some(shadow) = self.side.shadows.get_mut(index).and_then(Option::as_mut) else {
+                continue;
+            };
+            let Some(span) = shadow_span(what, shadow.domain_id) else {
+                continue;
+            };
+            if shadow.mark(span, limit).is_ok() {
+                continue;
             }
+            if shadow.users > 0 {
+                self.advance_shadow(index);
+                return Progress::Again;
+            }
+            shadow.restart(limit);
         }
-        result
+        Progress::Done
     }
 
     /// First-stage invalidations go to each nested domain of the guest's domain-id; a second-stage
     /// one drops every nested entry of the domain, whatever the range (§6.5.2.3, Table 23).
     fn collect_for_nested(&mut self, what: &GuestInvalidation) {
-        let mut granularity = None;
+        let mut pages = EVERYTHING;
         let (named, pasid) = match *what {
             GuestInvalidation::All => (None, None),
             GuestInvalidation::Domain(domain_id)
             | GuestInvalidation::DomainPages { domain_id, .. } => (Some(domain_id), None),
-            GuestInvalidation::Pasid { domain_id, pasid } => {
-                granularity = Some(PasidIotlbGranularity::All);
-                (Some(domain_id), Some(pasid))
-            }
+            GuestInvalidation::Pasid { domain_id, pasid } => (Some(domain_id), Some(pasid)),
             GuestInvalidation::PasidPages {
                 domain_id,
                 pasid,
-                pages,
+                pages: named,
             } => {
-                granularity = Some(PasidIotlbGranularity::Page {
-                    address: pages.address.as_u64(),
-                    address_mask: pages.order,
-                    leaf_hint: pages.leaf_only,
-                });
+                pages = named;
                 (Some(domain_id), Some(pasid))
             }
         };
@@ -113,20 +143,17 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 Some(_) => _ = covered.push((domain.unit, domain.id)),
             }
         }
-        let (Some(pasid), Some(granularity)) = (pasid, granularity) else {
+        let Some(pasid) = pasid else {
             return;
         };
         for &(unit, domain_id) in &covered {
             if self.is_bound(unit, domain_id, pasid) {
-                self.collect(
+                let tag = Tag {
                     unit,
                     domain_id,
-                    Descriptor::PasidIotlb {
-                        domain_id,
-                        pasid,
-                        granularity,
-                    },
-                );
+                    pasid: Some(pasid),
+                };
+                self.collect(tag, Span::named_by(&pages), pages.leaf_only);
             }
         }
     }
@@ -144,65 +171,74 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         })
     }
 
-    /// Puts a descriptor into the next batch; without room the whole domain is invalidated, which
-    /// covers it.
-    fn collect(&mut self, unit: u8, domain_id: DomainId, descriptor: Descriptor) {
-        if let Some(domain) = self
+    /// Puts a range into the next batch, joined with its neighbours; without room the whole domain
+    /// is invalidated, which covers it.
+    fn collect(&mut self, tag: Tag, span: Span, leaf_only: bool) {
+        let domain = self
             .side
             .domains
             .iter_mut()
-            .find(|domain| domain.unit == unit && domain.id == domain_id)
-            && !domain.owes_flush
-        {
-            let collected = &mut self.side.forwarding.collected;
-            if collected
-                .last()
-                .is_some_and(|last| last.unit == unit && last.descriptor == descriptor)
-            {
-                return;
+            .find(|domain| domain.unit == tag.unit && domain.id == tag.domain_id);
+        let Some(domain) = domain.filter(|domain| !domain.owes_flush) else {
+            return;
+        };
+        let statistics = &mut self.side.statistics;
+        match self.side.forwarding.collected.add(Keyed {
+            key: tag,
+            span,
+            leaf_only,
+        }) {
+            Ok(false) => {}
+            Ok(true) => {
+                statistics.ranges_merged = statistics.ranges_merged.wrapping_add(1);
             }
-            if collected
-                .push(Collected {
-                    unit,
-                    domain_id,
-                    descriptor,
-                })
-                .is_err()
-            {
+            Err(SpansFull) => {
                 domain.owes_flush = true;
+                statistics.domains_widened = statistics.domains_widened.wrapping_add(1);
+                log::debug!(
+                    "machine {}: domain-id {} is invalidated whole: {COLLECTED} ranges are collected",
+                    self.side.number,
+                    tag.domain_id
+                );
             }
         }
     }
 
-    /// Brings one shadow in step with the guest's table and collects what that owes.
-    fn synchronise_shadow(&mut self, index: usize, range: &PageRange) -> Result<(), BindError> {
+    /// Does a slice of the first shadow in use that is not in step; `false` if all are.
+    fn advance_shadows(&mut self) -> bool {
+        let behind = self.side.shadows.iter().position(|slot| {
+            slot.as_ref()
+                .is_some_and(|shadow| shadow.users > 0 && !shadow.is_in_step())
+        });
+        if let Some(index) = behind {
+            self.advance_shadow(index);
+        }
+        behind.is_some()
+    }
+
+    /// Does a slice of what is pending for a shadow, and collects what that owes. One that cannot be
+    /// kept in step is emptied: everything through it faults.
+    fn advance_shadow(&mut self, index: usize) {
         let synchronisation = Synchronisation {
             memory: self.memory,
             features: &self.side.guest_features,
-            table_limit: self.side.shadow_table_limit,
         };
         let Some(shadow) = self.side.shadows.get_mut(index).and_then(Option::as_mut) else {
-            return Ok(());
+            return;
         };
-        let range = if shadow.is_dropped {
-            &EVERYTHING
-        } else {
-            range
-        };
-        let result = synchronisation.run(shadow, range, &mut self.side.statistics);
-        shadow.is_dropped = result.is_err();
-        let (owes_whole, owes_range) = match &result {
-            Ok(changes) => (shadow.detached.is_some(), changes.replaced > 0),
+        let statistics = &mut self.side.statistics;
+        let changes = match synchronisation.run_slice(shadow, statistics) {
+            Ok(changes) => changes,
             Err(error) => {
                 log::error!("machine {}: shadow dropped: {error}", self.side.number);
                 shadow.empty(self.h);
-                self.side.statistics.shadows_dropped =
-                    self.side.statistics.shadows_dropped.wrapping_add(1);
-                (true, true)
+                statistics.shadows_dropped = statistics.shadows_dropped.wrapping_add(1);
+                self.side.forwarding.dropped.get_or_insert(error);
+                Changes::default()
             }
         };
-        let added = result.as_ref().is_ok_and(|changes| changes.added > 0);
-        let mut pages: Vec<(u8, DomainId, Descriptor), MAXIMUM_UNITS> = Vec::new();
+        let owes_whole = shadow.detached.is_some();
+        let mut tags: Vec<Tag, MAXIMUM_UNITS> = Vec::new();
         for domain in self.side.domains.iter_mut() {
             if !matches!(domain.kind, DomainKind::Shadow { shadow, .. } if usize::from(shadow) == index)
             {
@@ -211,34 +247,25 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             let Some(unit) = self.units.get(usize::from(domain.unit)) else {
                 continue;
             };
-            let capability = unit.features().capability;
-            let owes = owes_range || added && owes_after_set_up(unit);
-            let selective = !owes_whole
-                && capability.has(CapabilityField::PAGE_SELECTIVE_INVALIDATION)
-                && range.order <= capability.maximum_address_mask();
-            if !owes && !owes_whole {
-                continue;
-            }
-            let descriptor = Descriptor::Iotlb {
-                granularity: IotlbGranularity::Page {
-                    domain_id: domain.id,
-                    address: range.address.as_u64(),
-                    address_mask: range.order,
-                    // A page that was added may be in a new table, whose absence caching mode lets
-                    // hardware keep: then upper levels have to go too (§6.5.2.3).
-                    leaf_hint: !added,
-                },
-                drain_reads: true,
-                drain_writes: true,
+            let owes = changes.replaced > 0 || changes.added > 0 && owes_after_set_up(unit);
+            let tag = Tag {
+                unit: domain.unit,
+                domain_id: domain.id,
+                pasid: None,
             };
-            if !selective || pages.push((domain.unit, domain.id, descriptor)).is_err() {
+            if owes_whole || owes && tags.push(tag).is_err() {
                 domain.owes_flush = true;
             }
         }
-        for &(unit, domain_id, descriptor) in &pages {
-            self.collect(unit, domain_id, descriptor);
+        let Some(span) = changes.span else {
+            return;
+        };
+        for &tag in &tags {
+            // A page that was added may be in a new table, whose absence caching mode lets
+            // hardware keep: then upper levels have to go too (§6.5.2.3). So it is with a leaf that
+            // was split.
+            self.collect(tag, span, changes.is_leaf_only);
         }
-        result.map(|_| ())
     }
 
     /// Submits what was collected and brings it to its end. A unit whose devices are all in
@@ -249,6 +276,9 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// [`BindError::Quarantined`] if hardware did not confirm: the machine's devices behind that
     /// unit are cut off.
     pub(super) fn complete_forwarded(&mut self, strict: bool) -> Result<Progress, BindError> {
+        if self.advance_shadows() {
+            return Ok(Progress::Again);
+        }
         // Each round confirms what is in flight and submits what fits; all domains fit in this
         // many rounds.
         for _ in 0..DOMAINS.div_ceil(BATCH).saturating_add(2) {
@@ -365,8 +395,9 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// Takes what one unit is owed out of the collection, as far as a batch has room.
     fn next_batch(&mut self, unit: u8) -> Vec<Descriptor, BATCH> {
         let mut batch = Vec::new();
-        for domain in self
-            .side
+        self.widen_beyond_mask(unit);
+        let side = &mut *self.side;
+        for domain in side
             .domains
             .iter_mut()
             .filter(|domain| domain.unit == unit && domain.owes_flush)
@@ -381,16 +412,46 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             }
             domain.owes_flush = false;
             let id = domain.id;
-            self.side
-                .forwarding
+            side.forwarding
                 .collected
-                .retain(|entry| entry.unit != unit || entry.domain_id != id);
+                .retain(|entry| entry.key.unit != unit || entry.key.domain_id != id);
         }
-        self.side
-            .forwarding
-            .collected
-            .retain(|entry| entry.unit != unit || batch.push(entry.descriptor).is_err());
+        side.forwarding.collected.retain(|entry| {
+            if entry.key.unit != unit || batch.len().saturating_add(2) > BATCH {
+                return true;
+            }
+            let (first, second) = entry.span.blocks();
+            for block in [Some(first), second].into_iter().flatten() {
+                let block = PageRange {
+                    leaf_only: entry.leaf_only,
+                    ..block
+                };
+                // There is room for two.
+                _ = batch.push(entry.key.descriptor(&block));
+            }
+            false
+        });
         batch
+    }
+
+    /// Has domains invalidated whole where a joined range is longer than the unit can name: an IOTLB
+    /// descriptor is limited by `CAP.MAMV`, a PASID-based one is not (§6.5.2.3, §6.5.2.4).
+    fn widen_beyond_mask(&mut self, unit: u8) {
+        let Some(physical) = self.units.get(usize::from(unit)) else {
+            return;
+        };
+        let capability = physical.features().capability;
+        let side = &mut *self.side;
+        for domain in side.domains.iter_mut().filter(|domain| domain.unit == unit) {
+            let id = domain.id;
+            domain.owes_flush |= side.forwarding.collected.iter().any(|entry| {
+                entry.key.unit == unit
+                    && entry.key.domain_id == id
+                    && entry.key.pasid.is_none()
+                    && (!capability.has(CapabilityField::PAGE_SELECTIVE_INVALIDATION)
+                        || entry.span.blocks().0.order > capability.maximum_address_mask())
+            });
+        }
     }
 
     /// Whether the machine has devices behind a unit, all of them in quarantine.
@@ -400,7 +461,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             .devices
             .iter()
             .filter(|(_, device)| device.config.unit == unit)
-            .map(|(_, device)| device.quarantined)
+            .map(|(_, device)| device.is_quarantined())
             .peekable();
         quarantined.peek().is_some() && quarantined.all(|is_quarantined| is_quarantined)
     }
@@ -448,39 +509,26 @@ pub(super) const fn is_transient(error: &QueueError) -> bool {
     )
 }
 
-/// The range of a guest's second-stage table that an invalidation covers, for a shadow of the
+/// The pages of a guest's second-stage table that an invalidation covers, for a shadow of the
 /// domain-id.
-fn shadow_range(what: &GuestInvalidation, own: DomainId) -> Option<PageRange> {
+fn shadow_span(what: &GuestInvalidation, own: DomainId) -> Option<Span> {
     match *what {
-        GuestInvalidation::All => Some(EVERYTHING),
+        GuestInvalidation::All => Some(Span::EVERYTHING),
         // The PASID-wide form drops second-stage entries too (§6.5.2.4, Table 24).
         GuestInvalidation::Domain(domain_id) | GuestInvalidation::Pasid { domain_id, .. } => {
-            (domain_id == own).then_some(EVERYTHING)
+            (domain_id == own).then_some(Span::EVERYTHING)
         }
         GuestInvalidation::DomainPages { domain_id, pages } => {
-            (domain_id == own).then(|| aligned(pages))
+            (domain_id == own).then(|| Span::named_by(&pages))
         }
         GuestInvalidation::PasidPages { .. } => None,
-    }
-}
-
-/// The range with the address bits below its size dropped, as hardware does (§6.5.2.3).
-fn aligned(pages: PageRange) -> PageRange {
-    match PAGE_SIZE_BYTES
-        .checked_shl(u32::from(pages.order))
-        .filter(|len| *len != 0)
-    {
-        Some(len) => PageRange {
-            address: Iova::new(pages.address.as_u64() & !(len - 1)),
-            ..pages
-        },
-        None => EVERYTHING,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::address::Iova;
 
     const OWN: DomainId = DomainId::new(7);
     const OTHER: DomainId = DomainId::new(8);
@@ -500,17 +548,23 @@ mod tests {
         let wide = |domain_id| GuestInvalidation::Pasid { domain_id, pasid };
         let selective = |domain_id, pages| GuestInvalidation::DomainPages { domain_id, pages };
         for (what, covered) in [
-            (GuestInvalidation::All, Some(EVERYTHING)),
-            (GuestInvalidation::Domain(OWN), Some(EVERYTHING)),
+            (GuestInvalidation::All, Some(Span::EVERYTHING)),
+            (GuestInvalidation::Domain(OWN), Some(Span::EVERYTHING)),
             (GuestInvalidation::Domain(OTHER), None),
-            (wide(OWN), Some(EVERYTHING)),
+            (wide(OWN), Some(Span::EVERYTHING)),
             (wide(OTHER), None),
-            (selective(OWN, pages(0x7fff, 3)), Some(pages(0x0000, 3))),
-            (selective(OWN, pages(0x8000, 3)), Some(pages(0x8000, 3))),
-            (selective(OWN, pages(0x8000, 52)), Some(EVERYTHING)),
+            (
+                selective(OWN, pages(0x7fff, 3)),
+                Some(Span { first: 0, last: 7 }),
+            ),
+            (
+                selective(OWN, pages(0x8000, 3)),
+                Some(Span { first: 8, last: 15 }),
+            ),
+            (selective(OWN, pages(0x8000, 52)), Some(Span::EVERYTHING)),
             (selective(OTHER, pages(0x8000, 3)), None),
         ] {
-            assert_eq!(shadow_range(&what, OWN), covered, "{what:?}");
+            assert_eq!(shadow_span(&what, OWN), covered, "{what:?}");
         }
     }
 }

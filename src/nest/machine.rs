@@ -3,7 +3,7 @@
 use core::fmt;
 
 use crate::arch::address::{AddressWidth, Gpa, Hpa};
-use crate::arch::capability::Capability;
+use crate::arch::capability::{Capability, ExtendedCapability};
 use crate::arch::fault::FaultReason;
 use crate::arch::features::TableFeatures;
 use crate::arch::register::{FaultRecord, TranslationTableMode};
@@ -11,7 +11,7 @@ use crate::mem::{FrameError, Hypervisor, Owner, Registers};
 use crate::nest::backend::shadow::Shadow;
 use crate::nest::bind::{HostBinding, HostPort, HostSide, owes_after_set_up};
 use crate::nest::device::{
-    AssignError, AssignedDevice, DeviceConfig, DeviceList, InterruptIsolation,
+    AssignError, AssignedDevice, DeviceConfig, DeviceList, InterruptIsolation, Quarantine,
 };
 use crate::nest::domain::DomainTable;
 use crate::nest::fault::{
@@ -20,14 +20,14 @@ use crate::nest::fault::{
 };
 use crate::nest::invalidate::{Forwarding, MAXIMUM_UNITS};
 use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
-use crate::nest::offer::{Offer, OfferError, Policy, offer};
+use crate::nest::offer::{Backend, Offer, OfferError, Policy, offer};
 use crate::nest::statistics::MachineStatistics;
-use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig};
+use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig, Unmapped};
 use crate::unit::Unit;
-use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Host, Progress};
+use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Progress};
 use crate::viommu::{
-    ConfigError, DeviceError, DeviceKind, DmaRequest, GuestFault, Poll, VirtualUnit,
-    VirtualUnitConfig, VirtualUnitStatistics,
+    ConfigError, DeviceError, DeviceKind, DmaRequest, GuestFault, Poll, STATE_LEN_BYTES,
+    StateError, VirtualUnit, VirtualUnitConfig, VirtualUnitStatistics,
 };
 
 /// Looks at hardware before a strict call gives up although the clock stands still.
@@ -111,10 +111,15 @@ impl From<MapError> for MachineError {
 /// `DEVICES` assigned devices, `BINDINGS` cached PASID entries, `DOMAINS` host domain-ids and
 /// `SHADOWS` shadow tables at most.
 ///
+/// Memory: 124 bytes a binding, 240 a device, 16 a domain-id, 352 a shadow, and about 13 KiB. With
+/// thousands of bindings it belongs into a static or onto a heap, and [`new`](Self::new) needs a
+/// stack that holds it while it is made.
+///
 /// Locking: the embedder serialises calls for one machine, and passes the same units in the same
 /// order each time. No call waits for hardware, except [`unmap_memory`](Self::unmap_memory),
-/// [`map_memory`](Self::map_memory) and [`unassign`](Self::unassign), which wait no longer than
-/// the units' time-outs.
+/// [`map_memory`](Self::map_memory), [`confirm_unmapped`](Self::confirm_unmapped),
+/// [`unassign`](Self::unassign) and [`destroy`](Self::destroy), which wait no longer than the
+/// units' time-outs for each device.
 #[derive(Debug)]
 pub struct VirtualMachine<
     const DEVICES: usize,
@@ -123,6 +128,8 @@ pub struct VirtualMachine<
     const SHADOWS: usize,
 > {
     memory: SecondStage<Gpa>,
+    /// Table pages that hardware may still use, until everything of the machine is flushed.
+    unconfirmed: Option<Unmapped<Gpa>>,
     protected: ProtectedRanges,
     virtual_unit: VirtualUnit<HostBinding, DEVICES, BINDINGS>,
     host: HostSide<DEVICES, DOMAINS, SHADOWS>,
@@ -191,6 +198,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         );
         Ok(Self {
             memory,
+            unconfirmed: None,
             protected: config.protected,
             virtual_unit,
             host: HostSide {
@@ -203,6 +211,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
                 domains: DomainTable::new(),
                 shadows: [const { None::<Shadow> }; SHADOWS],
                 forwarding: Forwarding::default(),
+                reservation: None,
                 statistics: MachineStatistics::default(),
             },
         })
@@ -255,7 +264,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
     ///
     /// # Errors
     ///
-    /// [`MachineError`]. With [`MachineError::NotConfirmed`] the memory must not be reused.
+    /// [`MachineError`]. With [`MachineError::NotConfirmed`] the mapping is gone, and the memory must
+    /// not be reused before [`confirm_unmapped`](Self::confirm_unmapped) or
+    /// [`destroy`](Self::destroy) succeeds.
     pub fn unmap_memory<H: Hypervisor, R: Registers>(
         &mut self,
         h: &H,
@@ -264,10 +275,28 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         len_bytes: u64,
     ) -> Result<(), MachineError> {
         let unmapped = self.memory.unmap(h, guest, len_bytes)?;
-        // On an error the token is dropped: its frames are lost, counted, and never reused.
-        self.flush_everything(h, units)?;
-        unmapped.settle(h);
-        Ok(())
+        match &mut self.unconfirmed {
+            Some(before) => before.merge(h, unmapped),
+            None => self.unconfirmed = Some(unmapped),
+        }
+        self.flush_everything(h, units)
+    }
+
+    /// Tries again to have hardware confirm what [`unmap_memory`](Self::unmap_memory) took away.
+    /// When it returns, all of that is free to use.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::NotConfirmed`].
+    pub fn confirm_unmapped<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+    ) -> Result<(), MachineError> {
+        if self.unconfirmed.is_none() {
+            return Ok(());
+        }
+        self.flush_everything(h, units)
     }
 
     /// Brings every shadow in step with the machine's memory and drops everything that hardware
@@ -281,18 +310,27 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         for domain in port.side.domains.iter_mut() {
             domain.owes_flush = true;
         }
-        // A shadow that cannot be brought in step is empty afterwards, which is safe.
-        let synchronised = port.invalidate(&GuestInvalidation::All);
-        if let Err(error) = synchronised {
-            log::warn!("machine {}: {error}", port.side.number);
-        }
+        // Everything joins whatever is pending, so there is room for it.
+        _ = port.forward(&GuestInvalidation::All);
         for _ in 0..MAXIMUM_LOOKS {
             match port
                 .complete_forwarded(true)
                 .map_err(MachineError::NotConfirmed)?
             {
-                Progress::Done => return Ok(()),
-                Progress::Wait => h.pause(),
+                // A shadow that could not be brought in step is empty, which is safe.
+                Progress::Done => {
+                    port.side.forwarding.dropped = None;
+                    if let Some(unmapped) = self.unconfirmed.take() {
+                        unmapped.settle(h);
+                    }
+                    return Ok(());
+                }
+                Progress::Again => {}
+                Progress::Wait => {
+                    let pauses = &mut port.side.statistics.pauses;
+                    *pauses = pauses.wrapping_add(1);
+                    h.pause();
+                }
             }
         }
         Err(MachineError::NotConfirmed(BindError::Unit))
@@ -324,12 +362,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             return Err(AssignError::InUse(config.source_id));
         }
         let handle = self.host.devices.free_handle()?;
-        let extended = self.host.offer.features.extended;
-        let pasid_bits = if extended.has_pasid() {
-            extended.pasid_bits()
-        } else {
-            0
-        };
+        let pasid_bits = self.pasid_bits_for(unit, &config)?;
         let tables = unit
             .attach_device(h, self.host.owner, config.source_id, pasid_bits)
             .map_err(AssignError::Unit)?;
@@ -338,7 +371,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             AssignedDevice {
                 config,
                 tables,
-                quarantined: false,
+                quarantine: Quarantine::None,
             },
         );
         if self
@@ -362,14 +395,43 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         Ok(handle)
     }
 
+    /// The width of PASIDs that a device is let use: all that the guest was shown, or none.
+    fn pasid_bits_for<R: Registers>(
+        &self,
+        unit: &Unit<R>,
+        config: &DeviceConfig,
+    ) -> Result<u8, AssignError> {
+        let physical = unit.features().extended;
+        if self.host.offer.backend == Backend::Nested && !physical.has_nested() {
+            return Err(AssignError::UnitCannotNest(config.unit));
+        }
+        let bits_of = |extended: ExtendedCapability| {
+            if extended.has_pasid() {
+                extended.pasid_bits()
+            } else {
+                0
+            }
+        };
+        let shown = bits_of(self.host.offer.features.extended);
+        let carried = bits_of(physical).min(config.pasid_bits);
+        match config.pasid_bits {
+            0 => Ok(0),
+            _ if carried < shown => Err(AssignError::PasidBits {
+                source_id: config.source_id,
+                shown,
+                carried,
+            }),
+            _ => Ok(shown),
+        }
+    }
+
     /// Takes a device away: everything of it is unbound and its tables are freed.
     ///
     /// # Errors
     ///
-    /// [`BindError::Quarantined`] if hardware did not confirm: the device is cut off, and the
-    /// machine's memory must not be reused. As long as the device is listed a later call tries
-    /// again; where only the last confirmation failed it is gone, and its tables' frames are lost
-    /// and counted ([`lost_table_frames`](crate::unit::lost_table_frames)).
+    /// [`BindError::Quarantined`] if hardware did not confirm: the device is cut off and keeps what
+    /// it holds, and the machine's memory must not be reused. A later call tries again: once
+    /// hardware confirms, domain-ids and frames come back.
     pub fn unassign<H: Hypervisor, R: Registers>(
         &mut self,
         h: &H,
@@ -377,12 +439,15 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         handle: DeviceHandle,
     ) -> Result<Progress, BindError> {
         let source_id = self.host.devices.get(handle)?.config.source_id;
+        if port!(self, h, units).confirm_quarantine(handle)? == Progress::Wait {
+            return Ok(Progress::Wait);
+        }
         match self
             .virtual_unit
             .remove_device(handle, &mut port!(self, h, units))
         {
             Ok(Progress::Done) => {}
-            Ok(Progress::Wait) => return Ok(Progress::Wait),
+            Ok(unfinished) => return Ok(unfinished),
             Err(DeviceError::Bind(error)) => return Err(error),
             // The virtual unit has let go of it in an earlier call; its tables are still there.
             Err(_) => {}
@@ -394,7 +459,49 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         Ok(Progress::Done)
     }
 
-    /// Frees a device's tables; `false` if hardware did not confirm that it forgot them.
+    /// Destroys a machine: takes every device away, and gives back the second stage with what else
+    /// it holds of the host. `Done` leaves `None`, and the guest's memory is free to use then;
+    /// otherwise call again. It is handed over in its place because it is large.
+    ///
+    /// # Errors
+    ///
+    /// The first [`BindError`], as of [`unassign`](Self::unassign), once all devices that can leave
+    /// have left. The machine stays, and the guest's memory must not be reused; a later call tries
+    /// again.
+    pub fn destroy<H: Hypervisor, R: Registers>(
+        machine: &mut Option<Self>,
+        h: &H,
+        units: &[Unit<R>],
+    ) -> Result<Progress, BindError> {
+        let Some(this) = machine else {
+            return Ok(Progress::Done);
+        };
+        let mut result = Ok(Progress::Done);
+        for index in 0..DEVICES {
+            let handle = DeviceHandle::new(index as u16);
+            if this.host.devices.get(handle).is_err() {
+                continue;
+            }
+            match (this.unassign(h, units, handle), result) {
+                (Ok(Progress::Done), _) | (_, Err(_)) => {}
+                (unfinished, Ok(_)) => result = unfinished,
+            }
+        }
+        if result != Ok(Progress::Done) {
+            return result;
+        }
+        // All units have forgotten all devices of the machine, and their domain-ids with them.
+        if let Some(unmapped) = this.unconfirmed.take() {
+            unmapped.settle(h);
+        }
+        this.memory.take_apart(h).settle(h);
+        log::info!("machine {}: destroyed", this.host.number);
+        *machine = None;
+        Ok(Progress::Done)
+    }
+
+    /// Detaches a device and frees its tables; `false` if hardware did not confirm that it forgot
+    /// them: the device is in quarantine then.
     fn withdraw_tables<H: Hypervisor, R: Registers>(
         &mut self,
         h: &H,
@@ -408,28 +515,27 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             return true;
         };
         let source_id = device.config.source_id;
-        match unit.detach_device(h, device.tables) {
-            Ok(detached) => match unit.release(h, detached) {
-                Ok(()) => return true,
-                // The token is dropped: the frames are lost, counted, and never reused.
-                Err((_detached, error)) => {
-                    log::error!("machine {}: {source_id}: {error}", self.host.number)
-                }
+        let was_quarantined = device.is_quarantined();
+        let released = unit.detach_device(h, device.tables).and_then(|detached| {
+            let released = unit.release(h, detached);
+            released.map_err(|(detached, error)| (detached.into_tables(), error))
+        });
+        let Err((tables, error)) = released else {
+            return true;
+        };
+        log::error!("machine {}: {source_id}: {error}", self.host.number);
+        self.host.devices.insert(
+            handle,
+            AssignedDevice {
+                tables,
+                quarantine: Quarantine::Unconfirmed,
+                ..device
             },
-            Err((tables, error)) => {
-                log::error!("machine {}: {source_id}: {error}", self.host.number);
-                self.host.devices.insert(
-                    handle,
-                    AssignedDevice {
-                        tables,
-                        quarantined: true,
-                        ..device
-                    },
-                );
-            }
+        );
+        if !was_quarantined {
+            h.set_bus_master(source_id, false);
+            self.host.statistics.quarantines = self.host.statistics.quarantines.wrapping_add(1);
         }
-        h.set_bus_master(source_id, false);
-        self.host.statistics.quarantines = self.host.statistics.quarantines.wrapping_add(1);
         false
     }
 
@@ -452,6 +558,30 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
     pub fn reset(&mut self) {
         log::info!("machine {}: reset", self.host.number);
         self.virtual_unit.reset();
+    }
+
+    /// The state of the virtual unit, between two [`poll`](Self::poll)s. The machine's vcpus rest,
+    /// and it is not polled afterwards: it would complete the same waits.
+    ///
+    /// Memory, devices and what hardware holds are no part of it.
+    pub fn save(&self) -> [u8; STATE_LEN_BYTES] {
+        self.virtual_unit.save()
+    }
+
+    /// Takes over a saved state, in a new machine that shows its guest the same and has the guest's
+    /// memory, before the first [`poll`](Self::poll). That makes the bindings anew from the guest's
+    /// tables; until then every device is blocked.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`]; nothing has changed then. The bytes need not be trusted.
+    pub fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        let restored = self.virtual_unit.restore(state);
+        match &restored {
+            Ok(()) => log::info!("machine {}: state restored", self.host.number),
+            Err(error) => log::error!("machine {}: {error}", self.host.number),
+        }
+        restored
     }
 
     /// Does pending work, at most `budget` steps of about one guest table page or one host

@@ -14,11 +14,13 @@
 //! | [`bind`] | one binding's way from state to state |
 //! | `reserve` | what a binding needs before it is published: table page, domain-id, shadow |
 //! | [`backend`] | what an entry becomes on hardware: nested, second-stage, shadow |
+//! | `coalesce` | ranges joined while they are collected |
 //! | [`invalidate`] | guest invalidations carried to hardware, completion |
 //! | [`fault`] | hardware faults explained by the guest's tables, and routed |
 
 pub mod backend;
 pub mod bind;
+mod coalesce;
 pub mod device;
 pub mod domain;
 pub mod fault;

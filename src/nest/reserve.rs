@@ -9,28 +9,41 @@ use crate::arch::pasid::PasidEntry;
 use crate::mem::{Hypervisor, Registers};
 use crate::nest::backend::shadow::{Shadow, Synchronisation};
 use crate::nest::backend::{self, Target, nested};
-use crate::nest::bind::{Bound, EVERYTHING, HostPort, refused_by_unit};
+use crate::nest::bind::{Bound, HostPort, refused_by_unit};
 use crate::nest::domain::{DomainKind, DomainSlot};
 use crate::paging::{SecondStage, SecondStageConfig};
 use crate::viommu::host::{BindError, DeviceHandle};
 
+/// What a reservation has come to.
+pub(super) enum Reserved {
+    /// Nothing is wanted.
+    Nothing,
+    /// A shadow is being built: the same call again goes on with it.
+    Unfinished,
+    /// All is there for this entry.
+    Entry(Bound, PasidEntry),
+}
+
 impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize>
     HostPort<'_, H, R, DEVICES, DOMAINS, SHADOWS>
 {
-    /// Reserves the table page, the domain-id and, for a shadow, the shadow; gives the entry.
+    /// Reserves the table page, the domain-id and, for a shadow, the shadow; gives the entry. A shadow
+    /// that has to be built takes several calls with the same target.
     pub(super) fn reserve(
         &mut self,
         device: DeviceHandle,
         pasid: Pasid,
         wanted: Result<Option<Target>, BindError>,
-    ) -> Result<Option<(Bound, PasidEntry)>, BindError> {
+    ) -> Result<Reserved, BindError> {
         let Some(target) = wanted? else {
-            return Ok(None);
+            return Ok(Reserved::Nothing);
         };
         self.prepare_table(device, pasid)?;
-        let domain = self.acquire(device, pasid, &target)?;
+        let Some(domain) = self.acquire(device, pasid, &target)? else {
+            return Ok(Reserved::Unfinished);
+        };
         match self.entry_for(device, &target, domain) {
-            Ok(entry) => Ok(Some((Bound::new(target, domain), entry))),
+            Ok(entry) => Ok(Reserved::Entry(Bound::new(domain), entry)),
             Err(error) => {
                 self.release(device, domain);
                 Err(error)
@@ -89,13 +102,14 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         })
     }
 
-    /// Finds or makes the host domain for a target and counts one more user.
+    /// Finds or makes the host domain for a target and counts one more user; `None` while a shadow
+    /// is built.
     fn acquire(
         &mut self,
         device: DeviceHandle,
         pasid: Pasid,
         target: &Target,
-    ) -> Result<DomainSlot, BindError> {
+    ) -> Result<Option<DomainSlot>, BindError> {
         let (unit, _) = self.unit_of(device)?;
         let kind = match target {
             Target::MachineMemory => DomainKind::Machine,
@@ -107,7 +121,9 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 root,
                 width,
             } => {
-                let shadow = self.find_or_build_shadow(*domain_id, *root, *width)?;
+                let Some(shadow) = self.find_or_build_shadow(*domain_id, *root, *width)? else {
+                    return Ok(None);
+                };
                 DomainKind::Shadow {
                     guest: *domain_id,
                     shadow,
@@ -132,7 +148,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         if let Some(domain) = self.side.domains.get_mut(slot) {
             domain.users = domain.users.saturating_add(1);
         }
-        Ok(slot)
+        Ok(Some(slot))
     }
 
     fn new_domain(&mut self, unit: u8, kind: DomainKind) -> Result<DomainSlot, BindError> {
@@ -164,7 +180,13 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// Whether another device's entry for this PASID carries the domain-id with another first-stage
     /// root or paging mode: entries that share both must agree (§6.2.3.1). The hardware tables are
     /// the truth; an entry that is withdrawn but not yet confirmed still counts.
-    fn conflicts(&self, device: DeviceHandle, pasid: Pasid, id: DomainId, target: &Target) -> bool {
+    pub(super) fn conflicts(
+        &self,
+        device: DeviceHandle,
+        pasid: Pasid,
+        id: DomainId,
+        target: &Target,
+    ) -> bool {
         let Target::Nested(target) = target else {
             return false;
         };
@@ -237,25 +259,76 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         }
     }
 
+    /// Takes shadows apart that are being built for something else than `wanted`: nobody asks for
+    /// them any more. Hardware has never seen them.
+    pub(super) fn give_up_builds(&mut self, wanted: &Result<Option<Target>, BindError>) {
+        for slot in &mut self.side.shadows {
+            let is_given_up = slot.as_ref().is_some_and(|shadow| {
+                shadow.users == 0
+                    && !matches!(
+                        wanted,
+                        Ok(Some(Target::Shadow { domain_id, root, width }))
+                            if shadow.serves(*domain_id, *root, *width)
+                    )
+            });
+            if is_given_up && let Some(shadow) = slot.take() {
+                shadow.destroy(self.h);
+            }
+        }
+    }
+
+    /// Finds the shadow of a guest's table, or builds it, a slice a call: `None` until it is whole.
     fn find_or_build_shadow(
         &mut self,
         domain_id: DomainId,
         guest_root: Gpa,
         width: AddressWidth,
-    ) -> Result<u16, BindError> {
-        let same = |shadow: &Shadow| {
-            shadow.domain_id == domain_id
-                && shadow.guest_root == guest_root
-                && shadow.width == width
+    ) -> Result<Option<u16>, BindError> {
+        let table_limit = self.side.shadow_table_limit;
+        let is_same = |slot: &Option<Shadow>| {
+            slot.as_ref()
+                .is_some_and(|shadow| shadow.serves(domain_id, guest_root, width))
         };
-        if let Some(index) = self
-            .side
-            .shadows
-            .iter()
-            .position(|slot| slot.as_ref().is_some_and(same))
-        {
-            return Ok(index as u16);
+        let index = match self.side.shadows.iter().position(is_same) {
+            Some(index) => index,
+            None => self.new_shadow(domain_id, guest_root, width)?,
+        };
+        let synchronisation = Synchronisation {
+            memory: self.memory,
+            features: &self.side.guest_features,
+        };
+        let slot = self.side.shadows.get_mut(index);
+        let Some(slot) = slot else {
+            return Ok(None);
+        };
+        let Some(shadow) = slot.as_mut() else {
+            return Ok(None);
+        };
+        if shadow.users > 0 {
+            // Others use it: what the guest's table says now is in force with the guest's next
+            // wait, as if the PASID cache had let go of it (R27).
+            shadow.restart(table_limit);
+            return Ok(Some(index as u16));
         }
+        match synchronisation.run_slice(shadow, &mut self.side.statistics) {
+            Ok(_) if shadow.is_in_step() => Ok(Some(index as u16)),
+            Ok(_) => Ok(None),
+            Err(error) => {
+                // Hardware has never seen it.
+                if let Some(shadow) = slot.take() {
+                    shadow.destroy(self.h);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn new_shadow(
+        &mut self,
+        domain_id: DomainId,
+        guest_root: Gpa,
+        width: AddressWidth,
+    ) -> Result<usize, BindError> {
         let full = BindError::StoreFull {
             store: "shadows",
             capacity: SHADOWS,
@@ -266,41 +339,15 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             .iter()
             .position(Option::is_none)
             .ok_or(full)?;
+        let slot = self.side.shadows.get_mut(index).ok_or(full)?;
         let config = SecondStageConfig {
             width,
             input_bits: self.side.offer.input_bits.min(width.bits()),
-            leaves_2mib: false,
-            leaves_1gib: false,
             ..*self.memory.second_stage.config()
         };
         let table = SecondStage::new(self.h, self.side.owner, config).map_err(BindError::Frames)?;
-        let mut shadow = Shadow {
-            domain_id,
-            guest_root,
-            width,
-            table,
-            users: 0,
-            detached: None,
-            flushing: None,
-            is_dropped: false,
-        };
-        let synchronisation = Synchronisation {
-            memory: self.memory,
-            features: &self.side.guest_features,
-            table_limit: self.side.shadow_table_limit,
-        };
-        match synchronisation.run(&mut shadow, &EVERYTHING, &mut self.side.statistics) {
-            Ok(_) => {
-                if let Some(slot) = self.side.shadows.get_mut(index) {
-                    *slot = Some(shadow);
-                }
-                Ok(index as u16)
-            }
-            Err(error) => {
-                // Hardware has never seen it.
-                shadow.destroy(self.h);
-                Err(error)
-            }
-        }
+        let limit = self.side.shadow_table_limit;
+        *slot = Some(Shadow::new(domain_id, guest_root, width, table, limit));
+        Ok(index)
     }
 }

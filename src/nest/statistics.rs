@@ -15,6 +15,12 @@ pub struct MachineStatistics {
     pub forwarded_descriptors: u64,
     /// Batches submitted for guest invalidations.
     pub forwarded_batches: u64,
+    /// Ranges of guest invalidations that were joined with ones before them.
+    pub ranges_merged: u64,
+    /// Domains invalidated whole because there was no room for one more range.
+    pub domains_widened: u64,
+    /// Times that a call which waits for hardware paused the processor.
+    pub pauses: u64,
     /// Shadow pages written, changed or removed.
     pub shadow_pages: u64,
     /// Guest table pages read to keep shadows in step.

@@ -42,21 +42,47 @@ pub(super) const EVERYTHING: [Descriptor; 3] = [
 
 /// The right to ask whether a submission is done.
 ///
-/// Dropping it loses nothing but the answer.
+/// Dropping it loses nothing but the answer. It is kept by every binding that waits, and therefore
+/// takes 12 bytes of no alignment.
 #[must_use = "nothing is known to be invalidated before the ticket is confirmed"]
 #[derive(Debug)]
 pub struct Ticket {
-    sequence: u64,
-    deadline_nanoseconds: u64,
-    at: Hpa,
-    value: u32,
-    word: u16,
+    /// The lower half of the submission's number, which is what its wait stores.
+    sequence: [u8; 4],
+    /// The status word that it stores to.
+    word: [u8; 2],
+    /// In ticks.
+    deadline: [u8; 6],
 }
 
+/// Binary logarithm of the nanoseconds of a tick: 48 bits of them hold any time of 64 bits.
+const TICK_ORDER: u32 = 16;
+
 impl Ticket {
-    /// The number of the submission, counted from 1 by the unit.
-    pub const fn sequence(&self) -> u64 {
-        self.sequence
+    fn new(sequence: u64, word: u16, deadline_nanoseconds: u64) -> Self {
+        // Rounded up, so that nothing is late before its time.
+        let ticks = (deadline_nanoseconds >> TICK_ORDER).saturating_add(1);
+        let [a, b, c, d, e, f, ..] = ticks.min((1 << 48) - 1).to_le_bytes();
+        Self {
+            sequence: (sequence as u32).to_le_bytes(),
+            word: word.to_le_bytes(),
+            deadline: [a, b, c, d, e, f],
+        }
+    }
+
+    /// The number of the submission, counted from 1 by the unit, modulo 2^32.
+    pub const fn sequence(&self) -> u32 {
+        u32::from_le_bytes(self.sequence)
+    }
+
+    const fn word(&self) -> u16 {
+        u16::from_le_bytes(self.word)
+    }
+
+    /// Whether the time is up; at most 66 microseconds late.
+    const fn is_late(&self, now_nanoseconds: u64) -> bool {
+        let [a, b, c, d, e, f] = self.deadline;
+        now_nanoseconds >> TICK_ORDER >= u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
     }
 }
 
@@ -207,6 +233,25 @@ impl Queue {
         bits.is_none_or(|bits| bits >> (word % 64) & 1 == 1)
     }
 
+    /// The whole number of a ticket's submission, if it is one of the last 2^32.
+    const fn sequence_of(&self, ticket: &Ticket) -> u64 {
+        let age = (self.last_sequence as u32).wrapping_sub(ticket.sequence());
+        self.last_sequence.saturating_sub(age as u64)
+    }
+
+    /// Whether the status word of a ticket holds its value, or was given to a later submission,
+    /// which only happens once the earlier one is over.
+    fn is_done<H: HostMemory>(&self, h: &H, ticket: &Ticket) -> bool {
+        let (Some(memory), Some(issued)) = (
+            self.memory.as_ref(),
+            self.issued.get(usize::from(ticket.word())),
+        ) else {
+            return false;
+        };
+        *issued != ticket.sequence()
+            || h.read64(memory.word_at(ticket.word())) as u32 == ticket.sequence()
+    }
+
     /// Puts a status word aside for ever; `false` if it already was.
     fn retire(&mut self, word: u16) -> bool {
         let was_retired = self.is_retired(word);
@@ -303,7 +348,12 @@ impl<R: Registers> Unit<R> {
         let issued = queue.issued.get_mut(usize::from(word));
         let issued = issued.ok_or(QueueError::NotRunning)?;
         // Nothing can fail from here on.
-        *issued = issued.wrapping_add(1);
+        queue.last_sequence = queue.last_sequence.wrapping_add(1);
+        if queue.last_sequence as u32 == *issued {
+            // After 2^32 submissions: what the word holds must not be taken for the new value.
+            queue.last_sequence = queue.last_sequence.wrapping_add(1);
+        }
+        *issued = queue.last_sequence as u32;
         let value = *issued;
         let at = memory.word_at(word);
         let wait = Descriptor::Wait {
@@ -330,17 +380,10 @@ impl<R: Registers> Unit<R> {
         }
         queue.tail = offset;
         queue.next_word = word.wrapping_add(1);
-        queue.last_sequence = queue.last_sequence.wrapping_add(1);
         // The descriptors before the tail that shows them.
         h.fence();
         self.write_tail(offset);
-        Ok(Ticket {
-            sequence: queue.last_sequence,
-            deadline_nanoseconds,
-            at,
-            value,
-            word,
-        })
+        Ok(Ticket::new(queue.last_sequence, word, deadline_nanoseconds))
     }
 
     /// Whether `wanted` descriptors fit; one place always stays empty.
@@ -380,20 +423,20 @@ impl<R: Registers> Unit<R> {
     /// done, in which case the queue runs again without it; [`QueueError::NotRunning`] if the queue
     /// was stopped, [`QueueError::Head`] and [`QueueError::Lost`] if the unit does not make sense any more.
     pub fn poll<H: Hypervisor>(&self, h: &H, ticket: &Ticket) -> Result<bool, QueueError> {
-        if is_done(h, ticket) {
+        let mut queue = self.queue.lock();
+        if queue.is_done(h, ticket) {
             return Ok(true);
         }
-        let mut queue = self.queue.lock();
         let recovered = self.recover(h, &mut queue);
         // The store may have come since, and is the truth whatever else went wrong.
-        if is_done(h, ticket) {
+        if queue.is_done(h, ticket) {
             return Ok(true);
         }
         recovered?;
-        if ticket.sequence <= queue.failed_sequence {
+        if queue.sequence_of(ticket) <= queue.failed_sequence {
             return Err(queue.failure);
         }
-        if h.now_nanoseconds() >= ticket.deadline_nanoseconds {
+        if ticket.is_late(h.now_nanoseconds()) {
             return Err(self.give_up(&mut queue, ticket));
         }
         Ok(false)
@@ -431,11 +474,11 @@ impl<R: Registers> Unit<R> {
     }
 
     fn give_up(&self, queue: &mut Queue, ticket: &Ticket) -> QueueError {
-        if queue.retire(ticket.word) {
+        if queue.retire(ticket.word()) {
             self.counters.timeouts.add(1);
         }
         QueueError::TimedOut {
-            sequence: ticket.sequence,
+            sequence: queue.sequence_of(ticket),
             head: self.read_head(),
             fault_status: self.registers.lock().read32(Register32::FAULT_STATUS),
         }
@@ -517,13 +560,6 @@ impl<R: Registers> Unit<R> {
         log::error!("{}", queue.failure);
         Ok(())
     }
-}
-
-/// Whether the status word of a ticket holds its value, or that of a later use of the word, which
-/// only begins after the earlier one is over.
-fn is_done<H: HostMemory>(h: &H, ticket: &Ticket) -> bool {
-    let value = h.read64(ticket.at) as u32;
-    value.wrapping_sub(ticket.value) < 1 << 31
 }
 
 #[cfg(test)]
@@ -891,6 +927,80 @@ mod tests {
         assert_eq!(bench.unit.wait(&bench.h, ticket), Ok(()));
         assert_eq!(bench.unit.statistics().completion_errors, 1);
         assert_eq!(bench.world().errors, 0);
+    }
+
+    #[test]
+    fn a_ticket_is_late_from_its_deadline_on_and_at_most_a_tick_after_it() {
+        for deadline in [
+            0,
+            1,
+            65_535,
+            65_536,
+            1_700_000_000_000_000_000,
+            u64::MAX - 65_536,
+        ] {
+            let ticket = Ticket::new(1, 2, deadline);
+            assert!(!ticket.is_late(deadline.saturating_sub(1)), "{deadline}");
+            assert!(ticket.is_late(deadline + 65_536), "{deadline}");
+        }
+    }
+
+    #[test]
+    fn submissions_are_told_apart_beyond_32_bits_of_their_number() {
+        let bench = up(|_| {});
+        let old = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+        let start = u64::from(u32::MAX) - 2;
+        bench.unit.queue.lock().last_sequence = start;
+        let tickets: Vec<_> = (0..6)
+            .map(|_| {
+                let ticket = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+                (bench.unit.queue.lock().last_sequence, ticket)
+            })
+            .collect();
+        // 2^32 is left out: fresh words hold its value.
+        assert_eq!(tickets.last().unwrap().0, start + 7);
+        for (number, ticket) in &tickets {
+            assert_eq!(bench.unit.queue.lock().sequence_of(ticket), *number);
+            assert_eq!(bench.unit.poll(&bench.h, ticket), Ok(true));
+        }
+        assert_eq!(bench.unit.poll(&bench.h, &old), Ok(true));
+        // A number that the next word already holds is left out.
+        let mut queue = bench.unit.queue.lock();
+        let word = usize::from(queue.next_word);
+        queue.issued[word] = queue.last_sequence as u32 + 1;
+        let at = queue.memory.as_ref().unwrap().word_at(word as u16);
+        bench.h.write64(at, u64::from(queue.issued[word]));
+        let before = queue.last_sequence;
+        drop(queue);
+        bench.world().completion = Completion::Never;
+        let ticket = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+        assert_eq!(u64::from(ticket.sequence()), (before + 2) & 0xffff_ffff);
+        assert_eq!(bench.unit.poll(&bench.h, &ticket), Ok(false));
+    }
+
+    #[test]
+    fn a_failure_long_ago_fails_no_later_submission() {
+        let bench = up(|_| {});
+        bench.unit.queue.lock().failed_sequence = 1;
+        bench.unit.queue.lock().last_sequence = 0xc000_0000;
+        bench.world().completion = Completion::Never;
+        let ticket = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+        assert_eq!(bench.unit.poll(&bench.h, &ticket), Ok(false));
+    }
+
+    #[test]
+    fn a_ticket_of_a_word_that_served_again_is_done() {
+        let bench = up(|_| {});
+        let old = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+        let first = bench.unit.queue.lock().next_word;
+        for _ in 0..STATUS_WORDS {
+            let ticket = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+            bench.unit.wait(&bench.h, ticket).unwrap();
+        }
+        assert_eq!(bench.unit.queue.lock().next_word, first);
+        bench.world().completion = Completion::Never;
+        let _waiting = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
+        assert_eq!(bench.unit.poll(&bench.h, &old), Ok(true));
     }
 
     #[test]

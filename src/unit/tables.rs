@@ -182,6 +182,12 @@ impl DetachedDevice {
     pub const fn ticket(&self) -> Option<&Ticket> {
         self.ticket.as_ref()
     }
+
+    /// The tables again, for a later [`Unit::detach_device`]: what a caller keeps who cannot go on
+    /// with [`Unit::release`] now.
+    pub fn into_tables(self) -> DeviceTables {
+        self.tables
+    }
 }
 
 impl<R: Registers> Unit<R> {

@@ -75,6 +75,36 @@ impl FaultRecorder {
         *self = Self::new(self.count, self.offset);
     }
 
+    /// The number of records that there are.
+    pub(super) const fn count(&self) -> u8 {
+        self.count
+    }
+
+    /// The index of the record that the next fault takes.
+    pub(super) const fn next_index(&self) -> u8 {
+        self.next
+    }
+
+    /// All records; those beyond the last are clear.
+    pub(super) const fn records(&self) -> &[FaultRecord; MAX_FAULT_RECORDS as usize] {
+        &self.records
+    }
+
+    /// Whether a fault is recorded that the guest has not cleared.
+    pub(super) fn has_valid_record(&self) -> bool {
+        self.records.iter().any(|record| record.is_valid())
+    }
+
+    /// Takes over records and the index of the next, below the number of records.
+    pub(super) const fn restore(
+        &mut self,
+        next: u8,
+        records: [FaultRecord; MAX_FAULT_RECORDS as usize],
+    ) {
+        self.next = next;
+        self.records = records;
+    }
+
     /// The internal index starts over while all remapping is off (§7.2.1).
     pub(super) fn restart(&mut self) {
         self.next = 0;
@@ -160,7 +190,7 @@ impl FaultRecorder {
             if let Some(record) = self.records.get_mut(index) {
                 *record = record.cleared();
             }
-            if !self.records.iter().any(|record| record.is_valid()) {
+            if !self.has_valid_record() {
                 // The record index only counts while `PPF` is set.
                 let status = registers
                     .fault_status()

@@ -69,6 +69,8 @@ pub enum Progress {
     Done,
     /// Hardware has not confirmed yet. Nothing is lost: the same call again continues it.
     Wait,
+    /// A slice of it is done and nothing has to be waited for: the same call again continues it.
+    Again,
 }
 
 /// Why a binding could not be made as desired. The binding is blocked then, never the old one.
@@ -95,6 +97,10 @@ pub enum BindError {
     NotOffered {
         /// `PGTT` of the guest's entry.
         translation_type: u8,
+        /// The physical source-id.
+        source_id: SourceId,
+        /// The PASID; 0 for requests without one.
+        pasid: Pasid,
     },
     /// The guest's tables cannot be followed: a table page is not the guest's memory, or there are
     /// more of them than the machine's quota allows to shadow.
@@ -143,8 +149,15 @@ impl fmt::Display for BindError {
                     "first-stage root {root} is in use with another paging mode"
                 )
             }
-            Self::NotOffered { translation_type } => {
-                write!(f, "translation type {translation_type} is not offered")
+            Self::NotOffered {
+                translation_type,
+                source_id,
+                pasid,
+            } => {
+                write!(
+                    f,
+                    "translation type {translation_type} of {source_id} PASID {pasid} is not offered"
+                )
             }
             Self::GuestTables { address } => write!(f, "the guest's tables end at {address}"),
             Self::Quarantined { source_id } => write!(f, "{source_id} is quarantined"),
@@ -204,7 +217,7 @@ pub struct PageRange {
 
 /// The host side of one virtual unit.
 ///
-/// No method blocks or waits for hardware. Any of them may be called while another is unfinished
+/// No method blocks or waits for hardware, and a call does about as much as one table page is work. Any of them may be called while another is unfinished
 /// ([`Progress::Wait`]) for a different binding.
 pub trait Host {
     /// What the host side keeps for each cached binding; the default is *blocked, nothing held*.
@@ -217,9 +230,9 @@ pub trait Host {
 
     /// Makes the actual state of (device, PASID) equal to the desired one.
     ///
-    /// Idempotent: called again after [`Progress::Wait`] it continues, in the desired state it
-    /// changes nothing and sends nothing. An observer sees the binding old, new or blocked. After
-    /// `Done` the old translation is no longer used by hardware.
+    /// Idempotent: called again after [`Progress::Wait`] or [`Progress::Again`] it continues, in the
+    /// desired state it changes nothing and sends nothing. An observer sees the binding old, new or
+    /// blocked. After `Done` the old translation is no longer used by hardware.
     ///
     /// # Errors
     ///
@@ -237,14 +250,15 @@ pub trait Host {
     ///
     /// # Errors
     ///
-    /// [`BindError`] if a shadow could not be kept in step; what it covered is blocked.
+    /// [`BindError`] if it cannot be carried out; what it covers is blocked.
     fn invalidate(&mut self, what: &GuestInvalidation) -> Result<Progress, BindError>;
 
     /// Completes every invalidation handed over so far: `Done` once hardware has confirmed them.
     ///
     /// # Errors
     ///
-    /// [`BindError::Quarantined`] once, if hardware did not: what it covered is blocked.
+    /// [`BindError::Quarantined`] once, if hardware did not: what it covered is blocked. Another
+    /// [`BindError`] once, if a shadow could not be kept in step; it is empty then.
     fn flush(&mut self) -> Result<Progress, BindError>;
 
     /// Sends an interrupt message of the virtual unit to the guest: the address and data that the

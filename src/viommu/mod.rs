@@ -8,6 +8,7 @@
 //! | [`tables`] | the guest's root, context and PASID tables, read from hostile memory |
 //! | [`translate`] | translation by the guest's tables in software |
 //! | [`fault`] | fault records and the fault event |
+//! | [`state`] | the unit's state, saved and restored |
 //! | [`statistics`] | counters |
 //!
 //! Inside: the store of bindings, the passes that keep it in step with the guest's tables, and the
@@ -17,10 +18,12 @@
 //! [`VirtualUnit::poll`] does it in slices: call it after every write, and again as it says.
 
 pub mod fault;
+mod first_stage_roots;
 pub mod host;
 mod pasid_cache;
 mod queue;
 pub mod registers;
+pub mod state;
 pub mod statistics;
 mod synchronise;
 pub mod tables;
@@ -33,6 +36,7 @@ pub use fault::{GuestFault, MAX_FAULT_RECORDS};
 pub use host::{
     BindError, Desired, DeviceHandle, GuestBinding, GuestInvalidation, Host, PageRange, Progress,
 };
+pub use state::{STATE_LEN_BYTES, StateError};
 pub use statistics::VirtualUnitStatistics;
 pub use translate::DmaRequest;
 pub use unit::{ConfigError, DeviceError, DeviceKind, Poll, VirtualUnit, VirtualUnitConfig};

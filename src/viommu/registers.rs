@@ -75,7 +75,7 @@ macro_rules! registers {
         }
 
         impl Register {
-            const ALL: &[Self] = &[$(Self::$variant),*];
+            pub(super) const ALL: &[Self] = &[$(Self::$variant),*];
 
             /// What the table says of it.
             pub(super) const fn description(self) -> RegisterDescription {
@@ -419,6 +419,20 @@ impl RegisterFile {
             self.get(upper) << 32 | self.get(address),
             self.get(data) as u32,
         ))
+    }
+
+    /// Whether the message of an event is to be sent.
+    pub(super) const fn has_message_of(&self, event: Event) -> bool {
+        match event {
+            Event::Fault => self.fault_message,
+            Event::Completion => self.completion_message,
+        }
+    }
+
+    /// Says which messages are to be sent.
+    pub(super) const fn set_messages(&mut self, fault: bool, completion: bool) {
+        self.fault_message = fault;
+        self.completion_message = completion;
     }
 
     /// Whether a message is to be sent.

@@ -15,6 +15,8 @@ pub struct VirtualUnitStatistics {
     pub unchanged: u64,
     /// Bindings that the host refused or had no room for; each is blocked.
     pub bind_failures: u64,
+    /// Those of them whose first-stage root is in use with another paging mode or `EAFE`.
+    pub root_conflicts: u64,
     /// Bindings that the host could not take away; each is kept until it can.
     pub unbind_failures: u64,
     /// Synchronisations of bindings with the guest's tables, for whatever cause.
@@ -45,6 +47,8 @@ pub struct VirtualUnitStatistics {
     pub interrupts: u64,
     /// Resets.
     pub resets: u64,
+    /// Saved states taken over.
+    pub restores: u64,
 }
 
 /// Adds one to a counter.

@@ -10,12 +10,13 @@ use crate::arch::address::Gpa;
 use crate::arch::context::ScalableContext;
 use crate::arch::descriptor::function_mask_covers;
 use crate::arch::id::{DomainId, Pasid, SourceId};
-use crate::arch::pasid::{PasidDirectoryEntry, PasidEntry};
+use crate::arch::pasid::{PasidDirectoryEntry, PasidEntry, PasidTranslation};
 use crate::mem::GuestMemory;
 
 use super::fault::GuestFault;
+use super::first_stage_roots::RootUse;
 use super::host::{BindError, Desired, DeviceHandle, Host, Progress};
-use super::pasid_cache::BindingState;
+use super::pasid_cache::{BindingState, GENERATIONS};
 use super::statistics::count;
 use super::tables::{
     GuestContext, TableError, TableFault, domain_id_of, guest_binding, legacy_binding, pasid_limit,
@@ -83,6 +84,10 @@ enum Position {
     Default(usize),
     /// Before this slot of the store.
     Slot(usize),
+    /// In the walk over the bindings with the domain-id.
+    OfDomain(DomainId),
+    /// In the walk over the unsettled bindings.
+    Unsettled,
     /// At its end.
     Done,
 }
@@ -112,8 +117,8 @@ pub(super) struct Pass {
     directory: Gpa,
     limit: u32,
     change: Option<Change>,
-    /// Something was not bound for lack of room. The walk is made once more, after the rest of the
-    /// pass has freed what it could.
+    /// Something was not bound for lack of room, or for a root that another binding used
+    /// differently. The walk is made once more, after the rest of the pass has freed what it could.
     short: bool,
     is_last_walk: bool,
 }
@@ -141,6 +146,8 @@ pub(super) enum Stepped {
 enum Settled {
     Done,
     Wait,
+    /// A slice is done.
+    Again,
     /// Not done for lack of room.
     Short,
 }
@@ -183,8 +190,8 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     pub(super) fn new_pass(&mut self, devices: DeviceFilter, entries: EntryFilter) -> Pass {
         count(&mut self.statistics.synchronisations);
         self.generation = self.generation.wrapping_add(1);
-        if self.generation == 0 {
-            // After 2^32 passes a stamp could be taken for that of this pass.
+        if self.generation >= GENERATIONS {
+            // From now on a stamp could be taken for that of this pass.
             self.cache.clear_generations();
             for slot in &mut self.devices {
                 slot.default.generation = 0;
@@ -215,6 +222,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             match self.settle(host, pass, &mut change) {
                 Settled::Done => {}
                 Settled::Short => pass.short = true,
+                Settled::Again => pass.change = Some(change),
                 Settled::Wait => {
                     pass.change = Some(change);
                     return Stepped::Wait;
@@ -231,6 +239,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             }
             Position::Default(index) => self.check_default(host.memory(), pass, index),
             Position::Slot(index) => self.check_slots(host.memory(), pass, index),
+            Position::OfDomain(_) | Position::Unsettled => self.check_chain(host.memory(), pass),
             Position::Done => return Stepped::Done,
         }
         Stepped::More
@@ -297,10 +306,10 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
 
     fn enter_device(&mut self, memory: &impl GuestMemory, pass: &mut Pass, from: usize) {
         let Some(index) = self.next_selected(pass.devices, from) else {
-            pass.position = match pass.entries {
-                EntryFilter::Pasid { .. } => Position::Done,
-                _ => Position::Default(0),
-            };
+            match pass.entries {
+                EntryFilter::Pasid { .. } => Self::leave_store(pass),
+                _ => pass.position = Position::Default(0),
+            }
             return;
         };
         pass.position = Position::Device(index.saturating_add(1));
@@ -437,7 +446,13 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     /// The bindings of requests without PASID that the walk has not met.
     fn check_default(&mut self, memory: &impl GuestMemory, pass: &mut Pass, from: usize) {
         let Some(index) = self.next_selected(pass.devices, from) else {
-            pass.position = Position::Slot(0);
+            pass.position = match pass.entries {
+                EntryFilter::Domain(domain_id) if domain_id != DomainId::ZERO => {
+                    self.cache.begin_walk(Some(domain_id));
+                    Position::OfDomain(domain_id)
+                }
+                _ => Position::Slot(0),
+            };
             return;
         };
         pass.position = Position::Default(index.saturating_add(1));
@@ -456,31 +471,64 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         }
     }
 
-    /// The bindings of the store that the walk has not met.
+    /// The bindings of the store that the walk has not met, slot by slot.
     fn check_slots(&mut self, memory: &impl GuestMemory, pass: &mut Pass, from: usize) {
         let end = self.cache.end();
         for at in from..end.min(from.saturating_add(SLOTS_PER_STEP)) {
-            let Some(entry) = self.cache.get(at) else {
-                continue;
-            };
-            let is_in_scope = entry.state == BindingState::Unsettled
-                || pass.entries.covers(domain_id_of(&entry.raw));
-            if !is_in_scope
-                || entry.generation == pass.generation
-                || !self.is_selected(pass.devices, entry.device())
-            {
-                continue;
+            if self.check_slot(memory, pass, at) {
+                pass.position = Position::Slot(at.saturating_add(1));
+                return;
             }
-            let (device, pasid) = (entry.device(), entry.pasid());
-            let (raw, desired) = self.desired_now(memory, device, pasid);
-            pass.change = self.difference(pass.generation, device, pasid, raw, desired);
-            pass.position = Position::Slot(at.saturating_add(1));
-            return;
         }
         let next = from.saturating_add(SLOTS_PER_STEP);
-        pass.position = if next < end {
-            Position::Slot(next)
-        } else if pass.short && !pass.is_last_walk {
+        if next < end {
+            pass.position = Position::Slot(next);
+        } else {
+            Self::leave_store(pass);
+        }
+    }
+
+    /// The same for the bindings with one domain-id, and then for those whose domain-id is not
+    /// certain.
+    fn check_chain(&mut self, memory: &impl GuestMemory, pass: &mut Pass) {
+        for _ in 0..SLOTS_PER_STEP {
+            match self.cache.next_of_walk() {
+                Some(at) => {
+                    if self.check_slot(memory, pass, at) {
+                        return;
+                    }
+                }
+                None if matches!(pass.position, Position::OfDomain(_)) => {
+                    self.cache.begin_walk(None);
+                    pass.position = Position::Unsettled;
+                }
+                None => return Self::leave_store(pass),
+            }
+        }
+    }
+
+    /// Reads the entry of a binding in scope that the walk has not met; `true` if it did.
+    fn check_slot(&mut self, memory: &impl GuestMemory, pass: &mut Pass, at: usize) -> bool {
+        let Some(entry) = self.cache.get(at) else {
+            return false;
+        };
+        let is_in_scope = entry.state() == BindingState::Unsettled
+            || pass.entries.covers(domain_id_of(entry.raw()));
+        if !is_in_scope
+            || entry.generation() == pass.generation
+            || !self.is_selected(pass.devices, entry.device())
+        {
+            return false;
+        }
+        let (device, pasid) = (entry.device(), entry.pasid());
+        let (raw, desired) = self.desired_now(memory, device, pasid);
+        pass.change = self.difference(pass.generation, device, pasid, raw, desired);
+        true
+    }
+
+    /// At the end of a pass, or before its second walk.
+    fn leave_store(pass: &mut Pass) {
+        pass.position = if pass.short && !pass.is_last_walk {
             pass.is_last_walk = true;
             Position::Device(0)
         } else {
@@ -568,8 +616,8 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
                 .and_then(|at| self.cache.get(at))
             {
                 Some(entry) => {
-                    entry.state == BindingState::Unsettled
-                        || pass.entries.covers(domain_id_of(&entry.raw))
+                    entry.state() == BindingState::Unsettled
+                        || pass.entries.covers(domain_id_of(entry.raw()))
                 }
                 None => false,
             }
@@ -609,21 +657,21 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             }
             replaces = matches!(default.actual, Some(Desired::Guest(_)));
         } else if let Some(at) = self.slot_of(device, pasid) {
-            let tables = self.tables;
-            let entry = self.cache.get_mut(at)?;
-            if entry.state == BindingState::Bound {
+            let entry = self.cache.get(at)?;
+            if entry.state() == BindingState::Bound {
                 replaces = true;
                 let is_same = match desired {
                     Desired::Guest(binding) => {
-                        entry.raw == raw
-                            || guest_binding(&PasidEntry::from_quadwords(entry.raw), &tables)
-                                == Ok(binding)
+                        *entry.raw() == raw
+                            || guest_binding(
+                                &PasidEntry::from_quadwords(*entry.raw()),
+                                &self.tables,
+                            ) == Ok(binding)
                     }
                     _ => false,
                 };
                 if is_same {
-                    entry.raw = raw;
-                    entry.generation = generation;
+                    self.cache.refresh(at, &raw, generation, &self.tables);
                     count(&mut self.statistics.unchanged);
                     return None;
                 }
@@ -665,14 +713,39 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         pass: &Pass,
         change: &Change,
     ) -> Settled {
+        let conflict = self.root_conflict(change.device, change.pasid, &change.desired);
         let Some(slot) = self.devices.get_mut(change.device) else {
             return Settled::Done;
         };
         let default = &mut slot.default;
         default.actual = None;
+        if let Some(error) = conflict {
+            // The same call for a state that always fits takes what was bound before away.
+            let handle = DeviceHandle::new(change.device as u16);
+            match host.bind(handle, Pasid::ZERO, &mut default.host, &Desired::Blocked) {
+                Ok(Progress::Wait) => return Settled::Wait,
+                Ok(Progress::Again) => return Settled::Again,
+                Ok(Progress::Done) => default.raw = [0; 8],
+                Err(error) => {
+                    self.failed(change.device, change.pasid, &Desired::Blocked, &error);
+                }
+            }
+            if !pass.is_last_walk {
+                return Settled::Short;
+            }
+            if let Some(slot) = self.devices.get_mut(change.device) {
+                slot.default.generation = pass.generation;
+            }
+            self.failed(change.device, change.pasid, &change.desired, &error);
+            return Settled::Done;
+        }
+        if let Desired::Guest(_) = change.desired {
+            default.raw = change.raw;
+        }
         let handle = DeviceHandle::new(change.device as u16);
         match host.bind(handle, Pasid::ZERO, &mut default.host, &change.desired) {
             Ok(Progress::Wait) => Settled::Wait,
+            Ok(Progress::Again) => Settled::Again,
             Ok(Progress::Done) => {
                 default.actual = Some(change.desired);
                 default.raw = change.raw;
@@ -696,7 +769,23 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         change: &mut Change,
     ) -> Settled {
         let handle = DeviceHandle::new(change.device as u16);
-        let at = match self.slot_of(change.device, change.pasid) {
+        let slot = self.slot_of(change.device, change.pasid);
+        if change.releasing.is_none()
+            && let Some(error) = self.root_conflict(change.device, change.pasid, &change.desired)
+        {
+            // What contradicts it may be about to go, or to change in the same way.
+            let outcome = if pass.is_last_walk {
+                self.failed(change.device, change.pasid, &change.desired, &error);
+                Settled::Done
+            } else {
+                Settled::Short
+            };
+            if slot.is_none() {
+                return outcome;
+            }
+            change.releasing = Some(outcome);
+        }
+        let at = match slot {
             Some(at) => at,
             None => match self.cache.insert(change.device as u16, change.pasid) {
                 Some(at) => at,
@@ -711,26 +800,29 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
                 }
             },
         };
+        let honoured = match change.desired {
+            Desired::Guest(_) if change.releasing.is_none() => Some(&change.raw),
+            _ => None,
+        };
+        self.cache.unsettle(at, honoured, &self.tables);
         let Some(entry) = self.cache.get_mut(at) else {
             return Settled::Done;
         };
-        entry.state = BindingState::Unsettled;
         if change.releasing.is_none() {
             match host.bind(handle, change.pasid, &mut entry.host, &change.desired) {
                 Ok(Progress::Wait) => return Settled::Wait,
+                Ok(Progress::Again) => return Settled::Again,
                 Ok(Progress::Done) => {
                     if change.desired == Desired::Blocked {
-                        self.cache.remove(at);
+                        self.cache.remove(at, &self.tables);
                     } else {
-                        entry.state = BindingState::Bound;
-                        entry.raw = change.raw;
-                        entry.generation = pass.generation;
+                        self.cache.settle(at, pass.generation);
                     }
                     self.settled(change);
                     return Settled::Done;
                 }
                 Err(error) => {
-                    entry.generation = pass.generation;
+                    entry.set_generation(pass.generation);
                     change.releasing = Some(if is_shortage(&error) && pass.may_walk_again() {
                         // Told only if the second walk fails as well.
                         Settled::Short
@@ -751,10 +843,43 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         };
         match host.bind(handle, change.pasid, &mut entry.host, &Desired::Blocked) {
             Ok(Progress::Wait) => return Settled::Wait,
-            Ok(Progress::Done) => self.cache.remove(at),
+            Ok(Progress::Again) => return Settled::Again,
+            Ok(Progress::Done) => self.cache.remove(at, &self.tables),
             Err(error) => self.failed(change.device, change.pasid, &Desired::Blocked, &error),
         }
         change.releasing.unwrap_or(Settled::Done)
+    }
+
+    /// Why a device's binding may not be made as desired beside the others: one of them uses its
+    /// first-stage root with another paging mode or `EAFE` (§6.2.3.1).
+    ///
+    /// What the binding itself was bound to does not count. Costs one look-up and one look at each
+    /// device, however much is bound.
+    pub(super) fn root_conflict(
+        &self,
+        device: usize,
+        pasid: Pasid,
+        desired: &Desired,
+    ) -> Option<BindError> {
+        let Desired::Guest(binding) = desired else {
+            return None;
+        };
+        let PasidTranslation::FirstStage { root, .. } = binding.translation else {
+            return None;
+        };
+        let wanted = RootUse::of(binding)?;
+        let own = (pasid != Pasid::ZERO)
+            .then(|| self.slot_of(device, pasid))
+            .flatten();
+        let contradicts = self.cache.contradicts(wanted, own, &self.tables)
+            || self.devices.iter().enumerate().any(|(index, slot)| {
+                !(index == device && pasid == Pasid::ZERO)
+                    && slot
+                        .default
+                        .root(&self.tables)
+                        .is_some_and(|used| used.contradicts(wanted))
+            });
+        contradicts.then_some(BindError::FirstStageRootConflict { root })
     }
 
     fn settled(&mut self, change: &Change) {
@@ -811,6 +936,9 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         } else {
             count(&mut self.statistics.bind_failures);
         }
+        if let BindError::FirstStageRootConflict { .. } = error {
+            count(&mut self.statistics.root_conflicts);
+        }
         if let (true, Some(reason)) = (self.translating, error.immediate_guest_fault()) {
             self.record(&GuestFault {
                 source_id,
@@ -834,7 +962,11 @@ mod tests {
     use std::vec::Vec;
 
     use super::super::testing::*;
+    use super::super::unit::Poll;
     use super::*;
+    use crate::arch::capability::{
+        Capability, CapabilityField, ExtendedCapability, ExtendedCapabilityField,
+    };
     use crate::arch::context::{DirectoryOrder, LegacyContextEntry};
     use crate::arch::descriptor::{ContextGranularity, Descriptor, PasidCacheGranularity};
     use crate::arch::register::TranslationTableMode;
@@ -893,6 +1025,168 @@ mod tests {
             t.invalidate_domain(7);
         }
         assert_eq!(t.host.operations(), 0);
+    }
+
+    /// A bench whose guest may use 5 levels and `EAFE`, and an entry with them.
+    fn with_settings() -> Bench {
+        Bench::scalable_with(Setup {
+            capability: Capability::from_bits(0)
+                .with(CapabilityField::FIRST_STAGE_5_LEVEL, 1)
+                .bits(),
+            extended: ExtendedCapability::from_bits(0)
+                .with(ExtendedCapabilityField::EXTENDED_ACCESSED, 1)
+                .with(ExtendedCapabilityField::PAGE_WALK_COHERENCY, 1)
+                .bits(),
+            ..Setup::default()
+        })
+    }
+
+    fn with_setting(domain_id: u16, root: u64, setting: u64) -> PasidEntry {
+        let mut quadwords = *first_stage(domain_id, root).quadwords();
+        quadwords[2] |= setting;
+        PasidEntry::from_quadwords(quadwords)
+    }
+
+    const LEVEL_5: u64 = 1 << 2;
+    const EXTENDED_ACCESSED: u64 = 1 << 7;
+
+    #[test]
+    fn bindings_of_one_first_stage_root_agree_in_their_settings() {
+        // S96, whatever the domain-ids, PASIDs and devices, requests without PASID included.
+        for setting in [LEVEL_5, EXTENDED_ACCESSED, LEVEL_5 | EXTENDED_ACCESSED] {
+            for (first, second) in [
+                ((0, 5), (0, 6)),
+                ((0, 0), (0, 6)),
+                ((0, 6), (0, 0)),
+                ((0, 5), (1, 5)),
+            ] {
+                let mut t = with_settings();
+                t.context(D1, DirectoryOrder::LARGEST);
+                t.assign(1, D1);
+                let device = |index: u16| [D0, D1][usize::from(index)];
+                let place = |pasid: u32| (pasid != 0).then_some(pasid);
+                t.entry(device(first.0), first.1, with_setting(7, 0x20_0000, 0));
+                t.invalidate_pasid(7, first.1);
+                t.entry(
+                    device(second.0),
+                    second.1,
+                    with_setting(8, 0x20_0000, setting),
+                );
+                t.invalidate_pasid(8, second.1);
+                assert_eq!(t.bound(first.0, first.1), first_stage_binding(7, 0x20_0000));
+                assert_eq!(t.bound(second.0, second.1), Desired::Blocked);
+                assert_eq!(t.unit.statistics().root_conflicts, 1);
+                assert_eq!(t.take_fault(), None, "told by the blocked request itself");
+                let explained = t.translate(device(second.0), place(second.1), 0, READ);
+                assert_eq!(explained, Err(0x5b));
+                assert_ne!(
+                    t.translate(device(first.0), place(first.1), 0, READ),
+                    Err(0x5b)
+                );
+                // Nor does anything wider bind it.
+                t.invalidate_all();
+                assert_eq!(t.bound(second.0, second.1), Desired::Blocked);
+                // The same setting agrees.
+                t.entry(device(second.0), second.1, with_setting(8, 0x20_0000, 0));
+                t.invalidate_pasid(8, second.1);
+                assert_eq!(
+                    t.bound(second.0, second.1),
+                    first_stage_binding(8, 0x20_0000)
+                );
+                // Gone is gone, and then the other setting is good.
+                t.entry(
+                    device(second.0),
+                    second.1,
+                    with_setting(8, 0x20_0000, setting),
+                );
+                t.entry(device(first.0), first.1, PasidEntry::default());
+                t.invalidate_all();
+                assert_eq!(t.bound(first.0, first.1), Desired::Blocked);
+                assert_ne!(t.bound(second.0, second.1), Desired::Blocked);
+            }
+        }
+    }
+
+    #[test]
+    fn a_binding_may_change_the_setting_of_a_root_that_is_its_own() {
+        // S96.
+        let mut t = with_settings();
+        t.entry(D0, 5, with_setting(7, 0x20_0000, 0));
+        t.invalidate_pasid(7, 5);
+        t.entry(D0, 5, with_setting(7, 0x20_0000, LEVEL_5));
+        t.invalidate_pasid(7, 5);
+        assert_ne!(t.bound(0, 5), Desired::Blocked);
+        assert_ne!(t.bound(0, 5), first_stage_binding(7, 0x20_0000));
+        // With another user of the root it loses what it has: it is blocked, never the old one.
+        t.entry(D0, 6, with_setting(9, 0x20_0000, LEVEL_5));
+        t.invalidate_pasid(9, 6);
+        t.entry(D0, 5, with_setting(7, 0x20_0000, 0));
+        t.invalidate_pasid(7, 5);
+        assert_eq!(t.bound(0, 5), Desired::Blocked);
+        assert_ne!(t.bound(0, 6), Desired::Blocked);
+        assert_eq!(
+            (t.unit.bindings(), t.unit.statistics().root_conflicts),
+            (1, 1)
+        );
+    }
+
+    #[test]
+    fn all_bindings_of_a_root_can_change_their_setting_by_one_invalidation() {
+        // S96: each of them contradicts the others until the last has changed.
+        for is_pasid_selective in [false, true] {
+            let mut t = with_settings();
+            t.context(D1, DirectoryOrder::LARGEST);
+            t.assign(1, D1);
+            let places: &[(u16, u32)] = match is_pasid_selective {
+                true => &[(0, 5), (1, 5)],
+                false => &[(0, 0), (0, 5), (0, 6), (1, 5)],
+            };
+            for setting in [0, LEVEL_5, EXTENDED_ACCESSED] {
+                for (device, pasid) in places {
+                    let device = [D0, D1][usize::from(*device)];
+                    t.entry(device, *pasid, with_setting(7, 0x20_0000, setting));
+                }
+                match is_pasid_selective {
+                    true => t.invalidate_pasid(7, 5),
+                    false => t.invalidate_domain(7),
+                }
+                let bound = t.bound(places[0].0, places[0].1);
+                assert_ne!(bound, Desired::Blocked);
+                for (device, pasid) in places {
+                    assert_eq!(
+                        t.bound(*device, *pasid),
+                        bound,
+                        "{setting:x} {device} {pasid}"
+                    );
+                }
+            }
+            assert_eq!(t.unit.statistics().root_conflicts, 0);
+        }
+    }
+
+    #[test]
+    fn a_domain_invalidation_takes_no_more_steps_for_what_other_domains_have_bound() {
+        // Cost target: domain-selective. The directory is empty, so the walk costs nothing.
+        let steps = |others: u32| {
+            let mut t = Bench::scalable();
+            for n in 0..others {
+                t.entry(D0, 64 + n, first_stage(7, 0x20_0000));
+            }
+            t.entry(D0, 5, first_stage(8, 0x30_0000));
+            t.invalidate_all();
+            assert_eq!(t.unit.bindings(), others + 1);
+            let directory = t.directories[&D0];
+            for index in 1..1 + others.div_ceil(64) {
+                t.store(directory + u64::from(index) * 8, &[0]);
+            }
+            let granularity = PasidCacheGranularity::Domain(did(8));
+            t.enqueue(&[Descriptor::PasidCache { granularity }.encode().words()]);
+            (0..)
+                .take_while(|_| t.unit.poll(&mut t.host, 1) != Poll::Idle)
+                .count()
+        };
+        let alone = steps(0);
+        assert_eq!(steps(1100), alone);
     }
 
     #[test]
@@ -1205,6 +1499,8 @@ mod tests {
             0,
             BindError::NotOffered {
                 translation_type: 1,
+                source_id: SourceId::from_u16(0x1234),
+                pasid: Pasid::ZERO,
             },
         );
         t.invalidate_pasid(7, 5);

@@ -16,6 +16,7 @@ use crate::paging::walk::{
 };
 
 use super::fault::GuestFault;
+use super::host::{Desired, GuestBinding};
 use super::tables::{GuestContext, TableFault, guest_binding, legacy_binding};
 use super::unit::VirtualUnit;
 
@@ -137,6 +138,9 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
                 *disabled |= directory_disables || entry.is_fault_processing_disabled();
                 let binding = guest_binding(&entry, &self.tables)
                     .map_err(|entry| fault(TableFault::Entry(entry).reason(), *disabled))?;
+                if self.is_refused_for_its_root(request.source_id, pasid, &binding) {
+                    return Err(fault(FaultReason::PasidEntryInvalid, *disabled));
+                }
                 if request.execute {
                     return refuse(TableFault::ExecuteRequest, *disabled);
                 }
@@ -188,6 +192,25 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             // Nesting is never shown, so no entry decodes to it.
             PasidTranslation::Nested { .. } => Err(fault(FaultReason::PasidEntryInvalid)),
         }
+    }
+}
+
+impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
+    /// Whether an assigned device's entry contradicts others about its first-stage root, and is
+    /// therefore blocked on hardware.
+    fn is_refused_for_its_root(
+        &self,
+        source_id: SourceId,
+        pasid: Pasid,
+        binding: &GuestBinding,
+    ) -> bool {
+        self.devices
+            .iter()
+            .position(|slot| slot.is_assigned() && slot.source_id == source_id)
+            .is_some_and(|device| {
+                self.root_conflict(device, pasid, &Desired::Guest(*binding))
+                    .is_some()
+            })
     }
 }
 

@@ -15,8 +15,9 @@ use crate::arch::register::{
 use crate::mem::GuestMemory;
 
 use super::fault::{FaultRecorder, GuestFault, MAX_FAULT_RECORDS};
+use super::first_stage_roots::RootUse;
 use super::host::{BindError, Desired, DeviceHandle, GuestInvalidation, Host, Progress};
-use super::pasid_cache::PasidCache;
+use super::pasid_cache::{MAXIMUM_BINDINGS, PasidCache, root_of};
 use super::queue::second_stage_invalidation;
 use super::registers::{
     Event, REGISTER_WINDOW_BYTES, Register, RegisterFile, RegisterWrite, VERSION,
@@ -151,7 +152,7 @@ enum SlotState {
 #[derive(Debug)]
 pub(super) struct DefaultBinding<B> {
     pub(super) host: B,
-    /// The guest's PASID entry as last honoured.
+    /// The guest's PASID entry as last honoured, or as the host is honouring it.
     pub(super) raw: [u64; 8],
     /// What it is bound to; `None` while the host is changing it, or if the host failed to.
     pub(super) actual: Option<Desired>,
@@ -166,8 +167,21 @@ pub(super) struct DeviceSlot<B> {
     kind: DeviceKind,
     state: SlotState,
     needs_reconcile: bool,
+    /// While it is removed: slots of the store below this hold nothing of it.
+    cleared: u32,
     pub(super) context: CachedContext,
     pub(super) default: DefaultBinding<B>,
+}
+
+impl<B> DefaultBinding<B> {
+    /// The use of a first-stage root that it stands for.
+    pub(super) fn root(&self, features: &TableFeatures) -> Option<RootUse> {
+        match &self.actual {
+            Some(Desired::Guest(binding)) => RootUse::of(binding),
+            Some(_) => None,
+            None => root_of(&self.raw, features),
+        }
+    }
 }
 
 impl<B: Default> DeviceSlot<B> {
@@ -177,6 +191,7 @@ impl<B: Default> DeviceSlot<B> {
             kind: DeviceKind::Emulated,
             state: SlotState::Free,
             needs_reconcile: false,
+            cleared: 0,
             context: CachedContext::Unknown,
             default: DefaultBinding {
                 host: B::default(),
@@ -207,19 +222,19 @@ impl<B> DeviceSlot<B> {
 
 /// What the guest has commanded and the unit has not carried out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-struct Commands {
+pub(super) struct Commands {
     /// The root table address to take over.
-    root_pointer: Option<RootTableAddress>,
+    pub(super) root_pointer: Option<RootTableAddress>,
     /// What `TES` is to become.
-    translation: bool,
+    pub(super) translation: bool,
     /// What `QIES` is to become.
-    queue: bool,
+    pub(super) queue: bool,
     /// The queue is to be disabled first, whatever it is to become.
-    queue_stop: bool,
+    pub(super) queue_stop: bool,
     /// Everything is to be looked at again, after a reset.
-    reconcile: bool,
+    pub(super) reconcile: bool,
     /// Some device is to be looked at again.
-    reconcile_devices: bool,
+    pub(super) reconcile_devices: bool,
 }
 
 /// What a job is for, and so what its end does.
@@ -272,13 +287,16 @@ const REMOVALS_PER_CALL: u32 = 64;
 /// without PASID, `BINDINGS` bindings of PASIDs. `B` is what the host side keeps of each binding.
 ///
 /// It answers register accesses at once and does everything else in [`poll`](Self::poll).
+///
+/// Memory: a binding takes 108 bytes and what `B` takes. `BINDINGS` may be 1 to 2^21 - 1; a power
+/// of two is no better than another number.
 #[derive(Debug)]
 pub struct VirtualUnit<B: Default, const DEVICES: usize, const BINDINGS: usize> {
     pub(super) features: Features,
     pub(super) tables: TableFeatures,
     pub(super) registers: RegisterFile,
-    faults: FaultRecorder,
-    commands: Commands,
+    pub(super) faults: FaultRecorder,
+    pub(super) commands: Commands,
     /// The root table address in force.
     pub(super) root: RootTableAddress,
     /// Whether bindings are to follow the guest's tables: `TES`, or what it is about to become.
@@ -286,7 +304,7 @@ pub struct VirtualUnit<B: Default, const DEVICES: usize, const BINDINGS: usize> 
     pub(super) devices: [DeviceSlot<B>; DEVICES],
     pub(super) cache: PasidCache<B, BINDINGS>,
     pub(super) generation: u32,
-    job: Option<Job>,
+    pub(super) job: Option<Job>,
     pub(super) pages: PageCopies,
     pub(super) statistics: VirtualUnitStatistics,
 }
@@ -324,7 +342,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         if DEVICES > usize::from(u16::MAX) {
             return Err(ConfigError::Capacity(DEVICES));
         }
-        if u32::try_from(BINDINGS).is_err() || BINDINGS >= u32::MAX as usize {
+        if BINDINGS > MAXIMUM_BINDINGS {
             return Err(ConfigError::Capacity(BINDINGS));
         }
         Ok(Self {
@@ -357,6 +375,12 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     /// The number of PASIDs bound, those of requests without PASID not counted.
     pub const fn bindings(&self) -> u32 {
         self.cache.len()
+    }
+
+    /// The number of devices whose requests without PASID are bound to something.
+    pub(super) fn bound_devices(&self) -> usize {
+        let is_bound = |slot: &&DeviceSlot<B>| slot.default.actual != Some(Desired::Blocked);
+        self.devices.iter().filter(is_bound).count()
     }
 
     /// What a device's binding for requests without PASID, or for a PASID, is; `None` if it is
@@ -502,7 +526,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     }
 
     /// Takes all bindings of a device away and forgets it. From the first call on nothing is bound
-    /// for it any more. [`Progress::Wait`]: call again; a call does a bounded amount of work.
+    /// for it any more. Unless it is [`Progress::Done`], call again; a call does a bounded amount of work.
     ///
     /// # Errors
     ///
@@ -529,29 +553,37 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             default.actual = None;
             match host.bind(handle, Pasid::ZERO, &mut default.host, &Desired::Blocked) {
                 Ok(Progress::Done) => default.actual = Some(Desired::Blocked),
-                Ok(Progress::Wait) => return Ok(Progress::Wait),
+                Ok(unfinished) => return Ok(unfinished),
                 Err(error) => return Err(self.removal_failed(index, Pasid::ZERO, error)),
             }
             count(&mut self.statistics.unbinds);
         }
         let mut left = REMOVALS_PER_CALL;
-        for at in 0..self.cache.end() {
-            let Some(entry) = self
+        let from = slot.cleared;
+        for at in from as usize..self.cache.end() {
+            if self
                 .cache
-                .get_mut(at)
-                .filter(|entry| entry.device() == index)
-            else {
+                .get(at)
+                .is_none_or(|entry| entry.device() != index)
+            {
                 continue;
-            };
+            }
+            // Where the next call goes on. Nothing is added for a device that is removed.
+            if let Some(slot) = self.devices.get_mut(index) {
+                slot.cleared = at as u32;
+            }
             if left == 0 {
                 return Ok(Progress::Wait);
             }
             left = left.saturating_sub(1);
+            self.cache.unsettle(at, None, &self.tables);
+            let Some(entry) = self.cache.get_mut(at) else {
+                continue;
+            };
             let pasid = entry.pasid();
-            entry.state = super::pasid_cache::BindingState::Unsettled;
             match host.bind(handle, pasid, &mut entry.host, &Desired::Blocked) {
-                Ok(Progress::Done) => self.cache.remove(at),
-                Ok(Progress::Wait) => return Ok(Progress::Wait),
+                Ok(Progress::Done) => self.cache.remove(at, &self.tables),
+                Ok(unfinished) => return Ok(unfinished),
                 Err(error) => return Err(self.removal_failed(index, pasid, error)),
             }
             count(&mut self.statistics.unbinds);
@@ -765,7 +797,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             Stage::Pass(pass) => self.step_pass(host, pass),
             Stage::Invalidate(what) => {
                 let result = host.invalidate(what);
-                if !matches!(result, Ok(Progress::Wait)) {
+                if !matches!(result, Ok(Progress::Wait | Progress::Again)) {
                     count(&mut self.statistics.invalidations);
                 }
                 self.invalidated(result)
@@ -810,6 +842,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     fn invalidated(&mut self, result: Result<Progress, BindError>) -> Stepped {
         match result {
             Ok(Progress::Wait) => Stepped::Wait,
+            Ok(Progress::Again) => Stepped::More,
             Ok(Progress::Done) => Stepped::Done,
             Err(error) => {
                 self.invalidation_failed(&error);
@@ -946,7 +979,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         }
     }
 
-    fn forget_contexts(&mut self) {
+    pub(super) fn forget_contexts(&mut self) {
         for slot in &mut self.devices {
             slot.context = CachedContext::Unknown;
         }

@@ -64,6 +64,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         source_id,
         guest_source_id: source_id,
         unit: 0,
+        pasid_bits: 0,
         interrupts: InterruptIsolation::WaivedByEmbedder,
     };
     machine

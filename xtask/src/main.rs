@@ -5,6 +5,7 @@
 mod command;
 mod conform;
 mod coverage;
+mod differential;
 mod image;
 mod mutants;
 mod panic_freedom;

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::MachineArguments;
 use crate::command::{ask, cargo, check};
+use crate::differential::{self, Checked};
 use crate::image::{self, TARGET};
 use crate::progress::{Mark, Progress};
 use crate::qemu::{Devices, Qemu};
@@ -235,6 +236,14 @@ pub(crate) fn test(arguments: &Arguments) -> Result<bool> {
             })
             .into()
     });
+    steps.step("model against QEMU", |progress| match &qemu {
+        Some(qemu) => match differential::check_model(qemu, arguments.full, progress) {
+            Ok(Checked::Agrees(remark)) => Ended::Pass(remark),
+            Ok(Checked::Skipped(why)) => Ended::Skip(why),
+            Err(error) => Ended::Fail(error),
+        },
+        None => Ended::Skip("no QEMU".into()),
+    });
     steps.step("undefined behaviour (Miri)", miri);
     mutant_steps(&mut steps, arguments);
     steps.step("panic freedom", |progress| {
@@ -286,12 +295,14 @@ fn cargo_steps() -> Vec<(&'static str, Command)> {
                 "clippy",
                 "--workspace",
                 "--all-targets",
-                "--test",
-                "conformance",
                 "--",
                 "-D",
                 "warnings",
             ]),
+        ),
+        (
+            "lints, scenarios",
+            with(&["clippy", "--test", "conformance", "--", "-D", "warnings"]),
         ),
         ("lints, image", image::clippy_command()),
         ("documentation", documentation),

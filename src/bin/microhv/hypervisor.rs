@@ -224,6 +224,7 @@ impl Hypervisor {
             source_id: device.source_id,
             guest_source_id: device.source_id,
             unit,
+            pasid_bits: 20,
             // The image takes no interrupts, and its one guest is part of it.
             interrupts: InterruptIsolation::WaivedByEmbedder,
         };

@@ -5,7 +5,7 @@ pub mod second_stage;
 pub mod shadow;
 
 use crate::arch::address::{AddressWidth, FirstStagePaging, Gpa};
-use crate::arch::id::DomainId;
+use crate::arch::id::{DomainId, Pasid, SourceId};
 use crate::arch::pasid::{PasidEntryOptions, PasidTranslation};
 use crate::nest::offer::Backend;
 use crate::viommu::host::{BindError, Desired, GuestBinding};
@@ -48,20 +48,33 @@ pub struct NestedTarget {
 }
 
 impl Target {
-    /// The target for a desired state; `None` for *blocked*.
+    /// The target for a desired state of a device and PASID; `None` for *blocked*.
     ///
     /// # Errors
     ///
     /// [`BindError::NotOffered`] for a translation type that this machine's guest has not.
-    pub fn of(desired: &Desired, backend: Backend) -> Result<Option<Self>, BindError> {
+    pub fn of(
+        desired: &Desired,
+        backend: Backend,
+        source_id: SourceId,
+        pasid: Pasid,
+    ) -> Result<Option<Self>, BindError> {
         match desired {
             Desired::Blocked => Ok(None),
             Desired::MachineMemory => Ok(Some(Self::MachineMemory)),
-            Desired::Guest(binding) => Self::of_guest(binding, backend).map(Some),
+            Desired::Guest(binding) => match Self::of_guest(binding, backend) {
+                Ok(target) => Ok(Some(target)),
+                Err(translation_type) => Err(BindError::NotOffered {
+                    translation_type,
+                    source_id,
+                    pasid,
+                }),
+            },
         }
     }
 
-    fn of_guest(binding: &GuestBinding, backend: Backend) -> Result<Self, BindError> {
+    /// The target of a guest's entry, or the translation type (`PGTT`) that is not offered.
+    fn of_guest(binding: &GuestBinding, backend: Backend) -> Result<Self, u8> {
         let domain_id = binding.domain_id;
         match (binding.translation, backend) {
             (PasidTranslation::PassThrough, _) => Ok(Self::MachineMemory),
@@ -87,9 +100,7 @@ impl Target {
                 root,
                 width,
             }),
-            (translation, _) => Err(BindError::NotOffered {
-                translation_type: translation.translation_type().field() as u8,
-            }),
+            (translation, _) => Err(translation.translation_type().field() as u8),
         }
     }
 
@@ -118,6 +129,45 @@ mod tests {
     use super::*;
     use crate::arch::address::Hpa;
     use crate::arch::pasid::PasidEntry;
+
+    #[test]
+    fn a_type_that_is_not_offered_is_refused_with_device_and_pasid() {
+        // R18. PGTT: §9.6, 1 first-stage, 2 second-stage, 3 nested, 4 pass-through.
+        let source_id = SourceId::from_u16(0x1234);
+        let pasid = Pasid::new(5).unwrap();
+        let first_stage = PasidTranslation::FirstStage {
+            root: Gpa::new(0x1000),
+            paging: FirstStagePaging::Level4,
+            write_protect: false,
+            extended_accessed: false,
+        };
+        let second_stage = PasidTranslation::SecondStage {
+            root: Gpa::new(0x1000),
+            width: AddressWidth::Bits48,
+        };
+        for (translation, backend, refused) in [
+            (first_stage, Backend::Shadow, Some(1)),
+            (first_stage, Backend::Nested, None),
+            (second_stage, Backend::Nested, None),
+            (PasidTranslation::PassThrough, Backend::Nested, None),
+        ] {
+            let desired = Desired::Guest(GuestBinding {
+                domain_id: DomainId::new(7),
+                translation,
+                supervisor_requests: false,
+            });
+            let expected = refused.map(|translation_type| BindError::NotOffered {
+                translation_type,
+                source_id,
+                pasid,
+            });
+            assert_eq!(
+                Target::of(&desired, backend, source_id, pasid).err(),
+                expected,
+                "{translation:?} {backend:?}"
+            );
+        }
+    }
 
     // R19, §9.6: `PWSNP` is bit 87 and `PGSNP` bit 88, by the unit's abilities and nothing else.
     #[test]

@@ -4,21 +4,9 @@ use super::{
     ENTRIES, ENTRY_BYTES, InputAddress, MAX_LEVELS, MapError, SecondStage, entry_at, slot_address,
     span_of,
 };
-use crate::arch::address::{Hpa, PAGE_SIZE_BYTES, PageSize};
+use crate::arch::address::{Hpa, PageSize};
 use crate::arch::second_stage::{Rights, SecondStageEntry};
 use crate::mem::{FrameChain, Frames, HostMemory};
-
-/// What [`SecondStage::set_page`] did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PageChange {
-    /// Nothing: the page already was as wanted.
-    None,
-    /// A page that led nowhere leads somewhere. Hardware may only know the difference with
-    /// caching mode.
-    Added,
-    /// A page that led somewhere leads elsewhere or nowhere: an invalidation is owed.
-    Replaced,
-}
 
 /// Entries of one size that lie side by side in one table page.
 #[derive(Clone, Copy)]
@@ -76,65 +64,6 @@ impl<I: InputAddress> SecondStage<I> {
         h.fence();
         reserve.free(h);
         Ok(())
-    }
-
-    /// Makes one 4-KiB page lead to `wanted`, or nowhere, by one store, whatever it led to before.
-    ///
-    /// Only for tables whose leaves are all 4-KiB pages, which shadows are: a leaf changes into
-    /// another leaf of the same size, so hardware sees the old one or the new one (§6.5.3.3).
-    ///
-    /// # Errors
-    ///
-    /// [`MapError`]; the page is unchanged.
-    pub fn set_page<H: HostMemory + Frames>(
-        &mut self,
-        h: &H,
-        input: I,
-        wanted: Option<(Hpa, Rights)>,
-    ) -> Result<PageChange, MapError> {
-        self.check_input(input, PAGE_SIZE_BYTES)?;
-        let address = input.to_u64();
-        let entry = match wanted {
-            Some((output, rights)) if !rights.is_none() => {
-                self.check_output(output, PAGE_SIZE_BYTES)?;
-                SecondStageEntry::leaf(output, PageSize::Size4KiB, rights, false)
-            }
-            _ => SecondStageEntry::from_u64(0),
-        };
-        let mut page = self.root;
-        let mut level = self.config.width.levels();
-        while level > 1 {
-            let at = slot_address(page, address, level);
-            let current = SecondStageEntry::from_u64(h.read64(at));
-            if current.is_present() && current.is_leaf(level) {
-                return Err(MapError::Overlap { address });
-            }
-            if current.is_present() {
-                page = current.address();
-            } else if !entry.is_present() {
-                return Ok(PageChange::None);
-            } else {
-                let run = h.allocate(self.owner, 0)?;
-                page = run.address();
-                self.publish_page(h, page);
-                h.write64(at, SecondStageEntry::table(page).as_u64());
-                self.flush_entry(h, at);
-            }
-            level -= 1;
-        }
-        let at = slot_address(page, address, 1);
-        let current = SecondStageEntry::from_u64(h.read64(at));
-        if current == entry {
-            return Ok(PageChange::None);
-        }
-        h.write64(at, entry.as_u64());
-        self.flush_entry(h, at);
-        h.fence();
-        Ok(if current.is_present() {
-            PageChange::Replaced
-        } else {
-            PageChange::Added
-        })
     }
 
     /// The next entries to write for a mapping: their size and how many lie side by side.

@@ -8,6 +8,7 @@
 //! [`unmap`]: SecondStage::unmap
 
 mod map;
+mod pages;
 #[cfg(test)]
 mod tests;
 mod unmap;
@@ -21,7 +22,7 @@ use crate::mem::host_memory::LINE_SIZE_BYTES;
 use crate::mem::{FrameChain, FrameError, Frames, HostMemory, Owner};
 
 pub use crate::arch::second_stage::Rights;
-pub use map::PageChange;
+pub use pages::{PageChange, PagesChanged};
 
 /// Entries of one table page.
 const ENTRIES: u64 = 512;

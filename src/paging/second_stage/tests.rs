@@ -402,3 +402,119 @@ fn set_page_changes_one_page_by_one_store() {
     table.destroy(&h).settle(&h);
     assert_eq!(h.pool.free_frames(), 8);
 }
+
+fn shadow_table(h: &TestHypervisor) -> SecondStage<Iova> {
+    SecondStage::new(h, OWNER, config()).unwrap()
+}
+
+fn page(number: u64) -> Option<(Hpa, Rights)> {
+    Some((Hpa::new(number << 12), Rights::READ_WRITE))
+}
+
+#[test]
+fn set_pages_costs_one_walk_and_one_store_a_page() {
+    let h = TestHypervisor::new(8);
+    let mut table = shadow_table(&h);
+    let first = Iova::new(0x1234_0000);
+    let old: [_; 32] = core::array::from_fn(|index| page(0x100 + index as u64));
+    let changed = table.set_pages(&h, first, &old).unwrap();
+    assert_eq!((changed.done, changed.added, changed.replaced), (32, 32, 0));
+    let mut new = old;
+    for number in [3, 7, 30] {
+        new[number] = page(0x900 + number as u64);
+    }
+    new[9] = None;
+    let before = h.stores.get();
+    let changed = table.set_pages(&h, first, &new).unwrap();
+    assert_eq!((changed.done, changed.added, changed.replaced), (32, 0, 4));
+    assert_eq!(h.stores.get() - before, 4);
+    for (index, wanted) in new.iter().enumerate() {
+        let at = Iova::new(first.as_u64() + 0x1000 * index as u64);
+        let found = table.translate(&h, at).map(|mapping| mapping.output);
+        assert_eq!(found, wanted.map(|(output, _)| output), "page {index}");
+    }
+    // What lies in the next table page is the next call's.
+    let last = Iova::new(0x125f_e000);
+    let changed = table.set_pages(&h, last, &old).unwrap();
+    assert_eq!((changed.done, changed.added), (2, 2));
+    assert_eq!(table.translate(&h, Iova::new(0x1260_0000)), None);
+    table.destroy(&h).settle(&h);
+    assert_eq!(h.pool.free_frames(), 8);
+}
+
+#[test]
+fn refused_pages_change_nothing() {
+    let h = TestHypervisor::new(8);
+    let mut table = shadow_table(&h);
+    let at = Iova::new(0x1000);
+    table.set_pages(&h, at, &[page(5), page(6)]).unwrap();
+    let before = h.stores.get();
+    for wrong in [Hpa::new(0xfee0_0000), Hpa::new(0x123), Hpa::new(1 << 51)] {
+        let wanted = [page(7), Some((wrong, Rights::READ_WRITE))];
+        assert!(table.set_pages(&h, at, &wanted).is_err(), "{wrong}");
+    }
+    assert!(table.set_pages(&h, Iova::new(0x1001), &[page(7)]).is_err());
+    assert_eq!(h.stores.get(), before);
+    table.destroy(&h).settle(&h);
+}
+
+#[test]
+fn a_large_leaf_is_split_by_one_store_and_its_other_pages_never_lead_elsewhere() {
+    for size in [PageSize::Size2MiB, PageSize::Size1GiB] {
+        let h = TestHypervisor::new(8);
+        let mut table = shadow_table(&h);
+        let (input, output) = (Iova::new(0x4000_0000), Hpa::new(0x8000_0000));
+        let set = table.set_leaf(&h, input, size, output, Rights::READ);
+        assert_eq!(set.unwrap().map(|changed| changed.added), Some(1));
+        let same = table.set_leaf(&h, input, size, output, Rights::READ);
+        let same = same.unwrap().unwrap();
+        assert_eq!((same.added, same.replaced), (0, 0));
+        let at = Iova::new(input.as_u64() + 0x5000);
+        let changed = table.set_pages(&h, at, &[page(9)]).unwrap();
+        assert_eq!(changed.split, Some((input, size.len_bytes())));
+        assert_eq!((changed.added, changed.replaced), (0, 1));
+        for (offset, expected) in [
+            (0, 0x8000_0000),
+            (0x4000, 0x8000_4000),
+            (0x5000, 0x9000),
+            (0x6000, 0x8000_6000),
+            (
+                size.len_bytes() - 0x1000,
+                0x8000_0000 + size.len_bytes() - 0x1000,
+            ),
+        ] {
+            let mapping = table.translate(&h, Iova::new(input.as_u64() + offset));
+            let mapping = mapping.unwrap();
+            assert_eq!(mapping.output, Hpa::new(expected), "{offset:#x}");
+            if expected != 0x9000 {
+                assert_eq!(mapping.rights, Rights::READ, "{offset:#x}");
+            }
+        }
+        // Small pages stay small: a leaf in the place of a table would leave hardware with neither.
+        let merged = table.set_leaf(&h, input, size, output, Rights::READ);
+        assert_eq!(merged, Ok(None));
+        table.destroy(&h).settle(&h);
+        assert_eq!(h.pool.free_frames(), 8);
+    }
+}
+
+#[test]
+fn leaves_are_refused_where_the_table_has_none_of_the_size() {
+    let h = TestHypervisor::new(8);
+    let small = SecondStageConfig {
+        leaves_2mib: false,
+        leaves_1gib: false,
+        ..config()
+    };
+    let mut table = SecondStage::<Iova>::new(&h, OWNER, small).unwrap();
+    let (at, size) = (Iova::new(0x20_0000), PageSize::Size2MiB);
+    let output = Hpa::new(0x40_0000);
+    let set = table.set_leaf(&h, at, size, output, Rights::READ);
+    assert_eq!(set, Ok(None));
+    for (at, output) in [(0x20_1000, 0x40_0000), (0x20_0000, 0x40_1000)] {
+        let set = table.set_leaf(&h, Iova::new(at), size, Hpa::new(output), Rights::READ);
+        assert!(matches!(set, Err(MapError::Misaligned { .. })), "{set:?}");
+    }
+    table.destroy(&h).settle(&h);
+    assert_eq!(h.pool.free_frames(), 8);
+}

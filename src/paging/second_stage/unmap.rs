@@ -50,6 +50,12 @@ impl<I: InputAddress> SecondStage<I> {
     /// Takes the whole table apart. Nothing may point to it any more; the frames are free once
     /// the token is settled.
     pub fn destroy<H: HostMemory + Frames>(mut self, h: &H) -> Unmapped<I> {
+        self.take_apart(h)
+    }
+
+    /// As [`destroy`](Self::destroy), where the table is part of something that goes next: it must
+    /// not be used again.
+    pub(crate) fn take_apart<H: HostMemory + Frames>(&mut self, h: &H) -> Unmapped<I> {
         let whole = 1u64 << self.config.input_bits.min(63);
         let mut unmapped = self.remove(h, I::from_u64(0), whole);
         unmapped.tables.push(h, self.root);

@@ -16,7 +16,7 @@ use vtd_nest::arch::id::{Pasid, SourceId};
 use vtd_nest::arch::register::Register64;
 use vtd_nest::mem::{HostMemory, Registers};
 
-pub(crate) use interposer::{Counts, Hold, Interposer, Observed, Store};
+pub(crate) use interposer::{Counts, Hold, Interposer, Observed};
 pub(crate) use model::ModelProfile;
 pub(crate) use qtest::QtestProfile;
 pub(crate) use ranges::{HostRange, Layout};

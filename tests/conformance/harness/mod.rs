@@ -6,5 +6,5 @@ mod scenario;
 pub(crate) mod table;
 
 pub(crate) use report::{print_line, print_matrix, write_json};
-pub(crate) use runner::{Outcome, Row, pending_for_nothing, run};
+pub(crate) use runner::{Outcome, pending_for_nothing, run};
 pub(crate) use scenario::{Need, Scenario, Standing, scenario};

@@ -10,8 +10,6 @@ use crate::lab::Place;
 pub(crate) enum Need {
     /// The guest is shown first-stage translation: the unit nests.
     Nesting,
-    /// The guest can be shown second-stage translation only.
-    NoNesting,
     /// A bit or field of ECAP that is not 0, and its name.
     Extended(ExtendedCapabilityField, &'static str),
     /// A bit or field of CAP that is not 0, and its name.
@@ -29,7 +27,6 @@ impl Need {
         let nests = described.extended.has_nested();
         match self {
             Self::Nesting => (!nests).then(|| "ECAP.NEST=0".into()),
-            Self::NoNesting => nests.then(|| "ECAP.NEST=1".into()),
             Self::Extended(field, name) => {
                 (described.extended.field(field) == 0).then(|| format!("ECAP.{name}=0"))
             }

@@ -136,7 +136,7 @@ impl Guest {
         let root = self.legacy_root(source_id, table, 7);
         let contexts = self.read_u64(root + 16 * u64::from(source_id.bus())) & !0xfff;
         let context = contexts + 16 * u64::from(source_id.device_function());
-        let width = u64::from(self.width().field());
+        let width = self.width().field();
         self.change(context + 8, 7, width);
         self.set_root(root, TranslationTableMode::Legacy);
         context

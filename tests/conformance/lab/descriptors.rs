@@ -6,7 +6,6 @@ use super::{Guest, Lab};
 
 /// Types of descriptors.
 pub(crate) mod kind {
-    pub(crate) const CONTEXT_CACHE: u8 = 1;
     pub(crate) const IOTLB: u8 = 2;
     pub(crate) const PASID_IOTLB: u8 = 6;
     pub(crate) const PASID_CACHE: u8 = 7;

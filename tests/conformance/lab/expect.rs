@@ -1,7 +1,7 @@
 //! What a device's DMA shows: pages carry stamps, and a request is judged by the data it moves and
 //! by the record that the guest finds.
 
-use vtd_nest::arch::address::{Gpa, Iova};
+use vtd_nest::arch::address::Iova;
 use vtd_nest::arch::fault::FaultReason;
 use vtd_nest::arch::id::SourceId;
 

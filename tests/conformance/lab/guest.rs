@@ -72,6 +72,7 @@ pub(crate) struct Guest {
     pub(crate) lab: Rc<Lab>,
     pub(crate) vm: Box<Vm>,
     number: u16,
+    options: GuestOptions,
     /// Devices by guest source-id: physical source-id, handle.
     devices: Vec<(SourceId, SourceId, DeviceHandle)>,
     /// The PASID that plays "PASID 5": 5, or 0 where no device sends requests with PASID.
@@ -91,19 +92,52 @@ pub(crate) struct Guest {
     pub(super) edu: super::job::EduRegisters,
 }
 
+/// A machine with its memory, without devices.
+fn machine(lab: &Lab, options: &GuestOptions) -> Box<Vm> {
+    let h = &*lab.hypervisor;
+    let config = MachineConfig {
+        number: options.number.into(),
+        owner: Owner::new(1 + options.number),
+        policy: options.policy,
+        protected: options.protected.clone(),
+        hash_seed: 0x1234_5678_9abc_def1,
+        shadow_table_limit: options.shadow_table_limit,
+    };
+    let mut vm = Box::new(Vm::new(h, &lab.units, config).expect("a machine"));
+    for at in (0..GUEST_LEN_BYTES).step_by(PIECE as usize) {
+        let at = Gpa::new(at);
+        let host = host_of(lab, options.number, at);
+        vm.map_memory(h, &lab.units, at, host, PIECE, Rights::READ_WRITE)
+            .expect("memory for the machine");
+    }
+    vm
+}
+
+/// Destroys a machine, for as long as hardware needs.
+fn destroy(lab: &Lab, machine: &mut Option<Vm>) -> Result<(), BindError> {
+    for _ in 0..1_000 {
+        match Vm::destroy(machine, &*lab.hypervisor, &lab.units)? {
+            Progress::Done => return Ok(()),
+            Progress::Again => {}
+            Progress::Wait => lab.hypervisor.pass(1_000_000),
+        }
+    }
+    panic!("the machine never goes");
+}
+
+/// Where a guest-physical address of a machine is on the host: pieces in another order.
+fn host_of(lab: &Lab, number: u16, at: Gpa) -> Hpa {
+    let base = lab.hypervisor.bench().layout().guests.start;
+    let machine = u64::from(number) * GUEST_LEN_BYTES;
+    let piece = at.as_u64() / PIECE * 37 % (GUEST_LEN_BYTES / PIECE) * PIECE;
+    host_offset(base, machine + piece + at.as_u64() % PIECE)
+}
+
 impl Guest {
     /// Makes the machine, assigns its devices, and lets the guest bring its unit up.
     pub(crate) fn start(lab: &Rc<Lab>, options: GuestOptions) -> Self {
         let h = &*lab.hypervisor;
-        let config = MachineConfig {
-            number: options.number.into(),
-            owner: Owner::new(1 + options.number),
-            policy: options.policy,
-            protected: options.protected,
-            hash_seed: 0x1234_5678_9abc_def1,
-            shadow_table_limit: options.shadow_table_limit,
-        };
-        let vm = Box::new(Vm::new(h, &lab.units, config).expect("a machine"));
+        let vm = machine(lab, &options);
         let features = vm.offer().features.extended;
         let with_pasid = features.has_pasid() && h.bench().has(Ability::RequestsWithPasid);
         let (pasid, tag) = if with_pasid { (5, Some(5)) } else { (0, None) };
@@ -111,6 +145,7 @@ impl Guest {
             lab: lab.clone(),
             vm,
             number: options.number,
+            options: options.clone(),
             devices: Vec::new(),
             pasid,
             tag,
@@ -123,14 +158,6 @@ impl Guest {
             data_pages: Vec::new(),
             edu: Default::default(),
         };
-        for at in (0..GUEST_LEN_BYTES).step_by(PIECE as usize) {
-            let at = Gpa::new(at);
-            let host = guest.host_of(at);
-            guest
-                .vm
-                .map_memory(h, &lab.units, at, host, PIECE, Rights::READ_WRITE)
-                .expect("memory for the machine");
-        }
         for (source_id, device, unit) in options.devices {
             guest.assign(source_id, device, unit);
         }
@@ -144,11 +171,23 @@ impl Guest {
 
     /// Assigns the bench's device of this index, behind this unit.
     pub(crate) fn assign(&mut self, source_id: SourceId, device: usize, unit: u8) {
+        self.assign_with_pasid_bits(source_id, device, unit, 20);
+    }
+
+    /// As [`assign`](Self::assign), for a device that sends PASIDs of this width.
+    pub(crate) fn assign_with_pasid_bits(
+        &mut self,
+        source_id: SourceId,
+        device: usize,
+        unit: u8,
+        pasid_bits: u8,
+    ) {
         let physical = self.lab.hypervisor.bench().device(device);
         let config = DeviceConfig {
             source_id: physical,
             guest_source_id: source_id,
             unit,
+            pasid_bits,
             interrupts: InterruptIsolation::WaivedByEmbedder,
         };
         let handle = self
@@ -165,10 +204,37 @@ impl Guest {
             let h = &*self.lab.hypervisor;
             match self.vm.unassign(h, &self.lab.units, handle)? {
                 Progress::Done => return Ok(()),
+                Progress::Again => {}
                 Progress::Wait => h.pass(1_000_000),
             }
         }
         panic!("the device never leaves");
+    }
+
+    /// Destroys the machine, for as long as hardware needs; gives it back if it does not confirm.
+    pub(crate) fn destroy(mut self) -> Result<(), (Box<Self>, BindError)> {
+        let mut machine = Some(*self.vm);
+        match destroy(&self.lab, &mut machine) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.vm = Box::new(machine.expect("it is given back"));
+                Err((Box::new(self), error))
+            }
+        }
+    }
+
+    /// The guest in a new machine over the same memory that takes over a saved state, with its
+    /// devices, before it is first polled. The old machine is destroyed before.
+    pub(crate) fn restored(mut self, state: &[u8]) -> Self {
+        let (lab, options) = (self.lab.clone(), self.options.clone());
+        destroy(&lab, &mut Some(*self.vm)).expect("hardware confirms");
+        self.vm = machine(&lab, &options);
+        self.vm.restore(state).expect("a state of this machine");
+        self.devices.clear();
+        for (source_id, device, unit) in options.devices {
+            self.assign(source_id, device, unit);
+        }
+        self
     }
 
     fn device(&self, source_id: SourceId) -> (SourceId, SourceId, DeviceHandle) {
@@ -215,10 +281,7 @@ impl Guest {
 
     /// Where a guest-physical address is on the host: pieces in another order.
     pub(crate) fn host_of(&self, at: Gpa) -> Hpa {
-        let base = self.lab.hypervisor.bench().layout().guests.start;
-        let machine = u64::from(self.number) * GUEST_LEN_BYTES;
-        let piece = at.as_u64() / PIECE * 37 % (GUEST_LEN_BYTES / PIECE) * PIECE;
-        host_offset(base, machine + piece + at.as_u64() % PIECE)
+        host_of(&self.lab, self.number, at)
     }
 
     // ---- the hypervisor's side ----

@@ -28,7 +28,7 @@ use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::pasid::PasidEntry;
 use vtd_nest::arch::register::{FaultRecord, Register64, RootTableAddress};
 use vtd_nest::arch::root::RootHalf;
-use vtd_nest::mem::{HostMemory, Registers};
+use vtd_nest::mem::Registers;
 use vtd_nest::nest::{FaultOutcome, Policy};
 use vtd_nest::unit::{Unit, UnitConfig};
 
@@ -37,13 +37,13 @@ use crate::bench::{Interposer, Observed, Profile, host_offset};
 pub(crate) use broken::{OUTSIDE, Structures};
 pub(crate) use descriptors::{Submitted, kind};
 pub(crate) use event::Event;
-pub(crate) use fault::{GuestFault, TakenFaults};
+pub(crate) use fault::GuestFault;
 pub(crate) use guest::{D0, D1, GUEST_LEN_BYTES, Guest, GuestOptions, Vm};
 pub(crate) use ledger::Holdings;
 pub(crate) use log_events::LogEvents;
 pub(crate) use random::Random;
 pub(crate) use tables::{ROOT, changed, pasid_cache};
-pub(crate) use tap::{Tap, Tapped, probe_tapped};
+pub(crate) use tap::{Tap, probe_tapped};
 
 /// An address that scenarios map; its index differs at each level.
 pub(crate) const IOVA: u64 = 0x12_3456_7000;

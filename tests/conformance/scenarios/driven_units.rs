@@ -14,7 +14,7 @@ use vtd_nest::arch::id::{DomainId, Pasid, SourceId};
 use vtd_nest::arch::register::{
     GlobalCommand, GlobalStatus, Register32, Register64, RootTableAddress,
 };
-use vtd_nest::mem::{HostMemory, Owner, Registers};
+use vtd_nest::mem::{Owner, Registers};
 use vtd_nest::nest::{MachineConfig, Policy, ProtectedRanges};
 use vtd_nest::unit::{QueueError, Requirement, UnitConfig, UnitError, lost_table_frames};
 
@@ -269,7 +269,13 @@ const BATCH: [Descriptor; 1] = [Descriptor::ContextCache {
 fn late_completion(place: Place<'_>) {
     let lab = place.lab();
     let (hypervisor, unit) = (&*lab.hypervisor, &lab.units[0]);
-    for round in 0..40 {
+    for round in 0..20 {
+        // So many that each status word has been used before.
+        for _ in 0..120 {
+            hypervisor.hold(Hold::Nothing);
+            let ticket = unit.submit(hypervisor, &BATCH).expect("queued");
+            unit.wait(hypervisor, ticket).expect("confirmed");
+        }
         hypervisor.hold(Hold::Forever);
         let first = unit.submit(hypervisor, &BATCH).expect("queued");
         hypervisor.set_steps(COARSE_STEP_NANOSECONDS, COARSE_STEP_NANOSECONDS);
@@ -301,19 +307,15 @@ fn head_equal_to_tail(place: Place<'_>) {
         registers.read64(Register64::INVALIDATION_QUEUE_HEAD)
             == registers.read64(Register64::INVALIDATION_QUEUE_TAIL)
     };
-    let (mut step, mut done) = (0, 0);
-    for _ in 0..20 {
+    for _ in 0..1_200 {
         hypervisor.hold(Hold::Forever);
         let ticket = unit.submit(hypervisor, &BATCH).expect("queued");
-        step += 1;
         assert!(fetched(), "hardware has not been told of it yet");
         assert_eq!(unit.poll(hypervisor, &ticket), Ok(false));
         hypervisor.hold(Hold::Nothing);
         unit.wait(hypervisor, ticket).expect("confirmed");
         assert!(fetched());
-        done += 1;
     }
-    assert_eq!((step, done), (20, 20));
     lab.expect_no_violations();
 }
 
@@ -676,7 +678,7 @@ fn attach_without_frames(place: Place<'_>) {
         }
     }
     assert_eq!(failures, 3, "directory, table, context table");
-    attach_direct(hypervisor, unit, source_id, page).expect("attached");
+    let _attached = attach_direct(hypervisor, unit, source_id, page).expect("attached");
     assert_eq!(device_reads(hypervisor, source_id), value);
     lab.expect_no_violations();
 }
@@ -787,7 +789,7 @@ fn each_unit_for_itself(place: Place<'_>) {
     // Attached at the wrong unit, a device stays blocked.
     let (tables, _) = attach_direct(hypervisor, &lab.units[0], second, page).expect("attached");
     assert_eq!(device_reads(hypervisor, second), 0);
-    attach_direct(hypervisor, &lab.units[1], second, page).expect("attached");
+    let _attached = attach_direct(hypervisor, &lab.units[1], second, page).expect("attached");
     assert_eq!(device_reads(hypervisor, second), value);
     let detached = lab.units[0].detach_device(hypervisor, tables);
     let detached = detached.expect("queued");

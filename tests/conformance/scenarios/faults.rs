@@ -175,9 +175,12 @@ fn expect(
     }
 }
 
+/// A name, changes of guest memory (place, mask, bits), the reason that a guest is told.
+type Broken = (String, Vec<(u64, u64, u64)>, R);
+
 /// Breaks one structure of D0 after the other: both accesses are blocked for the reason, D1 is as
 /// it was, and so is D0 once the structure is mended.
-fn expect_broken(guest: &mut Guest, cases: Vec<(String, Vec<(u64, u64, u64)>, R)>) {
+fn expect_broken(guest: &mut Guest, cases: Vec<Broken>) {
     let (pasid, tag) = (guest.pasid, guest.tag);
     let (_, other) = guest.bind(D1, pasid, 8);
     let structures = guest.structures(D0, pasid);
@@ -912,7 +915,7 @@ fn s67(place: Place<'_>) {
     let leaf = guest.leaf(block, PageSize::Size2MiB, Rights::READ_WRITE);
     guest.set_leaf(root, IOVA, 2, leaf);
     guest.invalidate_pages(7, IOVA, 0);
-    guest.expect_reaches(D0, tag, IOVA & !0x1f_ffff | page - block, page);
+    guest.expect_reaches(D0, tag, IOVA & !0x1f_ffff | (page - block), page);
     guest.finish();
 }
 

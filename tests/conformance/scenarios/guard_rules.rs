@@ -171,6 +171,7 @@ fn device(guest: &Guest, index: usize, interrupts: InterruptIsolation) -> Device
         source_id: guest.lab.hypervisor.bench().device(index),
         guest_source_id: SourceId::from_u16(0x0500),
         unit: 0,
+        pasid_bits: 20,
         interrupts,
     }
 }
@@ -262,7 +263,7 @@ fn wait_status_addresses(place: Place<'_>) {
         0xfed9_0000,
         0xfee0_0000,
         0x000f_ffff_ffff_fffc,
-        u64::MAX & !3,
+        !3,
         1 << 63,
     ] {
         lab.hypervisor.record_stores();
@@ -1177,6 +1178,7 @@ fn device_table_full(place: Place<'_>) {
             source_id: id,
             guest_source_id: id,
             unit,
+            pasid_bits: 20,
             interrupts: InterruptIsolation::WaivedByEmbedder,
         };
         let assigned = guest.vm.assign(&*lab.hypervisor, &lab.units, config);

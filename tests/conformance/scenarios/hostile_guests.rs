@@ -59,6 +59,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     )
     .needs(&[Need::PASID]),
     scenario(
+        "S80 R12 R15",
+        "a flood of global invalidations of a sparse table: bounded work a call, others go on",
+        flood_of_a_sparse_table,
+    )
+    .needs(&[Need::PASID]),
+    scenario(
         "S80 S47",
         "a ring full of invalidations: bounded work a call, others go on",
         flood_of_invalidations,
@@ -67,8 +73,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S80 R12",
         "a large table is shadowed in slices: bounded work a call, others go on",
         large_shadow,
-    )
-    .pending("host side, complete"),
+    ),
     scenario(
         "S81 R12 G21",
         "tail writes, translation on and off, and unplugging between any two steps",
@@ -441,17 +446,33 @@ fn run_in_slices(busy: &mut Guest, other: &mut Guest, slices: u32) -> (u32, bool
 }
 
 fn flood_of_a_full_table(place: Place<'_>) {
+    flood_of_global_invalidations(place, 1);
+}
+
+fn flood_of_a_sparse_table(place: Place<'_>) {
+    flood_of_global_invalidations(place, 1 << 10);
+}
+
+/// A directory of which every `distance`-th entry names one table of 64 present entries.
+fn flood_of_global_invalidations(place: Place<'_>, distance: usize) {
     let mut guest = place.guest_with(first_of_two());
     let mut neighbour = neighbour(&guest);
     let (root, page) = guest.other_table();
     let entry = guest.entry(root, 7);
-    // 2^20 present entries: every directory entry names one table of 64.
+    // Up to 2^20 present entries.
     for pasid in 0..64 {
         guest.set_entry(D0, pasid, &entry);
     }
     let table = PasidDirectoryEntry::new(Gpa::new(guest.entry_at(D0, 0) & !0xfff));
     let directory: Vec<u8> = (0..1 << 14)
-        .flat_map(|_| table.as_u64().to_le_bytes())
+        .map(|index| {
+            if index % distance == 0 {
+                table.as_u64()
+            } else {
+                0
+            }
+        })
+        .flat_map(u64::to_le_bytes)
         .collect();
     let at = guest.directory_entry_at(D0, 0);
     guest.write(at, &directory);
@@ -496,8 +517,6 @@ fn flood_of_invalidations(place: Place<'_>) {
     guest.finish();
 }
 
-// Pending: an invalidation brings a whole shadow in step within one step of the budget, up to the
-// machine's `shadow_table_limit`.
 fn large_shadow(place: Place<'_>) {
     let mut options = first_of_two();
     options.policy.forbid_nesting = true;

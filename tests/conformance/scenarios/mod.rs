@@ -15,6 +15,7 @@ mod page_requests;
 mod queue_and_registers;
 mod refusal;
 mod replacement;
+mod shadows;
 mod walk;
 
 use crate::harness::{Scenario, Standing};
@@ -30,6 +31,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         mode_changes::SCENARIOS,
         forwarding::SCENARIOS,
         costs::SCENARIOS,
+        shadows::SCENARIOS,
         queue_and_registers::SCENARIOS,
         faults::SCENARIOS,
         page_requests::SCENARIOS,

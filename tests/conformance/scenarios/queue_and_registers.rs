@@ -137,6 +137,9 @@ fn work_a_while(guest: &mut Guest) {
     }
 }
 
+/// A descriptor's name, its quadwords, and reserved bits of it by quadword and bit.
+type Reserved<'a> = (&'a str, [u64; 4], &'a [(usize, u32)]);
+
 /// Descriptors that are wrong in one way each, and why the queue stops.
 fn bad_descriptors(guest: &Guest) -> Vec<(String, [u64; 4], u64)> {
     let extended = guest.vm.offer().features.extended;
@@ -164,7 +167,7 @@ fn bad_descriptors(guest: &Guest) -> Vec<(String, [u64; 4], u64)> {
     });
     let wait = wait(SW, 0xbad, 0);
     // Lowest and highest bit of each reserved field, by quadword (§6.5.2).
-    let mut reserved: Vec<(&str, [u64; 4], &[(usize, u32)])> = vec![
+    let mut reserved: Vec<Reserved<'_>> = vec![
         (
             "PASID cache",
             pasid_cache,

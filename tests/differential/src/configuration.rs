@@ -8,6 +8,8 @@ use vtd_nest::arch::register::{Register32, Register64};
 use vtd_nest::mem::Registers;
 use vtd_qtest::{Options, Qemu};
 
+use crate::random::mix;
+
 /// What QEMU's unit is to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Base {
@@ -160,6 +162,11 @@ impl Unit {
         config.cache_mode = cache_mode;
         config.seed = seed;
         config
+    }
+
+    /// A number that is different for units that differ.
+    pub(crate) fn signature(&self) -> u64 {
+        mix(mix(self.capability.bits()) ^ self.extended.bits() ^ u64::from(self.snooped_walks))
     }
 
     /// Width of guest and host addresses.

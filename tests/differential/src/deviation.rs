@@ -17,6 +17,12 @@ const USER: u64 = 1 << 2;
 /// IQEI of a type that the unit does not have, or the mode.
 const TYPE_NOT_VALID: u32 = 3;
 
+/// IQEI of a reserved bit or value.
+const RESERVED_FIELD: u32 = 4;
+
+/// ECAP.MHMV of QEMU's unit.
+const MAXIMUM_HANDLE_MASK: u64 = 15;
+
 /// A known difference.
 pub struct Deviation {
     /// Its name, for the report.
@@ -59,14 +65,14 @@ pub(crate) fn of(difference: &Difference) -> Option<usize> {
         .position(|deviation| deviation.explains(difference))
 }
 
-/// Whether the two reasons mean the same.
-fn is_same_reason(mode: Mode, from_model: u8, from_qemu: u8) -> bool {
-    from_model == from_qemu
-        || mode == Mode::Scalable
-            && ALL.iter().any(|deviation| {
-                matches!(deviation.explains, Explains::Reason(model, qemu)
-                    if (model, qemu) == (from_model, from_qemu))
-            })
+/// Whether the two reasons mean the same, or are a known difference.
+fn is_same_reason(context: &Context, from_model: u8, from_qemu: u8) -> bool {
+    let difference = || Difference::Reason {
+        context: context.clone(),
+        model: from_model,
+        qemu: from_qemu,
+    };
+    from_model == from_qemu || of(&difference()).is_some()
 }
 
 /// All of them; the first that explains a difference counts.
@@ -230,15 +236,15 @@ pub const ALL: &[Deviation] = &[
             Difference::Entry {
                 kind: Kind::First,
                 is_leaf: true,
+                write: true,
+                before,
                 model,
                 qemu,
                 ..
             } => {
                 let both = FIRST_ACCESSED | FIRST_DIRTY;
-                let missing = model & !qemu;
-                model & both == both
-                    && model & !both == qemu & !both
-                    && (missing == FIRST_ACCESSED || missing == FIRST_DIRTY)
+                let is_one_set = matches!(before & both, FIRST_ACCESSED | FIRST_DIRTY);
+                is_one_set && *model == before | both && qemu == before
             }
             _ => false,
         }),
@@ -249,11 +255,11 @@ pub const ALL: &[Deviation] = &[
         explains: Explains::If(|difference| match difference {
             Difference::Entry {
                 kind: Kind::First,
-                blocked: Some(_),
+                blocked,
                 model,
                 qemu,
                 ..
-            } => model ^ qemu == FIRST_ACCESSED,
+            } => !blocked.is_empty() && model ^ qemu == FIRST_ACCESSED,
             _ => false,
         }),
     },
@@ -270,22 +276,19 @@ pub const ALL: &[Deviation] = &[
                 let is_open = |page: usize| model.blocked.get(page) == Some(&None);
                 (0..context.pages.len()).any(is_update)
                     && context.is_done_by_leaves(qemu, |page| is_update(page) || is_open(page))
-                    && match qemu.reason() {
-                        Some(reason) => model.blocked.iter().flatten().any(|blocked| {
-                            *blocked != 0x90 && is_same_reason(context.mode, *blocked, reason)
-                        }),
-                        None => true,
-                    }
+                    && (qemu.reason().is_none() || is_noted_by_both(context, model, qemu))
             }
             Difference::Entry {
                 kind: Kind::First,
-                blocked: Some(0x90),
+                blocked,
                 model,
                 qemu,
                 ..
             } => {
                 let set = model ^ qemu;
-                set & !(FIRST_ACCESSED | FIRST_DIRTY) == 0 && set & qemu == set
+                blocked.contains(&0x90)
+                    && set & !(FIRST_ACCESSED | FIRST_DIRTY) == 0
+                    && set & qemu == set
             }
             _ => false,
         }),
@@ -310,10 +313,12 @@ pub const ALL: &[Deviation] = &[
                 bit: 0..20,
                 model,
                 qemu,
+                repaired,
                 ..
             } => {
                 // Directory or PASID table have nothing there.
-                is_blocked(model, &[0x42]) && matches!(qemu.reason(), Some(0x51 | 0x5b))
+                is_blocked(model, &[0x42])
+                    && (qemu.is_fault(&[0x51, 0x5b]) || qemu.has_same_effect(repaired))
             }
             _ => false,
         }),
@@ -343,8 +348,8 @@ pub const ALL: &[Deviation] = &[
     },
     Deviation {
         name: "absent-feature-in-context-entry",
-        what: "DTE, PASIDE and PRE are accepted in context entries of a unit without the feature \
-               (42)",
+        what: "DTE, PASIDE, PRE and RID_PRIV are accepted in context entries of a unit without the \
+               feature (42)",
         explains: Explains::If(|difference| {
             matches!(
                 difference,
@@ -353,8 +358,32 @@ pub const ALL: &[Deviation] = &[
                     word: 0,
                     bit: 2..=4,
                     ..
+                } | Difference::Reserved {
+                    place: Place::Context,
+                    word: 1,
+                    bit: 20,
+                    ..
                 }
             ) && is_ignored(difference, 0x42)
+        }),
+    },
+    Deviation {
+        name: "snoop-bit-accepted",
+        what: "SNP is accepted in second-stage leaves of a unit without snoop control (0c, 7a)",
+        explains: Explains::If(|difference| {
+            let is_snoop = matches!(
+                difference,
+                Difference::Reserved {
+                    place: Place::Table(_),
+                    bit: 11,
+                    context: Context {
+                        kind: Some(Kind::Second),
+                        ..
+                    },
+                    ..
+                }
+            );
+            is_snoop && (is_ignored(difference, 0x0c) || is_ignored(difference, 0x7a))
         }),
     },
     Deviation {
@@ -399,7 +428,7 @@ pub const ALL: &[Deviation] = &[
                             .blocked
                             .iter()
                             .flatten()
-                            .all(|blocked| is_same_reason(context.mode, *blocked, reason)),
+                            .all(|blocked| is_same_reason(context, *blocked, reason)),
                         // Another fault was pending.
                         None => qemu.status == qemu.status_before | OVERFLOW,
                     }
@@ -590,7 +619,7 @@ pub const ALL: &[Deviation] = &[
                     let is_noted = noted.is_some_and(|record| {
                         record.page() == page.address
                             && reason.is_some_and(|reason| {
-                                is_same_reason(context.mode, reason, record.reason())
+                                is_same_reason(context, reason, record.reason())
                             })
                     });
                     is_denied || is_noted || reason.is_none()
@@ -653,13 +682,34 @@ pub const ALL: &[Deviation] = &[
                 };
                 let is_open = |page: usize| model.blocked.get(page) == Some(&None);
                 let is_noted = match qemu.reason() {
-                    Some(reason) => matches!(reason, 0x0e | 0x87),
+                    Some(reason) => {
+                        matches!(reason, 0x0e | 0x87) || is_noted_by_both(context, model, qemu)
+                    }
                     // FPD is set, or a fault was pending.
                     None => context.fault_disable != 0 || qemu.record_before.is_some(),
                 };
                 (0..context.pages.len()).any(|page| is_over(page) && is_open(page))
                     && context.is_done_by_leaves(qemu, |page| is_open(page) && !is_over(page))
                     && is_noted
+            }
+            _ => false,
+        }),
+    },
+    Deviation {
+        name: "interrupt-entry-mask-unchecked",
+        what: "interrupt-entry-cache descriptors are accepted with masks above ECAP.MHMV",
+        explains: Explains::If(|difference| match difference {
+            Difference::QueueError {
+                descriptor: Some([q0, ..]),
+                model,
+                qemu,
+                ..
+            } => {
+                let mask = *q0 >> 27 & 0x1f;
+                q0 & 0x1f == 0x14
+                    && mask > MAXIMUM_HANDLE_MASK
+                    && model.information == RESERVED_FIELD
+                    && !qemu.error
             }
             _ => false,
         }),
@@ -784,8 +834,51 @@ fn is_passed_through(context: &Context, seen: &Seen) -> bool {
     is_read && is_written && seen.status == seen.status_before
 }
 
+/// QEMU recorded the fault of a page that the model blocked for the same reason.
+fn is_noted_by_both(context: &Context, model: &Seen, qemu: &Seen) -> bool {
+    let (Some(record), Some(reason)) = (qemu.record, qemu.reason()) else {
+        return false;
+    };
+    context
+        .pages
+        .iter()
+        .zip(&model.blocked)
+        .any(|(page, blocked)| {
+            page.address == record.page()
+                && blocked.is_some_and(|blocked| is_same_reason(context, blocked, reason))
+        })
+}
+
 /// Something was blocked for one of these reasons and for no other.
 fn is_blocked(seen: &Seen, reasons: &[u8]) -> bool {
     let mut blocked = seen.blocked.iter().flatten().peekable();
     blocked.peek().is_some() && blocked.all(|reason| reasons.contains(reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_deviation_has_a_name_of_its_own_and_says_what_it_is() {
+        for (index, deviation) in ALL.iter().enumerate() {
+            assert!(!deviation.what.is_empty(), "{}", deviation.name);
+            let twin = ALL.iter().skip(index + 1);
+            assert!(
+                !twin
+                    .map(|twin| twin.name)
+                    .any(|name| name == deviation.name)
+            );
+        }
+    }
+
+    #[test]
+    fn what_nothing_is_known_of_is_not_explained() {
+        let difference = Difference::Register {
+            name: "GSTS",
+            model: 1 << 31,
+            qemu: 0,
+        };
+        assert_eq!(of(&difference), None);
+    }
 }

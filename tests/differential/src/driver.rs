@@ -41,6 +41,8 @@ const MESSAGE: [u8; 4] = [0x41, 0, 0, 0];
 pub struct Outcome {
     /// DMAs done.
     pub dma: u64,
+    /// Those of them that moved data on both sides.
+    pub moved: u64,
     /// How often each deviation was met, by its number in [`deviation::ALL`].
     pub deviations: Vec<u64>,
     /// The first difference that nothing explains.
@@ -93,6 +95,8 @@ struct Driver<'a> {
     command: u32,
     /// What the units may hold of each device: domain-id and kind.
     held: [Option<(u16, Kind)>; 2],
+    /// Entries of the page tables of the last DMA's device, before it: level, place, word.
+    entries: Vec<(u8, u64, u64)>,
     /// Pages that a device was let through to, as (device, address, log2 of length).
     accessed: Vec<(usize, u64, u32)>,
     /// Count waits and DMAs, so that each has data of its own.
@@ -112,6 +116,8 @@ fn defined_bits(place: Place, word: u8, scalable: bool, width: u8, entry: u64) -
         (Place::Context, 0) => pointer | PRESENT | FAULT_DISABLE | 3 << 2,
         // AW and DID.
         (Place::Context, 1) if !scalable => 0xff_ff07,
+        // RID_PASIDs of other pages of the directory, which are not its own.
+        (Place::Context, 1) => 0xf_fe00,
         (Place::Directory, _) => pointer | PRESENT | FAULT_DISABLE,
         // AW and PGTT.
         (Place::Pasid, 0) => pointer | PRESENT | FAULT_DISABLE | 7 << 2 | 7 << 6,
@@ -145,6 +151,7 @@ pub fn run(program: &Program, unit: &Unit, machine: &mut Machine, trace: bool) -
         queue: None,
         command: 0,
         held: [None; 2],
+        entries: Vec::new(),
         accessed: Vec::new(),
         waits: 0,
         accesses: 0,
@@ -582,7 +589,7 @@ impl Driver<'_> {
         if state.plan.kind == Kind::First && !self.unit.snooped_walks() {
             // Software presets them where walks are not snooped; sometimes this one does not.
             let preset = FIRST_ACCESSED | FIRST_DIRTY;
-            if extra & 0xf << 32 != 0 {
+            if extra & 3 << 32 != 0 {
                 word |= preset;
             }
         }
@@ -628,6 +635,16 @@ impl Driver<'_> {
                 (slot + offset, if ends { len.min(room) } else { len })
             }
             Address::Slot(page, offset) | Address::Beyond(page, offset) => data(page, offset),
+        }
+    }
+
+    /// The DMA without what lies behind its first page.
+    fn within_page(&self, dma: Dma) -> Dma {
+        let (address, _) = self.resolve(&dma);
+        let room = 0x1000 - (address & 0xfff) as u16;
+        Dma {
+            len: dma.len.min(room),
+            ..dma
         }
     }
 
@@ -685,6 +702,14 @@ impl Driver<'_> {
         };
         let context = self.context(dma, address, len);
         let (device, unit) = (usize::from(dma.device), self.unit);
+        self.entries = self
+            .tables
+            .domain_of(device)
+            .map(|domain| domain.entries())
+            .unwrap_or_default();
+        for (_, at, word) in &mut self.entries {
+            *word = self.model.load(*at);
+        }
         let [model, qemu] = self.sides().map(|side| {
             fill_data(side, address, len);
             let status_before = side.read32(Register32::FAULT_STATUS);
@@ -722,6 +747,9 @@ impl Driver<'_> {
             self.note(|| format!("         model: {model:x?}"));
             self.note(|| format!("         QEMU:  {qemu:x?}"));
         }
+        if !model.is_without_data() && !qemu.is_without_data() {
+            self.outcome.moved += 1;
+        }
         let noted = qemu.reason().and(qemu.record).map(|record| record.page());
         for page in &context.pages {
             if noted != Some(page.address) {
@@ -746,7 +774,7 @@ impl Driver<'_> {
             differ |= matches!(difference, Difference::Outcome { .. });
             self.judge(&difference)?;
         }
-        self.compare_entries(context.device, model)?;
+        self.compare_entries(context, model)?;
         if differ || !keep_faults {
             self.clear_faults();
         }
@@ -765,22 +793,22 @@ impl Driver<'_> {
         self.judge_access(&context, &model, &qemu, dma.keep_faults)
     }
 
-    /// Compares the page tables of a device: accessed and dirty bits.
-    fn compare_entries(&mut self, device: usize, seen: &Seen) -> Result<(), Failure> {
-        let Some(domain) = self.tables.domain_of(device) else {
+    /// Compares the page tables of the last DMA's device: accessed and dirty bits.
+    fn compare_entries(&mut self, context: &Context, seen: &Seen) -> Result<(), Failure> {
+        let Some(kind) = context.kind else {
             return Ok(());
         };
-        let kind = domain.plan.kind;
-        for (level, at, word) in domain.entries() {
+        for (level, at, before) in std::mem::take(&mut self.entries) {
             let [model, qemu] = self.sides().map(|side| side.load(at));
             if model != qemu {
-                let is_leaf = level == 1 || word & PAGE_SIZE != 0;
                 self.note(|| format!("       [{at:#x}]: model {model:#x}, QEMU {qemu:#x}"));
                 self.judge(&Difference::Entry {
                     kind,
-                    is_leaf,
-                    flaw: self.tables.devices[device].flaw,
-                    blocked: seen.blocked.iter().flatten().last().copied(),
+                    is_leaf: level == 1 || before & PAGE_SIZE != 0,
+                    flaw: context.flaw,
+                    write: context.write,
+                    blocked: seen.blocked.iter().flatten().copied().collect(),
+                    before,
                     model,
                     qemu,
                 })?;
@@ -788,6 +816,15 @@ impl Driver<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Gives QEMU's side the page tables of the model's, after a DMA that the two may rightly take
+    /// for different ones.
+    fn align_entries(&mut self) {
+        for (_, at, _) in std::mem::take(&mut self.entries) {
+            let word = self.model.load(at);
+            self.qemu.store(at, word);
+        }
     }
 
     // ---- steps ----
@@ -900,9 +937,11 @@ impl Driver<'_> {
                 word,
                 bit,
                 dma,
-            } => self.reserved(place, word, bit, &dma),
-            Step::ClearPresent(dma) => self.clear_present(&dma),
-            Step::LeavePassThrough { domain, dma } => self.leave_pass_through(domain, &dma),
+            } => self.reserved(place, word, bit, &self.within_page(dma)),
+            Step::ClearPresent(dma) => self.clear_present(&self.within_page(dma)),
+            Step::LeavePassThrough { domain, dma } => {
+                self.leave_pass_through(domain, &self.within_page(dma))
+            }
         }
     }
 
@@ -998,6 +1037,7 @@ impl Driver<'_> {
         self.command(0);
         self.clear_faults();
         let (context, model, qemu) = self.access(dma);
+        self.align_entries();
         self.clear_faults();
         self.translation(false);
         self.set_root_pointer(self.tables.root_table(), false);
@@ -1092,6 +1132,8 @@ impl Driver<'_> {
         }
         // QEMU looks at the queue again only when the tail is written.
         self.submit_wait()?;
+        // It may be one that the model says should not have been sent.
+        let _ = self.model.take_violations();
         self.check_wait(at, status)
     }
 
@@ -1184,6 +1226,7 @@ impl Driver<'_> {
         self.invalidate_everything()?;
         self.clear_faults();
         let (context, model, qemu) = self.access(dma);
+        self.align_entries();
         self.clear_faults();
         self.store(at, old);
         self.invalidate_everything()?;
@@ -1225,6 +1268,7 @@ impl Driver<'_> {
         };
         self.invalidate(&[Invalidation::PasidOne(domain_id), iotlb])?;
         let (context, model, qemu) = self.access_again(dma);
+        self.align_entries();
         let differences = compare(&context, &model, &qemu);
         self.judge_unless_known(differences, || Difference::PresentCleared {
             context,
@@ -1261,6 +1305,7 @@ impl Driver<'_> {
         self.attach(dma.device, Some(domain), 0);
         self.change_structures(Scope::Exact, false)?;
         let (context, model, qemu) = self.access(dma);
+        self.align_entries();
         let differences = compare(&context, &model, &qemu);
         self.judge_unless_known(differences, || Difference::PassThroughLeft {
             context,

@@ -14,7 +14,8 @@ const STEPS: u64 = 40;
 
 /// A program for a unit: the same for the same seed.
 pub fn generate(seed: u64, unit: &Unit) -> Program {
-    let mut random = Random::new(seed);
+    // Other units, other programs.
+    let mut random = Random::new(seed ^ unit.signature());
     let mut generator = Generator {
         domains: domains(unit, &mut random),
         unit,
@@ -182,7 +183,11 @@ impl Generator<'_> {
             92..97 => Step::Reserved {
                 place: self.reserved_place(),
                 word: self.random.below(8) as u8,
-                bit: self.random.below(64) as u8,
+                bit: if self.random.chance(1, 3) {
+                    self.random.below(12) as u8
+                } else {
+                    self.random.below(64) as u8
+                },
                 dma: self.dma(),
             },
             97..98 => Step::ClearPresent(self.dma()),
@@ -240,12 +245,12 @@ impl Generator<'_> {
             self.random.below(SLOTS.len() as u64) as u8
         };
         self.mapped.push(slot);
-        let all_rights = self.random.chance(1, 2);
+        let all_rights = self.random.chance(2, 3);
         Step::Map {
             domain,
             slot,
             level: self.random.pick(&[1, 1, 2, 3]),
-            target: if self.random.chance(1, 12) {
+            target: if self.random.chance(1, 10) {
                 Target::Interrupts
             } else {
                 Target::Data(self.random.below(16) as u8)
@@ -320,7 +325,9 @@ impl Generator<'_> {
     /// more than invalidate: waits have no flag that acts but the status, and no address but one
     /// of statuses.
     fn descriptor(&mut self) -> [u64; 4] {
-        let kind = self.random.below(16);
+        let kind = self
+            .random
+            .pick(&[0, 1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10, 11, 13, 15]);
         let granularity = self.random.below(4);
         let mut words = [kind | granularity << 4, 0, 0, 0];
         if kind == 5 {
@@ -331,8 +338,9 @@ impl Generator<'_> {
             words[1] = crate::layout::STATUS + 0x400;
             return words;
         }
-        match self.random.below(4) {
+        match self.random.below(5) {
             0 => words[1] = self.random.below(64),
+            3 => words[0] |= self.random.below(32) << 27,
             1 => words[0] |= 1 << self.random.below(64),
             2 => {
                 let word = self.random.below(4) as usize;
@@ -349,5 +357,48 @@ impl Generator<'_> {
             words[3] = 0;
         }
         words
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vtd_nest::arch::register::{Register32, Register64};
+    use vtd_nest::mem::Registers;
+
+    use super::*;
+    use crate::configuration::{ALL, Base};
+
+    /// The capability registers of QEMU's unit with second-stage tables.
+    struct SecondStage;
+
+    impl Registers for SecondStage {
+        fn read32(&self, _: Register32) -> u32 {
+            0x10
+        }
+        fn write32(&mut self, _: Register32, _: u32) {}
+        fn read64(&self, register: Register64) -> u64 {
+            if register == Register64::CAPABILITY {
+                0x00d2_008c_222f_0606
+            } else {
+                0x4800_80f0_0f4a
+            }
+        }
+        fn write64(&mut self, _: Register64, _: u64) {}
+        fn window_bytes(&self) -> u64 {
+            4096
+        }
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_program_again() {
+        let configuration = ALL
+            .iter()
+            .find(|configuration| configuration.base == Base::SecondStage);
+        let unit = Unit::read(&SecondStage, configuration.unwrap());
+        assert_eq!(generate(7, &unit), generate(7, &unit));
+        assert_ne!(generate(7, &unit).steps, generate(8, &unit).steps);
+        let program = generate(7, &unit);
+        assert!(program.steps.len() as u64 > STEPS);
+        assert!(program.domains.iter().all(|domain| domain.domain_id != 0));
     }
 }

@@ -338,9 +338,13 @@ pub(crate) enum Difference {
     Entry {
         kind: Kind,
         is_leaf: bool,
-        /// The model blocked some of the DMA for this reason; the last one.
-        blocked: Option<u8>,
+        /// Why the model blocked requests of the DMA.
+        blocked: Vec<u8>,
         flaw: Option<Flaw>,
+        /// The DMA was to memory.
+        write: bool,
+        /// The entry before the DMA, on both sides.
+        before: u64,
         model: u64,
         qemu: u64,
     },
@@ -463,4 +467,30 @@ pub(crate) fn compare(context: &Context, model: &Seen, qemu: &Seen) -> Vec<Diffe
         });
     }
     differences
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_taken_apart_by_their_bits() {
+        let record = Record([0x1000, 1 << 63 | 1 << 62 | 0x71 << 32 | 1 << 31 | 0x88]);
+        assert_eq!(
+            (record.reason(), record.page(), record.has_pasid()),
+            (0x71, 0x1000, true)
+        );
+        assert_eq!(
+            format!("{record:?}"),
+            "fault 71 of 0088 at 0x1000, read, PASID 0"
+        );
+        assert_eq!(record.rest(), [0x1000, 1 << 63 | 1 << 62 | 0x88]);
+    }
+
+    #[test]
+    fn a_dma_is_cut_at_pages() {
+        assert_eq!(page_ranges(0x1ffc, 8), [(0xffc, 4), (0, 4)]);
+        assert_eq!(page_ranges(0x1000, 8), [(0, 8)]);
+        assert!(page_ranges(0x1000, 0).is_empty());
+    }
 }

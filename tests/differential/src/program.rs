@@ -102,7 +102,7 @@ pub enum Place {
 /// An address that a device uses, resolved by how the device is translated then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Address {
-    /// In a page of [`SLOTS`](crate::layout::SLOTS); in a data page where nothing translates.
+    /// In a page that programs map, by number; in a data page where nothing translates.
     Slot(u8, u16),
     /// In a data page, by its host address.
     Data(u8, u16),

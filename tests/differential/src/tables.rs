@@ -106,7 +106,7 @@ pub(crate) struct Change {
     pub(crate) level: u8,
     /// That entry was present before.
     pub(crate) was_present: bool,
-    /// Only a leaf changed, and it stays one or goes.
+    /// Only a leaf changed. What was absent above the lowest level was none.
     pub(crate) leaf_only: bool,
 }
 
@@ -476,8 +476,10 @@ impl Tables {
         };
         let mut translation_type: u64 = translation_type;
         match flaw {
-            // Not to pass-through, which is no flaw.
-            Some(Flaw::TranslationType(value)) if value & 7 != 4 => {
+            // Not to pass-through, which is no flaw, nor to a first stage that has no table.
+            Some(Flaw::TranslationType(value))
+                if value & 7 != 4 && !(value & 7 == 1 && unit.first_stage()) =>
+            {
                 translation_type = u64::from(value & 7);
             }
             Some(Flaw::Width(value)) if domain.plan.kind == Kind::Second => {
@@ -530,7 +532,7 @@ impl Tables {
                     change.get_or_insert(Change {
                         level,
                         was_present,
-                        leaf_only: was_leaf || !was_present,
+                        leaf_only: level == 1 || was_present && was_leaf,
                     });
                 }
                 break;

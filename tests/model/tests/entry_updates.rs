@@ -382,6 +382,7 @@ impl Guest {
             source_id,
             guest_source_id: source_id,
             unit: 0,
+            pasid_bits: 20,
             interrupts: InterruptIsolation::WaivedByEmbedder,
         };
         self.vm
@@ -394,6 +395,7 @@ impl Guest {
             let h = &self.machine.hypervisor;
             match self.vm.unassign(h, &self.units, self.handles[index]) {
                 Ok(Progress::Done) => return,
+                Ok(Progress::Again) => {}
                 Ok(Progress::Wait) => self.pass_time(),
                 Err(error) => panic!("{error:?}"),
             }

@@ -26,7 +26,7 @@ use target::{Ended, Executable, Target};
 use tree::Tree;
 
 /// What runs after the tests that a mutant names: all quick tests.
-const QUICK: [Target; 3] = [Target::Lib, Target::Component, Target::Conformance];
+const QUICK: [Target; 2] = [Target::Lib, Target::Conformance];
 
 /// Arguments of `mutants`.
 #[derive(Args, Clone, Debug, Default)]

@@ -1,0 +1,592 @@
+//! The virtual unit's state, saved and restored.
+//!
+//! A state is what the guest can tell its unit by: registers, fault records, the place in the
+//! queue, commands given and not carried out. Bindings are no part of it: they are made again
+//! from the guest's tables, by the first passes of [`VirtualUnit::poll`], and nothing is bound
+//! before. Devices are no part of it either: the hypervisor adds them anew.
+//!
+//! Work in progress is done again from its start. That shows to nobody: a descriptor is passed, a
+//! wait completed and a command's status changed in one step, with which the work ends, so a state
+//! has either all of it or nothing, and invalidating twice is the same as once. So each wait
+//! completes exactly once, before or after.
+//!
+//! A state that comes back may have been through anybody's hands. Nothing in it reaches further
+//! than what a guest can do to its unit by register accesses; what no unit can have in a register
+//! is refused all the same.
+//!
+//! # Format
+//!
+//! [`STATE_LEN_BYTES`] bytes, quadwords in little endian: mark, version, width of
+//! guest-physical addresses, commands, root table address to be taken over, root table address in
+//! force, index of the next fault record; then every register in the order of
+//! [`REGISTERS`], and [`MAX_FAULT_RECORDS`] fault records.
+
+use core::fmt;
+
+use crate::arch::register::{
+    EventControl, FaultRecord, FaultStatus, GlobalStatus, InvalidationQueueAddress,
+    RootTableAddress,
+};
+
+use super::fault::{FaultRecorder, MAX_FAULT_RECORDS};
+use super::registers::{Event, REGISTERS, Register, RegisterFile};
+use super::statistics::count;
+use super::unit::{Commands, Purpose, VirtualUnit};
+
+/// The length of a saved state, in bytes.
+pub const STATE_LEN_BYTES: usize = WORDS * 8;
+
+/// The version of the format; another one is refused.
+pub const STATE_VERSION: u64 = 1;
+
+/// What a state begins with.
+const MARK: u64 = u64::from_le_bytes(*b"vtd-nest");
+const RECORDS: usize = MAX_FAULT_RECORDS as usize;
+/// The fields before the registers.
+const HEADER: usize = 7;
+const WORDS: usize = HEADER + REGISTERS.len() + 2 * RECORDS;
+
+// Bits of the field of commands.
+const ROOT_POINTER: u64 = 1 << 0;
+const TRANSLATION: u64 = 1 << 1;
+const QUEUE: u64 = 1 << 2;
+const QUEUE_STOP: u64 = 1 << 3;
+const FAULT_MESSAGE_DUE: u64 = 1 << 4;
+const COMPLETION_MESSAGE_DUE: u64 = 1 << 5;
+const COMMANDS: u64 = (COMPLETION_MESSAGE_DUE << 1) - 1;
+
+/// Why a state cannot be restored. Nothing has changed then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StateError {
+    /// It has not the length of a state.
+    Length {
+        /// [`STATE_LEN_BYTES`].
+        expected: usize,
+        /// Its length in bytes.
+        found: usize,
+    },
+    /// A field has a value that it has in no state of such a unit.
+    Field {
+        /// The field, or the specification's name of the register.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// The unit has bindings or work already: a state is restored before the first poll.
+    InUse {
+        /// Devices that are bound.
+        devices: usize,
+        /// PASIDs that are bound.
+        bindings: u32,
+    },
+}
+
+impl fmt::Display for StateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Length { expected, found } => {
+                write!(f, "{found} bytes, a saved state has {expected}")
+            }
+            Self::Field { field, value } => write!(f, "`{field}` cannot be {value:#x}"),
+            Self::InUse { devices, bindings } => write!(
+                f,
+                "the unit is in use: {devices} devices and {bindings} PASIDs are bound"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for StateError {}
+
+/// The bits that a register can hold.
+const fn possible_bits(register: Register) -> u64 {
+    let description = register.description();
+    let set_by_unit = match register {
+        // The recorder holds them.
+        Register::FaultRecord => return 0,
+        Register::GlobalStatus => GlobalStatus::TRANSLATION_ENABLED
+            .union(GlobalStatus::ROOT_TABLE_POINTER_SET)
+            .union(GlobalStatus::QUEUED_INVALIDATION_ENABLED)
+            .bits() as u64,
+        // The granularity done.
+        Register::ContextCommand | Register::IotlbCommand => description.readable,
+        // `FRI` is checked by its range.
+        Register::FaultStatus => FaultStatus::PRIMARY_PENDING_FAULT.bits() as u64 | 0xff00,
+        Register::FaultEventControl | Register::CompletionEventControl => {
+            EventControl::INTERRUPT_PENDING.bits() as u64
+        }
+        Register::QueueHead => Register::QueueTail.description().writable,
+        // `IQEI`.
+        Register::QueueErrorRecord => 0xf,
+        _ => 0,
+    };
+    description.writable | description.clearable | set_by_unit
+}
+
+/// Whether a register never changes, so that its value must be the unit's own.
+const fn is_constant(register: Register) -> bool {
+    matches!(
+        register,
+        Register::Version | Register::Capability | Register::ExtendedCapability
+    )
+}
+
+fn check(field: &'static str, value: u64, is_possible: bool) -> Result<(), StateError> {
+    if is_possible {
+        Ok(())
+    } else {
+        Err(StateError::Field { field, value })
+    }
+}
+
+/// A state's quadwords one after the other. Its length was checked, so it never ends too early.
+struct Quadwords<'a>(core::slice::Iter<'a, [u8; 8]>);
+
+impl Quadwords<'_> {
+    fn next(&mut self) -> u64 {
+        self.0.next().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    }
+
+    /// The next field, which can only have one value.
+    fn must_be(&mut self, field: &'static str, expected: u64) -> Result<(), StateError> {
+        let value = self.next();
+        check(field, value, value == expected)
+    }
+}
+
+impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
+    /// The unit's state, between two [`poll`](Self::poll)s. The unit should do no more work once
+    /// its state is in use elsewhere: it would complete the same waits.
+    pub fn save(&self) -> [u8; STATE_LEN_BYTES] {
+        // A root table that is being taken over is taken over again.
+        let root_pointer = self.commands.root_pointer.or_else(|| {
+            let job = self.job.as_ref()?;
+            (job.purpose == Purpose::RootPointer).then_some(self.root)
+        });
+        let mut commands = 0;
+        for (bit, is_set) in [
+            (ROOT_POINTER, root_pointer.is_some()),
+            (TRANSLATION, self.commands.translation),
+            (QUEUE, self.commands.queue),
+            (QUEUE_STOP, self.commands.queue_stop),
+            (
+                FAULT_MESSAGE_DUE,
+                self.registers.has_message_of(Event::Fault),
+            ),
+            (
+                COMPLETION_MESSAGE_DUE,
+                self.registers.has_message_of(Event::Completion),
+            ),
+        ] {
+            if is_set {
+                commands |= bit;
+            }
+        }
+        let header: [u64; HEADER] = [
+            MARK,
+            STATE_VERSION,
+            self.features.host_address_width.into(),
+            commands,
+            root_pointer.map_or(0, RootTableAddress::bits),
+            self.root.bits(),
+            self.faults.next_index().into(),
+        ];
+        let registers = Register::ALL
+            .iter()
+            .map(|register| self.registers.get(*register));
+        let records = self.faults.records().iter();
+        let records = records.flat_map(|record| [record.low, record.high]);
+        let quadwords = header.into_iter().chain(registers).chain(records);
+        let mut bytes = [0; STATE_LEN_BYTES];
+        for (place, quadword) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(quadwords) {
+            *place = quadword.to_le_bytes();
+        }
+        bytes
+    }
+
+    /// Takes over a state. The unit shows the same capabilities as the one that was saved, and has
+    /// not been polled; whether its devices were added before or are added after is the same. What
+    /// the guest reads is the saved unit's at once; bindings come with the next
+    /// [`poll`](Self::poll), and until then every device is blocked.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`]; nothing has changed then.
+    pub fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        self.refuse_if_in_use()?;
+        let (quadwords, rest) = state.as_chunks::<8>();
+        if quadwords.len() != WORDS || !rest.is_empty() {
+            return Err(StateError::Length {
+                expected: STATE_LEN_BYTES,
+                found: state.len(),
+            });
+        }
+        let mut quadwords = Quadwords(quadwords.iter());
+        quadwords.must_be("mark", MARK)?;
+        quadwords.must_be("version", STATE_VERSION)?;
+        quadwords.must_be("address width", self.features.host_address_width.into())?;
+        let flags = quadwords.next();
+        check("commands", flags, flags & !COMMANDS == 0)?;
+        let root_pointer = quadwords.next();
+        let is_possible = |address| address & !possible_bits(Register::RootTableAddress) == 0;
+        check(
+            "root table address to be taken over",
+            root_pointer,
+            is_possible(root_pointer) && (flags & ROOT_POINTER != 0 || root_pointer == 0),
+        )?;
+        let root = quadwords.next();
+        check("root table address in force", root, is_possible(root))?;
+        let next = quadwords.next();
+
+        let mut registers = self.restored_registers(&mut quadwords)?;
+        registers.set_messages(
+            flags & FAULT_MESSAGE_DUE != 0,
+            flags & COMPLETION_MESSAGE_DUE != 0,
+        );
+        let mut faults = self.faults.clone();
+        restore_records(&mut faults, next, &mut quadwords)?;
+        let status = registers.fault_status();
+        check(
+            "FSTS_REG",
+            registers.get(Register::FaultStatus),
+            status.contains(FaultStatus::PRIMARY_PENDING_FAULT) == faults.has_valid_record(),
+        )?;
+
+        self.forget_contexts();
+        self.registers = registers;
+        self.faults = faults;
+        self.root = RootTableAddress::from_bits(root);
+        // A change of it that was under way is made again.
+        self.translating = self
+            .registers
+            .status()
+            .contains(GlobalStatus::TRANSLATION_ENABLED);
+        self.commands = Commands {
+            root_pointer: (flags & ROOT_POINTER != 0)
+                .then_some(RootTableAddress::from_bits(root_pointer)),
+            translation: flags & TRANSLATION != 0,
+            queue: flags & QUEUE != 0,
+            queue_stop: flags & QUEUE_STOP != 0,
+            reconcile: true,
+            ..self.commands
+        };
+        count(&mut self.statistics.restores);
+        log::info!("virtual unit: state restored");
+        Ok(())
+    }
+
+    fn refuse_if_in_use(&self) -> Result<(), StateError> {
+        let devices = self.bound_devices();
+        let bindings = self.bindings();
+        if devices > 0 || bindings > 0 || self.job.is_some() {
+            return Err(StateError::InUse { devices, bindings });
+        }
+        Ok(())
+    }
+
+    fn restored_registers(&self, quadwords: &mut Quadwords) -> Result<RegisterFile, StateError> {
+        let mut registers = RegisterFile::new(&self.features);
+        for &register in Register::ALL {
+            let name = register.description().name;
+            if is_constant(register) {
+                quadwords.must_be(name, registers.get(register))?;
+                continue;
+            }
+            let value = quadwords.next();
+            check(name, value, value & !possible_bits(register) == 0)?;
+            registers.set(register, value);
+        }
+        let queue = InvalidationQueueAddress::from_bits(registers.get(Register::QueueAddress));
+        let head = registers.get(Register::QueueHead);
+        check(
+            Register::QueueHead.description().name,
+            head,
+            head < u64::from(queue.size_bytes())
+                && head.is_multiple_of(queue.descriptor_width().len_bytes().into()),
+        )?;
+        let status = registers.get(Register::FaultStatus);
+        let index = FaultStatus::fault_record_index(status as u32);
+        check("FSTS_REG", status, index < self.faults.count())?;
+        Ok(registers)
+    }
+}
+
+fn restore_records(
+    faults: &mut FaultRecorder,
+    next: u64,
+    quadwords: &mut Quadwords,
+) -> Result<(), StateError> {
+    let count = faults.count();
+    check("next fault record", next, next < u64::from(count))?;
+    let mut records = [FaultRecord::default(); RECORDS];
+    for (index, record) in records.iter_mut().enumerate() {
+        let (low, high) = (quadwords.next(), quadwords.next());
+        *record = FaultRecord { low, high };
+        // What is not a field of a record is 0, and a record beyond the last is all 0.
+        let same = FaultRecord::new(record.info());
+        let is_there = index < usize::from(count);
+        check(
+            "FRCD_REG, low",
+            low,
+            low == same.low && (is_there || low == 0),
+        )?;
+        check(
+            "FRCD_REG, high",
+            high,
+            record.cleared().high == same.cleared().high && (is_there || high == 0),
+        )?;
+    }
+    faults.restore(next as u8, records);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::vec::Vec;
+
+    use super::super::fault::GuestFault;
+    use super::super::host::Desired;
+    use super::super::testing::*;
+    use super::super::unit::{DeviceKind, Poll, VirtualUnitConfig};
+    use super::*;
+    use crate::arch::address::Iova;
+    use crate::arch::descriptor::{Descriptor, PasidCacheGranularity};
+    use crate::arch::fault::FaultReason;
+    use crate::arch::register::RequestType;
+
+    fn fault(source_id: u16) -> GuestFault {
+        GuestFault {
+            source_id: sid(source_id),
+            pasid: Some(pasid(5)),
+            reason: FaultReason::FirstStageNotPresent,
+            address: Iova::new(0x1234_5000),
+            request: RequestType::Read,
+            privileged: false,
+            execute: false,
+            fault_processing_disabled: false,
+        }
+    }
+
+    /// What the guest reads of its unit.
+    fn window(unit: &Unit) -> Vec<u64> {
+        (0..1024).step_by(8).map(|at| unit.read(at, 8)).collect()
+    }
+
+    fn successor(t: &Bench) -> std::boxed::Box<Unit> {
+        let config = VirtualUnitConfig {
+            features: *t.unit.features(),
+            fault_records: t.unit.features().capability.fault_record_count() as u8,
+            hash_seed: 1,
+        };
+        std::boxed::Box::new(Unit::new(config).unwrap())
+    }
+
+    /// Moves a bench's unit and its device elsewhere, where nothing is bound.
+    fn migrate(t: &mut Bench) {
+        let state = t.unit.save();
+        let mut next = successor(t);
+        assert_eq!(next.restore(&state), Ok(()));
+        assert_eq!(window(&next), window(&t.unit));
+        assert_eq!(next.save(), state, "it can be moved on at once");
+        let kind = DeviceKind::Assigned { pasid_bits: 20 };
+        next.add_device(handle(0), sid(D0), kind).unwrap();
+        t.unit = next;
+        t.host.actual.clear();
+    }
+
+    /// A bound guest with a fault that it has not read, in the middle of the work that `begin`
+    /// starts.
+    fn busy(begin: impl Fn(&mut Bench)) -> Bench {
+        let mut t = Bench::scalable();
+        t.unmask_events();
+        t.entry(D0, 5, first_stage(7, 0x30_0000));
+        t.invalidate_pasid(7, 5);
+        t.record(fault(D0));
+        t.forget();
+        t.entry(D0, 6, first_stage(8, 0x31_0000));
+        begin(&mut t);
+        t
+    }
+
+    fn invalidate_and_wait(t: &mut Bench) {
+        let invalidation = Descriptor::PasidCache {
+            granularity: PasidCacheGranularity::Global,
+        };
+        t.enqueue(&[
+            invalidation.encode().words(),
+            wait(STATUS, 0x77, true),
+            wait(STATUS + 8, 0x78, true),
+        ]);
+    }
+
+    fn new_root(t: &mut Bench) {
+        t.command_later(SRTP);
+        invalidate_and_wait(t);
+    }
+
+    fn translation_off(t: &mut Bench) {
+        let persistent = t.unit.read(GSTS, 4) & 0x96ff_ffff;
+        t.unit.write(GCMD, 4, persistent & !TE);
+        invalidate_and_wait(t);
+    }
+
+    #[test]
+    fn a_unit_moved_at_any_step_ends_as_one_that_stays() {
+        // S39. Each wait completes once: the status is written, and one event raised for both, as
+        // `IWC` stays set (§6.5.2.10).
+        for begin in [
+            invalidate_and_wait as fn(&mut Bench),
+            new_root,
+            translation_off,
+        ] {
+            let mut stays = busy(begin);
+            stays.run();
+            for steps in 0..40 {
+                let mut t = busy(begin);
+                t.host.waits = steps % 3;
+                for _ in 0..steps {
+                    let _ = t.unit.poll(&mut t.host, 1);
+                }
+                migrate(&mut t);
+                t.run();
+                assert_eq!(window(&t.unit), window(&stays.unit), "{steps}");
+                assert_eq!(t.host.actual, stays.host.actual, "{steps}");
+                assert_eq!(t.host.interrupts, stays.host.interrupts, "{steps}");
+                assert_eq!(t.host.interrupts, [COMPLETION_MESSAGE], "{steps}");
+                assert_eq!(t.host.memory.load(STATUS), 0x77);
+                assert_eq!(t.host.memory.load(STATUS + 8), 0x78);
+                assert_eq!(t.take_fault(), Some((D0, Some(5), 0x71)));
+                assert_eq!(t.take_fault(), None);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_bound_before_the_first_poll_and_the_tables_count_then() {
+        let mut t = busy(|_| {});
+        migrate(&mut t);
+        assert!(t.host.actual.is_empty());
+        assert_eq!((t.unit.bindings(), t.unit.is_translating()), (0, true));
+        t.run();
+        assert_eq!(t.bound(0, 5), first_stage_binding(7, 0x30_0000));
+        assert_eq!(t.bound(0, 6), first_stage_binding(8, 0x31_0000));
+        assert_eq!(t.unit.statistics().restores, 1);
+    }
+
+    #[test]
+    fn a_unit_in_use_takes_no_state() {
+        let mut t = busy(|_| {});
+        let state = t.unit.save();
+        let error = t.unit.restore(&state).unwrap_err();
+        assert_eq!(
+            error,
+            StateError::InUse {
+                devices: 0,
+                bindings: 1
+            }
+        );
+        t.disable_translation();
+        let refused = t.unit.restore(&state);
+        assert!(matches!(refused, Err(StateError::InUse { devices: 1, .. })));
+    }
+
+    #[test]
+    fn states_of_another_length_are_refused() {
+        let t = busy(invalidate_and_wait);
+        let mut bytes = t.unit.save().to_vec();
+        bytes.extend([0; 16]);
+        for found in (0..bytes.len()).filter(|len| *len != STATE_LEN_BYTES) {
+            assert_eq!(
+                successor(&t).restore(&bytes[..found]),
+                Err(StateError::Length {
+                    expected: STATE_LEN_BYTES,
+                    found
+                })
+            );
+        }
+    }
+
+    /// Where a register is in a state.
+    fn place(name: &str) -> usize {
+        HEADER
+            + REGISTERS
+                .iter()
+                .position(|register| register.name == name)
+                .unwrap()
+    }
+
+    #[test]
+    fn values_that_no_unit_has_are_refused_by_name() {
+        let records = HEADER + REGISTERS.len();
+        for (at, value, field) in [
+            (0, 0, "mark"),
+            (1, 0, "version"),
+            (1, STATE_VERSION + 1, "version"),
+            (2, 47, "address width"),
+            (3, 1 << 6, "commands"),
+            (4, 0x1000, "root table address to be taken over"),
+            (5, 1, "root table address in force"),
+            (6, 4, "next fault record"),
+            (6, u64::MAX, "next fault record"),
+            (place("VER_REG"), 0x20, "VER_REG"),
+            (place("CAP_REG"), 0, "CAP_REG"),
+            (place("ECAP_REG"), u64::MAX, "ECAP_REG"),
+            (place("GCMD_REG"), 1, "GCMD_REG"),
+            // §11.4.4.2: bit 29 is FLS.
+            (place("GSTS_REG"), 1 << 29, "GSTS_REG"),
+            (place("RTADDR_REG"), 1 << 9, "RTADDR_REG"),
+            // §11.4.7.1: bit 2 is reserved, FRI is 15:8, and PPF is bit 1.
+            (place("FSTS_REG"), 1 << 2, "FSTS_REG"),
+            (place("FSTS_REG"), 0x402, "FSTS_REG"),
+            (place("FSTS_REG"), 0, "FSTS_REG"),
+            (place("FECTL_REG"), 1, "FECTL_REG"),
+            (place("IQH_REG"), 0x1000, "IQH_REG"),
+            (place("IQH_REG"), 0x10, "IQH_REG"),
+            (place("IQT_REG"), 0x8_0000, "IQT_REG"),
+            (place("IQA_REG"), 1 << 3, "IQA_REG"),
+            (place("ICS_REG"), 2, "ICS_REG"),
+            (place("IQERCD_REG"), 0x10, "IQERCD_REG"),
+            (place("FRCD_REG"), 1, "FRCD_REG"),
+            // §11.4.7.6: FI is 63:12, and PV needs PP, bit 95.
+            (records + 2, 1, "FRCD_REG, low"),
+            (records + 3, 1 << 40, "FRCD_REG, high"),
+            (records + 8, 0x1000, "FRCD_REG, low"),
+            (records + 9, 0x10, "FRCD_REG, high"),
+        ] {
+            let t = busy(invalidate_and_wait);
+            let mut state = t.unit.save();
+            state[at * 8..][..8].copy_from_slice(&value.to_le_bytes());
+            let mut next = successor(&t);
+            let before = window(&next);
+            let refused = next.restore(&state);
+            assert_eq!(refused, Err(StateError::Field { field, value }));
+            assert_eq!(window(&next), before, "nothing has changed");
+        }
+    }
+
+    #[test]
+    fn a_state_with_any_byte_changed_is_refused_or_does_what_a_guest_could_do() {
+        let t = busy(new_root);
+        let state = t.unit.save();
+        for at in 0..STATE_LEN_BYTES {
+            for change in [0x01, 0x80, 0xff] {
+                let mut changed = state;
+                changed[at] ^= change;
+                let mut t = busy(new_root);
+                t.unit = successor(&t);
+                t.host.actual.clear();
+                if t.unit.restore(&changed).is_err() {
+                    assert_eq!(t.unit.poll(&mut t.host, 1), Poll::Idle, "as before");
+                    continue;
+                }
+                let kind = DeviceKind::Assigned { pasid_bits: 20 };
+                t.unit.add_device(handle(0), sid(D0), kind).unwrap();
+                t.run();
+                t.unit.reset();
+                t.run();
+                assert_eq!(t.bound(0, 0), Desired::MachineMemory, "it works");
+            }
+        }
+    }
+}
