@@ -8,6 +8,7 @@ mod patch;
 mod target;
 mod tree;
 
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -239,6 +240,8 @@ fn try_all(
     progress: &Progress,
 ) -> Result<Vec<Done>> {
     let folder = tree::target_directory()?.join("mutants");
+    // Two runs in the same trees would try each other's mutants.
+    let _lock = lock(&folder)?;
     // Taken once: whoever goes on working in the tree changes nothing here.
     let plain = Tree::of_workspace(folder.join("plain"))?;
     let processors = thread::available_parallelism().map_or(1, usize::from);
@@ -278,6 +281,16 @@ fn try_all(
     let mut done = done.into_inner().unwrap_or_default();
     done.sort_by_key(|(index, _)| *index);
     Ok(done.into_iter().map(|(_, one)| one).collect())
+}
+
+/// Keeps other runs out of a folder for as long as the file is open.
+fn lock(folder: &Path) -> Result<File> {
+    fs::create_dir_all(folder)?;
+    let path = folder.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    file.try_lock()
+        .with_context(|| format!("another run uses {}", folder.display()))?;
+    Ok(file)
 }
 
 /// Checks that every patch still applies; returns how many there are.
