@@ -168,8 +168,9 @@ pub(crate) fn build(
             "json-render-diagnostics",
         ])
         .args(target.cargo_arguments());
-    // The same two crates are built for each mutant: what a test does not need is left out.
-    command.env("CARGO_INCREMENTAL", "1");
+    // The same crates are built for each mutant: what a test does not need is left out. What was
+    // built before is never built upon: after a run that was stopped midway it may hold a mutant.
+    command.env("CARGO_INCREMENTAL", "0");
     command.env("CARGO_PROFILE_DEV_DEBUG", "0");
     let Outcome { success, text } = capture(&mut command, progress)?;
     ensure!(success, "{}", without_messages(&text));
