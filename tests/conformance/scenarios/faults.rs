@@ -96,9 +96,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     .needs(&[
         Need::Nesting,
         Need::Extended(ExtendedCapabilityField::PAGE_WALK_COHERENCY, "SMPWCS"),
-    ])
-    // Only where the hardware has the erratum.
-    .pending("host side, complete"),
+        Need::Ability(Ability::UpdatesObeyReadOnly),
+    ]),
     scenario(
         "S69 G6",
         "an update needs walks that are snooped",
@@ -1095,10 +1094,6 @@ fn s68_legacy(place: Place<'_>) {
 const ACCESSED_AND_DIRTY: u64 = FirstStageEntry::ACCESSED | FirstStageEntry::DIRTY;
 
 fn s69_denied(place: Place<'_>) {
-    if later::has_erratum_772415(place) {
-        // Hardware would not deny it: the page has to be out of its reach.
-        return s69_erratum(place);
-    }
     let mut guest = place.guest();
     let (root, page) = guest.bound();
     let tag = guest.tag;
