@@ -57,11 +57,13 @@ pub(crate) enum Ability {
     DeviceTlb,
     /// Devices that send page requests.
     PageRequests,
+    /// Updates of first-stage entries respect read-only second-stage mappings.
+    UpdatesObeyReadOnly,
 }
 
 impl Ability {
     /// All of them.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::RequestsWithPasid,
         Self::PrivilegedRequests,
         Self::SeveralUnits,
@@ -69,6 +71,7 @@ impl Ability {
         Self::FlushedLinesOnly,
         Self::DeviceTlb,
         Self::PageRequests,
+        Self::UpdatesObeyReadOnly,
     ];
 
     /// Why a scenario that needs it is skipped.
@@ -81,6 +84,7 @@ impl Ability {
             Self::FlushedLinesOnly => "deviation: unflushed stores are visible",
             Self::DeviceTlb => "deviation: no device has a device-TLB",
             Self::PageRequests => "deviation: no device sends page requests",
+            Self::UpdatesObeyReadOnly => "deviation: erratum 772415 SPR17",
         }
     }
 }

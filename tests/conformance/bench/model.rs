@@ -154,6 +154,7 @@ impl Bench for ModelBench {
                 reports(ExtendedCapabilityField::REQUESTS_WITH_PASID)
             }
             Ability::SeveralUnits => true,
+            Ability::UpdatesObeyReadOnly => !config.erratum_772415,
             Ability::ArchitecturalCaches => config.cache_mode != CacheMode::None,
             Ability::FlushedLinesOnly => {
                 config.capability.field(CapabilityField::CACHING_MODE) == 0

@@ -164,8 +164,8 @@ impl Bench for QtestBench {
         self.machine().edu(index).source_id()
     }
 
-    fn has(&self, _ability: Ability) -> bool {
-        false
+    fn has(&self, ability: Ability) -> bool {
+        ability == Ability::UpdatesObeyReadOnly
     }
 
     fn advance(&self, _nanoseconds: u64) {

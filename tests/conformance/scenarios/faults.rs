@@ -1,13 +1,14 @@
 //! What a guest is told of its devices' blocked requests (S59 to S70): the reason that its own
 //! tables give, whatever the hardware below found.
 
-use vtd_nest::arch::address::{Gpa, PageSize};
+use vtd_nest::arch::address::{Gpa, Iova, PageSize};
 use vtd_nest::arch::capability::{CapabilityField, ExtendedCapabilityField};
 use vtd_nest::arch::context::DirectoryOrder;
 use vtd_nest::arch::fault::FaultReason as R;
 use vtd_nest::arch::first_stage::FirstStageEntry;
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::pasid::PasidEntry;
+use vtd_nest::arch::register::{AddressType, FaultInfo, FaultRecord, RequestType};
 use vtd_nest::nest::fault::HostFaultCause;
 use vtd_nest::nest::{FaultOutcome, Policy};
 use vtd_nest::paging::Rights;
@@ -96,9 +97,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     .needs(&[
         Need::Nesting,
         Need::Extended(ExtendedCapabilityField::PAGE_WALK_COHERENCY, "SMPWCS"),
-    ])
-    // Only where the hardware has the erratum.
-    .pending("host side, complete"),
+        Need::Ability(Ability::UpdatesObeyReadOnly),
+    ]),
     scenario(
         "S69 G6",
         "an update needs walks that are snooped",
@@ -112,6 +112,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     )
     .needs(&[Need::Nesting])
     .pending("host side, complete"),
+    scenario(
+        "S70 R29",
+        "a record of another unit is not this machine's, whatever its source-id",
+        s70_other_unit,
+    ),
     scenario(
         "S70 R29",
         "a fault is recorded in its own machine's unit only",
@@ -1095,10 +1100,6 @@ fn s68_legacy(place: Place<'_>) {
 const ACCESSED_AND_DIRTY: u64 = FirstStageEntry::ACCESSED | FirstStageEntry::DIRTY;
 
 fn s69_denied(place: Place<'_>) {
-    if later::has_erratum_772415(place) {
-        // Hardware would not deny it: the page has to be out of its reach.
-        return s69_erratum(place);
-    }
     let mut guest = place.guest();
     let (root, page) = guest.bound();
     let tag = guest.tag;
@@ -1212,6 +1213,30 @@ fn s69_erratum(place: Place<'_>) {
 
 /// Where the second machine's device is on its guest's bus: not where it is on the host's.
 const ELSEWHERE: SourceId = SourceId::from_u16(0x0123);
+
+fn s70_other_unit(place: Place<'_>) {
+    let mut guest = place.guest();
+    guest.bound();
+    let record = FaultRecord::new(FaultInfo {
+        source_id: guest.physical(D0),
+        pasid: None,
+        reason: R::PasidEntryNotPresent.code(),
+        address: Iova::new(IOVA),
+        request: RequestType::Read,
+        privileged: false,
+        execute: false,
+        address_type: AddressType::Untranslated,
+    });
+    let lab = guest.lab.clone();
+    for (unit, is_its_own) in [(1, false), (0, true)] {
+        let outcome = guest
+            .vm
+            .handle_fault(&*lab.hypervisor, &lab.units, unit, &record);
+        assert_eq!(outcome != FaultOutcome::NotOfThisMachine, is_its_own);
+        assert_eq!(guest.take_faults().faults.len(), usize::from(is_its_own));
+    }
+    guest.finish();
+}
 
 fn s70(place: Place<'_>) {
     let lab = place.lab();

@@ -246,11 +246,18 @@ fn expect_room(guest: &mut Guest, room: u32, page: u64, entry: impl Fn(&Guest, u
         let domain = entry(guest, pasid).domain_id().as_u16();
         guest.invalidate_pasid(domain, pasid);
     };
+    let mut ids = 0;
     for pasid in 1..=room + 1 {
         let bits = entry(guest, pasid);
         guest.set_entry(D0, pasid, &bits);
+        ids = guest.holdings().free_domain_ids;
         announce(guest, pasid);
     }
+    assert_eq!(
+        guest.holdings().free_domain_ids,
+        ids,
+        "what is refused keeps no id"
+    );
     let taken = guest.take_faults();
     match taken.faults.as_slice() {
         [fault] => {
