@@ -22,7 +22,9 @@ impl ModelProfile {
             (
                 "nesting-client-noncoherent",
                 ModelConfig::nesting_client_noncoherent()
-                    .with_capability(CapabilityField::FIRST_STAGE_1GIB_PAGES, 0),
+                    .with_capability(CapabilityField::FIRST_STAGE_1GIB_PAGES, 0)
+                    // Less than what guests are shown.
+                    .with_capability(CapabilityField::MAXIMUM_ADDRESS_MASK, 4),
             ),
             (
                 "nesting-server-erratum",

@@ -2,7 +2,9 @@
 
 use vtd_nest::arch::address::Gpa;
 use vtd_nest::arch::capability::ExtendedCapabilityField;
-use vtd_nest::arch::descriptor::{Descriptor, DeviceTlbRange, IotlbGranularity};
+use vtd_nest::arch::descriptor::{
+    ContextGranularity, Descriptor, DeviceTlbRange, IotlbGranularity,
+};
 use vtd_nest::arch::id::{DomainId, Pasid, SourceId};
 use vtd_nest::arch::register::{FaultStatus, Register32, Register64};
 
@@ -60,6 +62,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S47 R12 R30",
         "the guest's wait is written after hardware's, in budgeted slices",
         wait_after_hardware,
+    ),
+    scenario(
+        "S42 R30",
+        "neighbours joined beyond the mask that hardware has are all forgotten",
+        joined_beyond_the_mask,
+    ),
+    scenario(
+        "S49 R30 G7",
+        "an invalidation that a full queue refuses is made up for",
+        refused_by_a_full_queue,
     ),
     scenario(
         "S48",
@@ -534,4 +546,64 @@ fn unmap_below_bindings(place: Place<'_>) {
     guest.expect_reaches(D0, None, neighbour, neighbour);
     assert!(guest.reached(D0, None, page).is_none());
     guest.finish();
+}
+
+fn joined_beyond_the_mask(place: Place<'_>) {
+    const PAGES: u64 = 64;
+    let mut guest = place.shadow_guest();
+    let (root, _) = guest.bound();
+    let base = IOVA & !0x3f_ffff;
+    let pages = [guest.data_page(), guest.data_page()];
+    for page in pages {
+        for index in 0..PAGES {
+            guest.map(root, base + 0x1000 * index, Some(page));
+            let flush = guest.page_invalidation(7, base + 0x1000 * index, 0);
+            guest.push(flush);
+        }
+        let wait = guest.push_wait();
+        guest.ring();
+        assert_eq!(guest.wait_status(), wait);
+        for index in 0..PAGES {
+            guest.expect_reaches(D0, guest.tag, base + 0x1000 * index, page);
+        }
+    }
+    guest.finish();
+}
+
+fn refused_by_a_full_queue(place: Place<'_>) {
+    use crate::bench::Hold;
+    for mut guest in place.each_guest() {
+        let (root, _) = bind_both(&mut guest);
+        let other = guest.data_page();
+        let lab = guest.lab.clone();
+        lab.hypervisor.hold(Hold::Forever);
+        // Others fill the queue while hardware does nothing.
+        let batch = [Descriptor::ContextCache {
+            granularity: ContextGranularity::Global,
+        }];
+        let mut tickets = Vec::new();
+        while let Ok(ticket) = lab.units[0].submit(&*lab.hypervisor, &batch) {
+            tickets.push(ticket);
+            assert!(tickets.len() < 10_000, "the queue is never full");
+        }
+        guest.map(root, IOVA, Some(other));
+        let flush = guest.page_invalidation(7, IOVA, 0);
+        guest.push(flush);
+        let wait = guest.push_wait();
+        guest.ring_only();
+        for _ in 0..20 {
+            let _ = guest.vm.poll(&*lab.hypervisor, &lab.units, 8);
+            assert_ne!(guest.wait_status(), wait, "hardware knows nothing of it");
+        }
+        lab.hypervisor.hold(Hold::Nothing);
+        for ticket in tickets {
+            let _ = lab.units[0].poll(&*lab.hypervisor, &ticket);
+        }
+        guest.settle();
+        assert_eq!(guest.wait_status(), wait);
+        for device in [D0, D1] {
+            guest.expect_reaches(device, guest.tag, IOVA, other);
+        }
+        guest.finish();
+    }
 }
