@@ -74,6 +74,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         refused_by_a_full_queue,
     ),
     scenario(
+        "S45 G5",
+        "tables that a shadow no longer needs are kept until hardware has confirmed",
+        shadow_tables_kept_until_confirmed,
+    ),
+    scenario(
+        "S22 G17 G38",
+        "a shadow without a domain-id is not kept",
+        shadow_without_domain_id,
+    ),
+    scenario(
         "S48",
         "without DT device-TLB descriptors are queue errors",
         device_tlb_not_offered,
@@ -606,4 +616,67 @@ fn refused_by_a_full_queue(place: Place<'_>) {
         }
         guest.finish();
     }
+}
+
+fn shadow_tables_kept_until_confirmed(place: Place<'_>) {
+    use crate::bench::Hold;
+    let mut guest = place.shadow_guest();
+    let (root, page) = guest.bound();
+    let far = IOVA + (1 << 30);
+    guest.map(root, far, Some(page));
+    guest.invalidate_iotlb(IotlbGranularity::Domain(DomainId::new(7)));
+    guest.expect_reaches(D0, guest.tag, far, page);
+    let before = guest.holdings().charged_frames;
+    guest.set_leaf(root, far, 3, 0);
+    let lab = guest.lab.clone();
+    lab.hypervisor.hold(Hold::Forever);
+    guest.push(Descriptor::Iotlb {
+        granularity: IotlbGranularity::Domain(DomainId::new(7)),
+        drain_reads: true,
+        drain_writes: true,
+    });
+    guest.push_wait();
+    guest.ring_only();
+    for _ in 0..50 {
+        let _ = guest.vm.poll(&*lab.hypervisor, &lab.units, 8);
+        assert!(
+            guest.holdings().charged_frames >= before,
+            "hardware may still walk them"
+        );
+    }
+    lab.hypervisor.hold(Hold::Nothing);
+    guest.settle();
+    assert!(
+        guest.holdings().charged_frames < before,
+        "they are given back"
+    );
+    guest.expect_no_data(D0, guest.tag, far);
+    guest.finish();
+}
+
+fn shadow_without_domain_id(place: Place<'_>) {
+    let mut guest = place.shadow_guest();
+    let (root, page) = guest.other_table();
+    // D1's table is there for the entry; only the shadow would be new.
+    let pasid = guest.pasid;
+    guest.bind(D0, pasid, 9);
+    let unit = &guest.lab.clone().units[0];
+    let ids: Vec<_> = std::iter::from_fn(|| unit.allocate_domain_id()).collect();
+    let before = guest.holdings();
+    let entry = guest.entry(root, 7);
+    guest.set_entry(D1, pasid, &entry);
+    guest.invalidate_pasid(7, pasid);
+    let after = guest.holdings();
+    // A page of the PASID table at most.
+    assert!(
+        after.charged_frames <= before.charged_frames + 1,
+        "{after:?}, {before:?}"
+    );
+    guest.take_faults();
+    for id in ids {
+        unit.free_domain_id(id);
+    }
+    guest.invalidate_pasid(7, pasid);
+    guest.expect_reaches(D1, guest.tag, IOVA, page);
+    guest.finish();
 }
