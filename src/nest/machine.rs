@@ -20,7 +20,7 @@ use crate::nest::fault::{
 };
 use crate::nest::invalidate::{Forwarding, MAXIMUM_UNITS};
 use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
-use crate::nest::offer::{Backend, Offer, OfferError, Policy, offer};
+use crate::nest::offer::{Backend, Offer, OfferError, OnReadOnlyMemory, Policy, offer};
 use crate::nest::statistics::MachineStatistics;
 use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig, Unmapped};
 use crate::unit::Unit;
@@ -73,6 +73,12 @@ pub enum MachineError {
         /// The protected range.
         range: PhysicalRange,
     },
+    /// The memory is to be read-only, but devices would write to it
+    /// ([`OnReadOnlyMemory::Refuse`]).
+    ReadOnlyUnderErratum {
+        /// Its first guest-physical address.
+        guest: Gpa,
+    },
     /// The second stage refused the change.
     Map(MapError),
     /// Hardware did not confirm that the old mapping is gone: the memory must not be used for
@@ -91,6 +97,9 @@ impl fmt::Display for MachineError {
             Self::Frames(error) => write!(f, "no frames: {error:?}"),
             Self::Protected { range } => {
                 write!(f, "the range touches {}..{}", range.start, range.end)
+            }
+            Self::ReadOnlyUnderErratum { guest } => {
+                write!(f, "read-only memory at {guest} would be written")
             }
             Self::Map(error) => write!(f, "second stage: {error:?}"),
             Self::NotConfirmed(error) => write!(f, "memory is not free to use: {error}"),
@@ -131,6 +140,8 @@ pub struct VirtualMachine<
     /// Table pages that hardware may still use, until everything of the machine is flushed.
     unconfirmed: Option<Unmapped<Gpa>>,
     protected: ProtectedRanges,
+    /// What becomes of read-only memory, if some unit would write to it.
+    read_only: Option<OnReadOnlyMemory>,
     virtual_unit: VirtualUnit<HostBinding, DEVICES, BINDINGS>,
     host: HostSide<DEVICES, DOMAINS, SHADOWS>,
 }
@@ -200,6 +211,11 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             memory,
             unconfirmed: None,
             protected: config.protected,
+            read_only: (shown.backend == Backend::Nested
+                && units
+                    .iter()
+                    .any(|unit| unit.config().errata.avoids_read_only_under_nesting()))
+            .then_some(config.policy.on_read_only_memory),
             virtual_unit,
             host: HostSide {
                 number: config.number,
@@ -233,7 +249,8 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
     }
 
     /// Gives the machine memory, or a device's registers: `len_bytes` from `guest` on lead to
-    /// `host`.
+    /// `host`. Read-only memory is left out, or refused, where hardware would write to it all the
+    /// same ([`Policy::on_read_only_memory`]).
     ///
     /// # Errors
     ///
@@ -251,6 +268,10 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         if let Some(protected) = self.protected.overlapped_by(&range) {
             return Err(MachineError::Protected { range: *protected });
         }
+        self.memory.check_mapping(guest, host, len_bytes, rights)?;
+        if !rights.write && self.leaves_out_read_only(guest)? {
+            return Ok(());
+        }
         self.memory.map(h, guest, host, len_bytes, rights)?;
         // A shadow leads nowhere yet where the guest's table already leads to the range.
         let is_shadowed = self.host.shadows.iter().any(Option::is_some);
@@ -258,6 +279,24 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             self.flush_everything(h, units)?;
         }
         Ok(())
+    }
+
+    /// Whether read-only memory at an address stays unmapped, because devices would write to it.
+    fn leaves_out_read_only(&mut self, guest: Gpa) -> Result<bool, MachineError> {
+        match self.read_only {
+            None => Ok(false),
+            Some(OnReadOnlyMemory::Refuse) => Err(MachineError::ReadOnlyUnderErratum { guest }),
+            Some(OnReadOnlyMemory::LeaveOut) => {
+                let left_out = &mut self.host.statistics.read_only_left_out;
+                *left_out = left_out.wrapping_add(1);
+                log::warn!(
+                    "machine {}: read-only memory at {guest} is left out: nested updates ignore \
+                     read-only on this platform",
+                    self.host.number
+                );
+                Ok(true)
+            }
+        }
     }
 
     /// Takes memory away. When it returns, no device of the machine can reach it any more.

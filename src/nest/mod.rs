@@ -36,5 +36,5 @@ pub use device::{AssignError, DeviceConfig, InterruptIsolation};
 pub use fault::{FaultOutcome, HostFault};
 pub use machine::{MachineConfig, MachineError, VirtualMachine};
 pub use memory::{MachineMemory, PhysicalRange, ProtectedRanges};
-pub use offer::{Backend, Offer, OfferError, Policy};
+pub use offer::{Backend, Offer, OfferError, OnReadOnlyMemory, Policy};
 pub use statistics::MachineStatistics;

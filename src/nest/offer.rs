@@ -47,16 +47,31 @@ pub struct Policy {
     pub fault_records: u8,
     /// Use shadow tables even where hardware nests.
     pub forbid_nesting: bool,
+    /// What becomes of read-only memory that hardware would write to.
+    pub on_read_only_memory: OnReadOnlyMemory,
+}
+
+/// What becomes of memory that is to be read-only, where entries nest on a unit with
+/// [`NestedUpdatesIgnoreReadOnly`](crate::unit::Erratum::NestedUpdatesIgnoreReadOnly).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnReadOnlyMemory {
+    /// It is not mapped: devices, and the virtual unit with them, find no memory there.
+    #[default]
+    LeaveOut,
+    /// Mapping it fails.
+    Refuse,
 }
 
 impl Default for Policy {
-    /// All PASIDs, 16-bit domain-ids, four fault records.
+    /// All PASIDs, 16-bit domain-ids, four fault records; read-only memory is left out where it
+    /// would be written.
     fn default() -> Self {
         Self {
             pasid_bits: 20,
             domain_id_bits: 16,
             fault_records: 4,
             forbid_nesting: false,
+            on_read_only_memory: OnReadOnlyMemory::LeaveOut,
         }
     }
 }

@@ -33,6 +33,8 @@ pub struct MachineStatistics {
     pub faults_to_host: u64,
     /// Hardware faults that the tables no longer explain: a race with a change.
     pub faults_raced: u64,
+    /// Read-only ranges left out of the second stage because of an erratum.
+    pub read_only_left_out: u64,
     /// Devices put into quarantine.
     pub quarantines: u64,
 }

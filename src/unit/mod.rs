@@ -13,6 +13,7 @@
 //! | [`tables`] | root, context and PASID tables, and the order of stores to them |
 //! | [`queue`] | the invalidation queue, its tickets and its errors |
 //! | [`fault`] | draining fault records |
+//! | [`errata`] | what real units do differently, and what is avoided there |
 //! | [`domain_ids`] | the allocator of domain-ids |
 //! | [`statistics`] | counters |
 //!
@@ -32,6 +33,7 @@ pub mod command;
 pub mod deadline;
 pub mod discovery;
 pub mod domain_ids;
+pub mod errata;
 pub mod error;
 pub mod fault;
 pub mod queue;
@@ -45,6 +47,7 @@ pub mod unit;
 mod testing;
 
 pub use discovery::{DiscoveryError, UnitDescription, discover};
+pub use errata::{Errata, Erratum, PciIdentity, PlatformIdentity, ProcessorModel};
 pub use error::{QueueError, Requirement, UnitError};
 pub use queue::Ticket;
 pub use statistics::{UnitStatistics, lost_table_frames};

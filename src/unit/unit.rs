@@ -6,6 +6,7 @@ use spin::Mutex;
 
 use super::command::CommandSlot;
 use super::domain_ids::DomainIds;
+use super::errata::Errata;
 use super::error::{Requirement, UnitError};
 use super::fault::FaultCursor;
 use super::queue::Queue;
@@ -43,10 +44,12 @@ pub struct UnitConfig {
     pub queue_order: u8,
     /// What to do with what firmware left on.
     pub on_firmware_state: OnFirmwareState,
+    /// What is wrong with the unit, from [`Errata::of`] its platform.
+    pub errata: Errata,
 }
 
 impl UnitConfig {
-    /// One second for hardware, a queue of 1024 descriptors, and taking over.
+    /// One second for hardware, a queue of 1024 descriptors, taking over, and no errata.
     pub const fn new(segment: u16, host_address_width: u8) -> Self {
         Self {
             segment,
@@ -54,6 +57,7 @@ impl UnitConfig {
             timeout_nanoseconds: 1_000_000_000,
             queue_order: 3,
             on_firmware_state: OnFirmwareState::TakeOver,
+            errata: Errata::NONE,
         }
     }
 }
@@ -92,7 +96,8 @@ pub struct Unit<R> {
 impl<R: Registers> Unit<R> {
     /// Reads and checks what the unit is; changes nothing in it (§11.4.1 to §11.4.3).
     ///
-    /// An ability that is reported without what it needs is taken as absent.
+    /// An ability that is reported without what it needs is taken as absent, and so is one that an
+    /// [erratum](UnitConfig::errata) makes unusable.
     ///
     /// # Errors
     ///
@@ -118,6 +123,10 @@ impl<R: Registers> Unit<R> {
             }
             Err(error) => return Err(UnitError::Capability(error)),
         }
+        for erratum in config.errata.iter() {
+            log::warn!("remapping unit has an erratum: {erratum}");
+        }
+        let (capability, extended) = config.errata.correct(capability, extended);
         let features = Features::new(capability, extended, config.host_address_width);
         let missing = [
             (

@@ -41,11 +41,7 @@ impl<I: InputAddress> SecondStage<I> {
         len_bytes: u64,
         rights: Rights,
     ) -> Result<(), MapError> {
-        self.check_input(input, len_bytes)?;
-        self.check_output(output, len_bytes)?;
-        if !rights.read && !rights.write {
-            return Err(MapError::NoRights);
-        }
+        self.check_mapping(input, output, len_bytes, rights)?;
         let wanted = self.count_missing_tables(h, input, output, len_bytes)?;
         let mut reserve = FrameChain::allocate(h, self.owner, wanted)?;
 
@@ -63,6 +59,26 @@ impl<I: InputAddress> SecondStage<I> {
         }
         h.fence();
         reserve.free(h);
+        Ok(())
+    }
+
+    /// Whether ranges and rights can be those of a mapping; what is mapped already is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`].
+    pub fn check_mapping(
+        &self,
+        input: I,
+        output: Hpa,
+        len_bytes: u64,
+        rights: Rights,
+    ) -> Result<(), MapError> {
+        self.check_input(input, len_bytes)?;
+        self.check_output(output, len_bytes)?;
+        if !rights.read && !rights.write {
+            return Err(MapError::NoRights);
+        }
         Ok(())
     }
 

@@ -12,21 +12,10 @@ pub(crate) fn add_emulated_device(_guest: &mut Guest, _source_id: SourceId) {
     panic!("a machine takes no emulated devices yet");
 }
 
-/// A lab whose units are known to have erratum 772415 SPR17: with snooped walks, updates of
-/// first-stage entries reach pages that the second stage lets them read only.
-pub(crate) fn lab_with_erratum_772415(_place: super::Place<'_>) -> std::rc::Rc<super::Lab> {
-    panic!("the library cannot be told of a unit's errata yet");
-}
-
 /// Has the hypervisor send a device's interrupt to a processor: the address and data for the
 /// device, in remappable format.
 pub(crate) fn route_interrupt(_lab: &Lab, _source_id: SourceId, _vector: u8) -> (u64, u32) {
     panic!("the library builds no interrupt remapping entries yet");
-}
-
-/// Tells the library that the chipset's interrupt remapping is broken.
-pub(crate) fn veto_interrupt_remapping(_lab: &Lab) {
-    panic!("the library has no table of errata yet");
 }
 
 /// Tells the library of memory that firmware lets a device use (RMRR).

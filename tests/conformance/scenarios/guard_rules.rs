@@ -47,8 +47,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "hardware never writes the guest's read-only memory through its page tables",
         read_only_memory_stays,
     )
-    .needs(&[Need::Nesting])
-    .pending(HOST_SIDE),
+    .needs(&[Need::Nesting]),
     scenario(
         "G15 G23",
         "random changes of a machine's memory agree with a flat map",
@@ -450,7 +449,6 @@ fn entries_are_never_torn(place: Place<'_>) {
     }
 }
 
-/// Pending: the library has no errata table, and gives read-only ranges to nesting everywhere.
 fn read_only_memory_stays(place: Place<'_>) {
     let mut guest = place.guest();
     let (pasid, tag) = (guest.pasid, guest.tag);
