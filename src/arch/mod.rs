@@ -13,6 +13,7 @@ pub mod features;
 pub mod first_stage;
 pub mod id;
 pub mod pasid;
+pub mod pci;
 mod quadwords;
 pub mod register;
 pub mod root;

@@ -6,7 +6,7 @@
 //!
 //! | module | job |
 //! |---|---|
-//! | [`discovery`] | the units that the DMAR table names |
+//! | [`discovery`] | what firmware's tables and the PCI hierarchy say of units and devices |
 //! | [`mod@unit`] | one unit: probing, its state, its configuration |
 //! | [`bring_up`] | from whatever firmware left to *translating, everything blocked* |
 //! | [`command`] | global commands: one at a time, one change per write, bounded waits |

@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use spin::Mutex;
 
 use super::command::CommandSlot;
+use super::discovery::UnitDescription;
 use super::domain_ids::DomainIds;
 use super::errata::Errata;
 use super::error::{Requirement, UnitError};
@@ -12,6 +13,7 @@ use super::fault::FaultCursor;
 use super::queue::Queue;
 use super::statistics::{Counters, UnitStatistics};
 use super::tables::Tables;
+use crate::arch::address::Hpa;
 use crate::arch::capability::{
     Capability, CapabilityError, ExtendedCapability, Features, validate,
 };
@@ -36,6 +38,8 @@ pub enum OnFirmwareState {
 pub struct UnitConfig {
     /// The PCI segment whose devices the unit remaps.
     pub segment: u16,
+    /// Where the unit's registers are: with the segment, its name.
+    pub base: Hpa,
     /// The width of physical addresses in bits, from the DMAR table (`HAW`, §8.1): 12 to 64.
     pub host_address_width: u8,
     /// How long hardware may take for one command or one submission.
@@ -49,10 +53,19 @@ pub struct UnitConfig {
 }
 
 impl UnitConfig {
+    /// As [`new`](Self::new), for a unit that [`discover`](crate::unit::discover) found.
+    pub const fn of(description: &UnitDescription) -> Self {
+        Self {
+            base: description.base,
+            ..Self::new(description.segment, description.host_address_width)
+        }
+    }
+
     /// One second for hardware, a queue of 1024 descriptors, taking over, and no errata.
     pub const fn new(segment: u16, host_address_width: u8) -> Self {
         Self {
             segment,
+            base: Hpa::new(0),
             host_address_width,
             timeout_nanoseconds: 1_000_000_000,
             queue_order: 3,

@@ -4,8 +4,9 @@ use core::fmt;
 
 use heapless::Vec;
 use vtd_nest::arch::address::{Gpa, Hpa, PAGE_SIZE_BYTES};
-use vtd_nest::arch::dmar::{Dmar, DmarError, PciTopology};
+use vtd_nest::arch::dmar::{Dmar, DmarError};
 use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::pci::PciTopology;
 use vtd_nest::arch::register::FaultRecord;
 use vtd_nest::mem::{GuestMemory, MmioRegisters, Owner};
 use vtd_nest::nest::{
@@ -184,7 +185,7 @@ impl Hypervisor {
             let config = UnitConfig {
                 // Ticks of the time-stamp counter, generously.
                 timeout_nanoseconds: 1 << 34,
-                ..UnitConfig::new(description.segment, description.host_address_width)
+                ..UnitConfig::of(&description)
             };
             let unit = Unit::probe(registers, config).map_err(refused)?;
             unit.bring_up(&environment).map_err(refused)?;

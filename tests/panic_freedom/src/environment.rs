@@ -6,8 +6,8 @@
 use core::hint::black_box;
 
 use vtd_nest::arch::address::{Gpa, Hpa};
-use vtd_nest::arch::dmar::PciTopology;
 use vtd_nest::arch::id::{Pasid, SourceId};
+use vtd_nest::arch::pci::PciTopology;
 use vtd_nest::arch::register::{Register32, Register64};
 use vtd_nest::mem::{
     FrameError, FrameRun, Frames, GuestMemory, GuestMemoryError, HostMemory, Owner, Platform,
