@@ -4,7 +4,7 @@ use vtd_nest::arch::address::Hpa;
 use vtd_nest::arch::dmar::Dmar;
 use vtd_nest::arch::pci::PciKind::{DownstreamPort, ExpressToPciBridge, RootPort, UpstreamPort};
 use vtd_nest::unit::discovery::{
-    self, AddressTranslation, InterruptSource, RequesterIds, ReservedRegionError,
+    self, AddressTranslationAdvice, InterruptSource, RequesterIds, ReservedRegionError,
     address_translation, device_properties, reserved_regions,
 };
 
@@ -271,7 +271,7 @@ fn reserved_memory_is_that_of_all_of_a_devices_source_ids() {
 // §8.5, §8.8, §8.9
 #[test]
 fn devices_may_use_ats_where_firmware_vouches_for_them() {
-    use AddressTranslation::{Advised, Forbidden, Possible, Required};
+    use AddressTranslationAdvice::{Advised, Forbidden, Possible, Required};
     let segment = Segment::new(
         &[
             (RootPort, "17:00.0", 0x18, 0x1b),

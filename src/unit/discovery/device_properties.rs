@@ -7,7 +7,7 @@ use crate::arch::pci::{PciFunctions, PciKind, PciTopology};
 
 /// What firmware says of a device's use of ATS.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum AddressTranslation {
+pub enum AddressTranslationAdvice {
     /// It must not be used: firmware does not vouch for the device's cache and the way to it.
     Forbidden,
     /// It may be used: the device is below a root port that supports it.
@@ -108,15 +108,17 @@ pub fn address_translation(
     segment: u16,
     source_id: SourceId,
     topology: &impl PciFunctions,
-) -> Result<AddressTranslation, DmarError> {
+) -> Result<AddressTranslationAdvice, DmarError> {
     let device = match topology.function(source_id).map(|function| function.kind) {
         Some(PciKind::VirtualFunction(physical)) => physical,
         _ => source_id,
     };
     let by_device = vouched_for(dmar, segment, device, topology)?;
     let by_port = match root_port_above(device, topology) {
-        Some(port) if port_supports(dmar, segment, port, topology)? => AddressTranslation::Possible,
-        _ => AddressTranslation::Forbidden,
+        Some(port) if port_supports(dmar, segment, port, topology)? => {
+            AddressTranslationAdvice::Possible
+        }
+        _ => AddressTranslationAdvice::Forbidden,
     };
     Ok(by_device.max(by_port))
 }
@@ -127,12 +129,12 @@ fn vouched_for(
     segment: u16,
     source_id: SourceId,
     topology: &impl PciTopology,
-) -> Result<AddressTranslation, DmarError> {
+) -> Result<AddressTranslationAdvice, DmarError> {
     let (has_properties, properties) = listed_properties(dmar, segment, source_id, topology)?;
     let mut says = match properties.unwrap_or_default() {
-        properties if properties.requires_cache() => AddressTranslation::Required,
-        properties if properties.has_hardened_cache() => AddressTranslation::Advised,
-        _ => AddressTranslation::Forbidden,
+        properties if properties.requires_cache() => AddressTranslationAdvice::Required,
+        properties if properties.has_hardened_cache() => AddressTranslationAdvice::Advised,
+        _ => AddressTranslationAdvice::Forbidden,
     };
     for structure in dmar.structures() {
         let Structure::Satc(satc) = structure? else {
@@ -145,9 +147,9 @@ fn vouched_for(
                 continue;
             }
             says = says.max(if satc.cache_required {
-                AddressTranslation::Required
+                AddressTranslationAdvice::Required
             } else {
-                AddressTranslation::Advised
+                AddressTranslationAdvice::Advised
             });
         }
     }

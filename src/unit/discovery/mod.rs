@@ -23,7 +23,7 @@ mod testing;
 pub mod units;
 
 pub use device_properties::{
-    AddressTranslation, DeviceProperties, address_translation, device_properties,
+    AddressTranslationAdvice, DeviceProperties, address_translation, device_properties,
 };
 pub use groups::{IsolationGroup, SourceIdRange, isolation_group};
 pub use interrupt_sources::{InterruptSource, hpet, io_apic};
