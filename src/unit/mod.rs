@@ -11,6 +11,7 @@
 //! | [`bring_up`] | from whatever firmware left to *translating, everything blocked* |
 //! | [`command`] | global commands: one at a time, one change per write, bounded waits |
 //! | [`tables`] | root, context and PASID tables, and the order of stores to them |
+//! | [`rmrr`] | devices at the memory that firmware reserves for them |
 //! | [`queue`] | the invalidation queue and its tickets |
 //! | [`queue_recovery`] | what becomes of the queue after an error |
 //! | [`fault`] | draining fault records |
@@ -39,6 +40,7 @@ pub mod error;
 pub mod fault;
 pub mod queue;
 pub mod queue_recovery;
+pub mod rmrr;
 pub mod statistics;
 pub mod tables;
 // The unit itself is the layer's main type; its file is named for it.
@@ -52,6 +54,7 @@ pub use discovery::{DiscoveryError, UnitDescription, discover};
 pub use errata::{Errata, Erratum, PciIdentity, PlatformIdentity, ProcessorModel};
 pub use error::{QueueError, Requirement, UnitError};
 pub use queue::Ticket;
+pub use rmrr::{ReservedDevice, ReservedMemoryError};
 pub use statistics::{UnitStatistics, lost_table_frames};
 pub use tables::{DetachedDevice, DeviceTables};
 pub use unit::{OnFirmwareState, Unit, UnitConfig};

@@ -11,6 +11,7 @@ use super::errata::Errata;
 use super::error::{Requirement, UnitError};
 use super::fault::FaultCursor;
 use super::queue::Queue;
+use super::rmrr::ReservedMemory;
 use super::statistics::{Counters, UnitStatistics};
 use super::tables::Tables;
 use crate::arch::address::Hpa;
@@ -109,6 +110,7 @@ pub struct Unit<R> {
     pub(super) tables: Mutex<Tables>,
     pub(super) faults: Mutex<FaultCursor>,
     domain_ids: Mutex<DomainIds>,
+    pub(super) reserved: Mutex<ReservedMemory>,
     pub(super) counters: Counters,
 }
 
@@ -181,6 +183,7 @@ impl<R: Registers> Unit<R> {
             tables: Mutex::new(Tables::new()),
             faults: Mutex::new(FaultCursor::default()),
             domain_ids: Mutex::new(DomainIds::new(features.capability.domain_id_bits())),
+            reserved: Mutex::new(ReservedMemory::new()),
             counters: Counters::default(),
             features,
         })
