@@ -88,3 +88,64 @@ pub fn protected<R: Registers>(
         units: described.len(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use crate::unit::testing::{TE, bench};
+    use crate::unit::UnitConfig;
+    use std::vec::Vec;
+
+    const PLACES: [(u16, u64); 3] = [(0, 0xfed9_0000), (0, 0xfed9_1000), (1, 0xfed9_0000)];
+
+    fn description(&(segment, base): &(u16, u64)) -> UnitDescription {
+        UnitDescription {
+            segment,
+            base: Hpa::new(base),
+            register_window_bytes: 4096,
+            include_all: false,
+            host_address_width: 39,
+        }
+    }
+
+    // G26
+    #[test]
+    fn protected_is_who_drives_every_unit_of_every_segment() {
+        let described: Vec<_> = PLACES.iter().map(description).collect();
+        let benches: Vec<_> = described
+            .iter()
+            .map(|description| {
+                bench(|options| {
+                    options.config = UnitConfig {
+                        timeout_nanoseconds: 100_000,
+                        queue_order: 0,
+                        ..UnitConfig::of(description)
+                    };
+                })
+            })
+            .collect();
+        let (worlds, units): (Vec<_>, Vec<_>) =
+            benches.into_iter().map(|bench| (bench.h, bench.unit)).unzip();
+        let at = |index: usize| (described[index].segment, described[index].base);
+        let silent = |index: usize| {
+            let (segment, base) = at(index);
+            Err(Unprotected::NotTranslating { segment, base })
+        };
+        assert_eq!(protected(&[], &units), Err(Unprotected::NoUnits));
+        for index in 0..3 {
+            assert_eq!(protected(&described, &units), silent(index));
+            units[index].bring_up(&worlds[index]).unwrap();
+        }
+        let everything = protected(&described, &units).unwrap();
+        assert_eq!(everything.unit_count(), 3);
+        for count in 0..3 {
+            let (segment, base) = at(count);
+            let missing = Err(Unprotected::NotDriven { segment, base });
+            assert_eq!(protected(&described, &units[..count]), missing);
+        }
+        // Somebody else turns a unit off.
+        worlds[1].world.borrow_mut().status &= !TE;
+        assert_eq!(protected(&described, &units), silent(1));
+    }
+}
