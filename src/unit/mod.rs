@@ -13,6 +13,7 @@
 //! | [`tables`] | root, context and PASID tables, and the order of stores to them |
 //! | [`queue`] | the invalidation queue and its tickets |
 //! | [`queue_recovery`] | what becomes of the queue after an error |
+//! | [`device_tlb`] | the translation caches of devices |
 //! | [`fault`] | draining fault records |
 //! | [`domain_ids`] | the allocator of domain-ids |
 //! | [`statistics`] | counters |
@@ -31,6 +32,7 @@
 pub mod bring_up;
 pub mod command;
 pub mod deadline;
+pub mod device_tlb;
 pub mod discovery;
 pub mod domain_ids;
 pub mod error;
@@ -46,6 +48,7 @@ pub mod unit;
 #[cfg(test)]
 mod testing;
 
+pub use device_tlb::{DeviceTlb, DeviceTlbScope};
 pub use discovery::{DiscoveryError, UnitDescription, discover};
 pub use error::{QueueError, Requirement, UnitError};
 pub use queue::Ticket;

@@ -34,7 +34,8 @@ pub mod unit;
 
 pub use fault::{GuestFault, MAX_FAULT_RECORDS};
 pub use host::{
-    BindError, Desired, DeviceHandle, GuestBinding, GuestInvalidation, Host, PageRange, Progress,
+    BindError, Desired, DeviceHandle, DeviceRequests, GuestBinding, GuestInvalidation, Host,
+    PageRange, Progress,
 };
 pub use state::{STATE_LEN_BYTES, StateError};
 pub use statistics::VirtualUnitStatistics;

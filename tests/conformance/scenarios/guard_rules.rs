@@ -12,7 +12,9 @@ use vtd_nest::arch::pasid::PasidEntry;
 use vtd_nest::arch::register::{GlobalStatus, Register32, Register64};
 use vtd_nest::arch::second_stage::SecondStageEntry;
 use vtd_nest::mem::Registers;
-use vtd_nest::nest::{AssignError, DeviceConfig, InterruptIsolation, MachineError};
+use vtd_nest::nest::{
+    AddressTranslation, AssignError, DeviceConfig, InterruptIsolation, MachineError,
+};
 use vtd_nest::paging::{MapError, Rights};
 
 use crate::bench::{Ability, Access, Hold, Interposer, host_offset};
@@ -173,6 +175,7 @@ fn device(guest: &Guest, index: usize, interrupts: InterruptIsolation) -> Device
         unit: 0,
         pasid_bits: 20,
         interrupts,
+        address_translation: AddressTranslation::Off,
     }
 }
 
@@ -1180,6 +1183,7 @@ fn device_table_full(place: Place<'_>) {
             unit,
             pasid_bits: 20,
             interrupts: InterruptIsolation::WaivedByEmbedder,
+            address_translation: AddressTranslation::Off,
         };
         let assigned = guest.vm.assign(&*lab.hypervisor, &lab.units, config);
         assigned.map(drop)

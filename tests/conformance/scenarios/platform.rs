@@ -100,6 +100,7 @@ fn broken_remapping_vetoes(place: Place<'_>) {
         guest_source_id: D0,
         unit: 0,
         interrupts: InterruptIsolation::Required,
+        address_translation: AddressTranslation::Off,
         pasid_bits: 20,
     };
     let refused = guest.vm.assign(&*lab.hypervisor, &lab.units, config);
