@@ -756,7 +756,7 @@ mod tests {
                 each(size_of::<VirtualMachine<1, 1, 1001, 1>>()),
                 each(size_of::<VirtualMachine<1, 1, 1, 1001>>()),
             ),
-            (240, 124, 16, 352)
+            (256, 124, 16, 352)
         );
         assert!(one <= 14 << 10, "{one}");
     }

@@ -111,7 +111,7 @@ impl From<MapError> for MachineError {
 /// `DEVICES` assigned devices, `BINDINGS` cached PASID entries, `DOMAINS` host domain-ids and
 /// `SHADOWS` shadow tables at most.
 ///
-/// Memory: 124 bytes a binding, 240 a device, 16 a domain-id, 352 a shadow, and about 13 KiB. With
+/// Memory: 124 bytes a binding, 256 a device, 16 a domain-id, 352 a shadow, and about 13 KiB. With
 /// thousands of bindings it belongs into a static or onto a heap, and [`new`](Self::new) needs a
 /// stack that holds it while it is made.
 ///

@@ -86,8 +86,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "a device that never answers is cut off, and the queue goes on for others",
         silent_device,
     )
-    .needs(&[Need::Ability(Ability::DeviceTlb)])
-    .pending(HOST_SIDE),
+    .needs(&[Need::Ability(Ability::DeviceTlb)]),
     scenario(
         "G23 S50",
         "memory that is taken away is out of reach when the call returns",
@@ -821,9 +820,8 @@ fn device_tlb_stays_off(place: Place<'_>) {
     guest.finish();
 }
 
-/// Pending: the library shows no device-TLB, so no descriptor for one reaches hardware.
 fn silent_device(place: Place<'_>) {
-    let mut guest = place.guest();
+    let mut guest = place.device_tlb_guest();
     let (root, _) = guest.bound();
     let (_, other) = guest.bind(D1, guest.pasid, 9);
     assert!(

@@ -4,7 +4,7 @@
 use vtd_nest::arch::address::Iova;
 use vtd_nest::arch::capability::ExtendedCapabilityField as Ecap;
 use vtd_nest::arch::id::SourceId;
-use vtd_nest::nest::{AssignError, DeviceConfig, InterruptIsolation};
+use vtd_nest::nest::{AddressTranslation, AssignError, DeviceConfig, InterruptIsolation};
 
 use crate::bench::Requester;
 use crate::harness::{Need, Scenario, scenario};
