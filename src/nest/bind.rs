@@ -452,11 +452,12 @@ impl<
             // The device refills its TLB from the unit's caches, so it comes last.
             let [device_tlb, more] = device_tlb::of_entry(unit, assigned, pasid);
             let mut batch = Vec::<Descriptor, 5>::new();
-            for descriptor in [faulting, Some(pasid_cache), Some(iotlb), device_tlb, more] {
-                if let Some(descriptor) = descriptor {
-                    // There is room for five.
-                    _ = batch.push(descriptor);
-                }
+            for descriptor in [faulting, Some(pasid_cache), Some(iotlb), device_tlb, more]
+                .into_iter()
+                .flatten()
+            {
+                // There is room for five.
+                _ = batch.push(descriptor);
             }
             match unit.submit(self.h, &batch) {
                 Ok(ticket) => bound.confirmation = Confirmation::Submitted(ticket),
