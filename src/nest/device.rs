@@ -1,7 +1,7 @@
 //! One assigned device: its names on both sides and its tables on the physical unit.
 
 use crate::arch::id::SourceId;
-use crate::unit::{DeviceTables, Ticket, UnitError};
+use crate::unit::{DeviceTables, DeviceTlb, Ticket, UnitError};
 use crate::viommu::host::{BindError, DeviceHandle};
 
 /// Whether assignment may go on without interrupt remapping (G1).
@@ -15,6 +15,36 @@ pub enum InterruptIsolation {
     /// The embedder takes responsibility: the device cannot send messages that matter, or its
     /// owner is trusted with every interrupt of the machine.
     WaivedByEmbedder,
+}
+
+/// Whether a device may use Address Translation Services: ask for translations, keep them in a TLB of
+/// its own, and send requests with addresses that it takes to be translated (§4, G22).
+///
+/// Hardware does not check the address of a translated request: such a device can reach all of
+/// the host's memory if it lies, and keep what it was told to forget. The guest has no say in this,
+/// whatever its tables say; it is shown device-TLBs by [`Policy::device_tlbs`](crate::nest::Policy).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AddressTranslation {
+    /// It may not: its translation requests and translated requests are blocked.
+    #[default]
+    Off,
+    /// It may, because firmware vouches for it: a device of the SoC that `SATC` lists (§8.8).
+    FirmwareListed(DeviceTlb),
+    /// It may, because the embedder trusts it for reasons of its own, and with it whoever can program
+    /// or replace its firmware.
+    TrustedByEmbedder(DeviceTlb),
+}
+
+impl AddressTranslation {
+    /// The device's TLB, if it may use one.
+    pub const fn device_tlb(&self) -> Option<DeviceTlb> {
+        match *self {
+            Self::Off => None,
+            Self::FirmwareListed(device_tlb) | Self::TrustedByEmbedder(device_tlb) => {
+                Some(device_tlb)
+            }
+        }
+    }
 }
 
 /// What to assign.
@@ -33,6 +63,9 @@ pub struct DeviceConfig {
     pub pasid_bits: u8,
     /// See [`InterruptIsolation`].
     pub interrupts: InterruptIsolation,
+    /// See [`AddressTranslation`]. The embedder switches ATS on in the device after it is assigned,
+    /// and off before it is taken away (§4.5).
+    pub address_translation: AddressTranslation,
 }
 
 /// Why a device was not assigned. Nothing has changed then.
@@ -49,6 +82,8 @@ pub enum AssignError {
     InUse(SourceId),
     /// The unit does not remap interrupts and the embedder did not waive it.
     InterruptRemappingMissing(SourceId),
+    /// The unit of this index has no device-TLBs (`ECAP.DT`), which the device is to use.
+    NoDeviceTlbs(u8),
     /// The unit of this index cannot nest, which the machine's bindings are made by.
     UnitCannotNest(u8),
     /// The unit or the device carries fewer bits of a PASID than the machine's guest was shown.
@@ -76,11 +111,18 @@ pub(super) struct AssignedDevice {
     pub(super) config: DeviceConfig,
     pub(super) tables: DeviceTables,
     pub(super) quarantine: Quarantine,
+    /// It has to forget everything that its own TLB holds, with the next submission.
+    pub(super) owes_device_tlb: bool,
 }
 
 impl AssignedDevice {
     pub(super) const fn is_quarantined(&self) -> bool {
         !matches!(self.quarantine, Quarantine::None)
+    }
+
+    /// Whether it has a TLB of its own and is expected to answer.
+    pub(super) const fn is_tlb_in_use(&self) -> bool {
+        self.tables.device_tlb().is_some() && !self.is_quarantined()
     }
 }
 

@@ -125,7 +125,7 @@ impl From<MapError> for MachineError {
 /// `DEVICES` assigned devices, `BINDINGS` cached PASID entries, `DOMAINS` host domain-ids and
 /// `SHADOWS` shadow tables at most.
 ///
-/// Memory: 124 bytes a binding, 240 a device, 24 a domain-id, 416 a shadow, and about 13 KiB.
+/// Memory: 124 bytes a binding, 256 a device, 24 a domain-id, 416 a shadow, and about 13 KiB.
 /// [`new`](Self::new) needs a stack that holds it while it is made: with thousands of bindings a
 /// [`MachineStore`](crate::nest::MachineStore) makes it in its place.
 ///
@@ -375,6 +375,14 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
                 .complete_forwarded(true)
                 .map_err(MachineError::NotConfirmed)?
             {
+                Progress::Done
+                    if port
+                        .confirm_device_tlbs()
+                        .map_err(MachineError::NotConfirmed)?
+                        == Progress::Wait =>
+                {
+                    port.pause();
+                }
                 // A shadow that could not be brought in step is empty, which is safe.
                 Progress::Done => {
                     port.side.forwarding.dropped = None;
@@ -384,11 +392,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
                     return Ok(());
                 }
                 Progress::Again => {}
-                Progress::Wait => {
-                    let pauses = &mut port.side.statistics.pauses;
-                    *pauses = pauses.wrapping_add(1);
-                    h.pause();
-                }
+                Progress::Wait => port.pause(),
             }
         }
         Err(MachineError::NotConfirmed(BindError::Unit))
@@ -425,15 +429,22 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         }
         let handle = self.host.devices.free_handle()?;
         let pasid_bits = self.pasid_bits_for(unit, &config)?;
-        let tables = unit
-            .attach_device(h, self.host.owner, config.source_id, pasid_bits)
-            .map_err(AssignError::Unit)?;
+        let (owner, source_id) = (self.host.owner, config.source_id);
+        let attached = match config.address_translation.device_tlb() {
+            None => unit.attach_device(h, owner, source_id, pasid_bits),
+            Some(_) if !unit.features().extended.has_device_tlb() => {
+                return Err(AssignError::NoDeviceTlbs(config.unit));
+            }
+            Some(tlb) => unit.attach_device_with_tlb(h, owner, source_id, pasid_bits, tlb),
+        };
+        let tables = attached.map_err(AssignError::Unit)?;
         self.host.devices.insert(
             handle,
             AssignedDevice {
                 config,
                 tables,
                 quarantine: Quarantine::None,
+                owes_device_tlb: false,
             },
         );
         if self

@@ -11,6 +11,7 @@
 //! | [`machine`] | the virtual machine: memory, devices, registers, progress |
 //! | [`store`] | a place for a machine, in which it is made |
 //! | [`device`] | one assigned device and its tables on the physical unit |
+//! | `device_tlb` | what the TLBs of devices have to forget |
 //! | [`domain`] | host domain-ids and who uses them |
 //! | [`bind`] | one binding's way from state to state |
 //! | `reserve` | what a binding needs before it is published: table page, domain-id, shadow |
@@ -24,6 +25,7 @@ pub mod backend;
 pub mod bind;
 mod coalesce;
 pub mod device;
+mod device_tlb;
 pub mod domain;
 pub mod fault;
 pub mod invalidate;
@@ -36,7 +38,7 @@ pub mod statistics;
 pub mod store;
 
 pub use bind::HostBinding;
-pub use device::{AssignError, DeviceConfig, InterruptIsolation};
+pub use device::{AddressTranslation, AssignError, DeviceConfig, InterruptIsolation};
 pub use fault::{FaultOutcome, HostFault};
 pub use machine::{MachineConfig, MachineError, VirtualMachine};
 pub use memory::{MachineMemory, PhysicalRange, ProtectedRanges};

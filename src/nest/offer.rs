@@ -45,6 +45,9 @@ pub struct Policy {
     pub domain_id_bits: u8,
     /// Fault recording registers to offer, 1 to 8.
     pub fault_records: u8,
+    /// Show device-TLBs (`ECAP.DT`) where all units have them: for guests whose devices are assigned
+    /// with [`AddressTranslation`](crate::nest::AddressTranslation). It lets no device use one.
+    pub device_tlbs: bool,
     /// Use shadow tables even where hardware nests.
     pub forbid_nesting: bool,
     /// What becomes of read-only memory that hardware would write to.
@@ -70,6 +73,7 @@ impl Default for Policy {
             pasid_bits: 20,
             domain_id_bits: 16,
             fault_records: 4,
+            device_tlbs: false,
             forbid_nesting: false,
             on_read_only_memory: OnReadOnlyMemory::LeaveOut,
         }
@@ -227,6 +231,12 @@ pub fn offer<'a>(
             ExtendedCapabilityField::PAGE_WALK_COHERENCY,
             u64::from(all(|unit| unit.extended.has_page_walk_coherency())),
         );
+    if policy.device_tlbs {
+        extended = extended.with(
+            ExtendedCapabilityField::DEVICE_TLB,
+            u64::from(all(|unit| unit.extended.has_device_tlb())),
+        );
+    }
     if pasid_bits > 0 {
         extended = extended
             .with(ExtendedCapabilityField::REQUESTS_WITH_PASID, 1)
@@ -409,6 +419,25 @@ mod tests {
             ] {
                 assert!(!capability.has(field), "{}", field.mnemonic());
             }
+        }
+    }
+
+    // R34, G22.
+    #[test]
+    fn device_tlbs_are_shown_by_policy_where_all_units_have_them() {
+        let policy = Policy {
+            device_tlbs: true,
+            ..Policy::default()
+        };
+        let field = ExtendedCapabilityField::DEVICE_TLB;
+        for (units, policy, shown) in [
+            (&[able(), able()][..], policy, true),
+            (&[able(), able()], Policy::default(), false),
+            (&[able(), without(field)], policy, false),
+        ] {
+            let extended = offered(units, &policy).features.extended;
+            assert_eq!(extended.has_device_tlb(), shown);
+            assert!(!extended.has_page_requests() && !extended.has_no_write_flag());
         }
     }
 

@@ -14,6 +14,7 @@
 //! | [`rmrr`] | devices at the memory that firmware reserves for them |
 //! | [`queue`] | the invalidation queue and its tickets |
 //! | [`queue_recovery`] | what becomes of the queue after an error |
+//! | [`device_tlb`] | the translation caches of devices |
 //! | [`fault`] | draining fault records |
 //! | [`errata`] | what real units do differently, and what is avoided there |
 //! | [`domain_ids`] | the allocator of domain-ids |
@@ -33,6 +34,7 @@
 pub mod bring_up;
 pub mod command;
 pub mod deadline;
+pub mod device_tlb;
 pub mod discovery;
 pub mod domain_ids;
 pub mod errata;
@@ -50,6 +52,7 @@ pub mod unit;
 #[cfg(test)]
 mod testing;
 
+pub use device_tlb::{DeviceTlb, DeviceTlbScope};
 pub use discovery::{DiscoveryError, UnitDescription, discover};
 pub use errata::{Errata, Erratum, PciIdentity, PlatformIdentity, ProcessorModel};
 pub use error::{QueueError, Requirement, UnitError};

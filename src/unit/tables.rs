@@ -5,6 +5,7 @@
 //! rest changes only when hardware is known to have forgotten it. Where the unit does not snoop
 //! (`ECAP.C` clear), each step is written back to memory before the next.
 
+use super::device_tlb::{DeviceTlb, DeviceTlbScope};
 use super::error::{QueueError, UnitError};
 use super::queue::{EVERYTHING, Ticket};
 use super::statistics::add_lost_table_frames;
@@ -18,6 +19,7 @@ use crate::arch::id::{DomainId, Pasid, SourceId};
 use crate::arch::pasid::{PasidDirectoryEntry, PasidEntry};
 use crate::arch::root::{RootHalf, ScalableRootEntry};
 use crate::mem::{FrameRun, Frames, HostMemory, Hypervisor, Owner, Registers};
+use heapless::Vec;
 
 /// The unit's own tables. Context tables are charged to the hypervisor and never freed; the root
 /// table itself is the record of them.
@@ -111,6 +113,7 @@ pub struct DeviceTables {
     directory: Hpa,
     /// PASIDs are below this.
     limit: u32,
+    device_tlb: Option<DeviceTlb>,
     frames: TableFrames,
 }
 
@@ -128,6 +131,11 @@ impl DeviceTables {
     /// The number of PASIDs that the device may use: all below this.
     pub const fn pasid_limit(&self) -> u32 {
         self.limit
+    }
+
+    /// The device's own TLB, if it may use one.
+    pub const fn device_tlb(&self) -> Option<&DeviceTlb> {
+        self.device_tlb.as_ref()
     }
 
     /// Number of PASID tables there are, each for 64 PASIDs and one frame long.
@@ -235,7 +243,8 @@ impl<R: Registers> Unit<R> {
     ///
     /// `pasid_bits` is the width of the PASIDs that the device may use in requests; with 0
     /// requests-with-PASID are refused and PASID 0, that of all other requests, is the only one.
-    /// Device-TLB and page requests are not enabled.
+    /// Device-TLB and page requests are not enabled: the device's translation requests and translated
+    /// requests are blocked.
     ///
     /// # Errors
     ///
@@ -250,6 +259,39 @@ impl<R: Registers> Unit<R> {
         owner: Owner,
         source_id: SourceId,
         pasid_bits: u8,
+    ) -> Result<DeviceTables, UnitError> {
+        self.attach(h, owner, source_id, pasid_bits, None)
+    }
+
+    /// As [`attach_device`](Self::attach_device), for a device that may use a TLB of its own (`DTE`).
+    ///
+    /// Such a device reaches any host address by translated requests, which hardware does not check
+    /// against the tables (§4.2.5): it has to be trusted not to make addresses up. Whoever changes
+    /// an entry or a mapping of it owes
+    /// [`device_tlb_invalidation`](Self::device_tlb_invalidation), too.
+    ///
+    /// # Errors
+    ///
+    /// As [`attach_device`](Self::attach_device); [`UnitError::ContextEntry`] if the unit has no
+    /// device-TLBs (`ECAP.DT`).
+    pub fn attach_device_with_tlb<H: Hypervisor>(
+        &self,
+        h: &H,
+        owner: Owner,
+        source_id: SourceId,
+        pasid_bits: u8,
+        device_tlb: DeviceTlb,
+    ) -> Result<DeviceTables, UnitError> {
+        self.attach(h, owner, source_id, pasid_bits, Some(device_tlb))
+    }
+
+    fn attach<H: Hypervisor>(
+        &self,
+        h: &H,
+        owner: Owner,
+        source_id: SourceId,
+        pasid_bits: u8,
+        device_tlb: Option<DeviceTlb>,
     ) -> Result<DeviceTables, UnitError> {
         self.check_is_up()?;
         let maximum = if self.features.extended.has_pasid() {
@@ -275,6 +317,7 @@ impl<R: Registers> Unit<R> {
         };
         let attributes = ContextAttributes {
             pasid_enabled: pasid_bits > 0,
+            device_tlb: device_tlb.is_some(),
             ..ContextAttributes::default()
         };
         let entry = ScalableContextEntry::new(directory.address(), order, attributes);
@@ -298,12 +341,13 @@ impl<R: Registers> Unit<R> {
             owner,
             directory: directory.address(),
             limit: 1 << pasid_bits.min(20),
+            device_tlb,
             frames: TableFrames {
                 directory: Some(directory),
                 tables: 1,
             },
         };
-        if let Err(error) = self.announce_context(h, source_id) {
+        if let Err(error) = self.announce_context(h, &tables) {
             self.withdraw_context(h, source_id);
             log::error!("attaching {source_id}: {error}");
             return Err(error);
@@ -357,14 +401,18 @@ impl<R: Registers> Unit<R> {
     }
 
     /// What is owed after a context entry became present (§6.5.3, Table 28).
-    fn announce_context<H: Hypervisor>(&self, h: &H, source_id: SourceId) -> Result<(), UnitError> {
+    fn announce_context<H: Hypervisor>(
+        &self,
+        h: &H,
+        tables: &DeviceTables,
+    ) -> Result<(), UnitError> {
         if !self.needs_invalidation_after_set_up() {
             return self.write_buffer_flush(h);
         }
         // Entries that are not present are cached under domain-id 0.
         let domain_id = DomainId::ZERO;
         let batch = [
-            forget_context(source_id),
+            forget_context(tables.source_id),
             Descriptor::PasidCache {
                 granularity: PasidCacheGranularity::Domain(domain_id),
             },
@@ -374,7 +422,7 @@ impl<R: Registers> Unit<R> {
                 drain_writes: true,
             },
         ];
-        let ticket = self.submit(h, &batch)?;
+        let ticket = self.submit(h, &self.with_device_tlb(batch, tables))?;
         Ok(self.wait(h, ticket)?)
     }
 
@@ -391,21 +439,41 @@ impl<R: Registers> Unit<R> {
         }
     }
 
-    /// Everything that hardware may have cached of a device whose context entry was withdrawn. The
-    /// domains in its PASID table are not known here, hence all of them.
-    fn forget_device<H: Hypervisor>(
-        &self,
-        h: &H,
-        source_id: SourceId,
-    ) -> Result<Ticket, QueueError> {
-        let [_, pasid_cache, iotlb] = EVERYTHING;
-        self.submit(h, &[forget_context(source_id), pasid_cache, iotlb])
+    /// Descriptors, and behind them the one that empties the device's own TLB, if it has any.
+    fn with_device_tlb(&self, batch: [Descriptor; 3], tables: &DeviceTables) -> Vec<Descriptor, 4> {
+        let device_tlb = self.device_tlb_invalidation(tables, DeviceTlbScope::Everything);
+        let mut all = Vec::new();
+        for descriptor in batch.into_iter().chain(device_tlb) {
+            // There is room for four.
+            _ = all.push(descriptor);
+        }
+        all
     }
 
-    /// Blocks a device at once: its context entry becomes not present by one store, and what is
-    /// cached of it is queued to be forgotten. Does not wait.
+    /// Has hardware and the device forget everything that is cached of a device whose context entry
+    /// was withdrawn: by [`block_device`](Self::block_device), or by a
+    /// [`detach_device`](Self::detach_device) that failed. Does not wait.
     ///
-    /// Its tables stay. The way back is to detach it.
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit).
+    pub fn forget_device<H: Hypervisor>(
+        &self,
+        h: &H,
+        tables: &DeviceTables,
+    ) -> Result<Ticket, QueueError> {
+        // The domains in its PASID table are not known here, hence all of them.
+        let [_, pasid_cache, iotlb] = EVERYTHING;
+        let batch = [forget_context(tables.source_id), pasid_cache, iotlb];
+        self.submit(h, &self.with_device_tlb(batch, tables))
+    }
+
+    /// Blocks a device at once: its context entry becomes not present by one store, and what the
+    /// unit has cached of it is queued to be forgotten. Does not wait.
+    ///
+    /// Once that is done, no request of it is let through, a translated one neither. Its own TLB is
+    /// left alone, for it may be blocked because it does not answer: see
+    /// [`forget_device`](Self::forget_device). Its tables stay. The way back is to detach it.
     ///
     /// # Errors
     ///
@@ -418,7 +486,8 @@ impl<R: Registers> Unit<R> {
     ) -> Result<Ticket, QueueError> {
         self.withdraw_context(h, tables.source_id);
         self.counters.blocked.add(1);
-        self.forget_device(h, tables.source_id)
+        let [_, pasid_cache, iotlb] = EVERYTHING;
+        self.submit(h, &[forget_context(tables.source_id), pasid_cache, iotlb])
     }
 
     /// Takes a device's context entry away and queues the invalidation of everything that is
@@ -434,7 +503,7 @@ impl<R: Registers> Unit<R> {
         tables: DeviceTables,
     ) -> Result<DetachedDevice, (DeviceTables, QueueError)> {
         self.withdraw_context(h, tables.source_id);
-        match self.forget_device(h, tables.source_id) {
+        match self.forget_device(h, &tables) {
             Ok(ticket) => Ok(DetachedDevice {
                 tables,
                 ticket: Some(ticket),
@@ -457,7 +526,7 @@ impl<R: Registers> Unit<R> {
     ) -> Result<(), (DetachedDevice, QueueError)> {
         let ticket = match device.ticket.take() {
             Some(ticket) => Ok(ticket),
-            None => self.forget_device(h, device.tables.source_id),
+            None => self.forget_device(h, &device.tables),
         };
         if let Err(error) = ticket.and_then(|ticket| self.wait(h, ticket)) {
             return Err((device, error));

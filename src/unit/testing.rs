@@ -512,7 +512,7 @@ impl Registers for FakeRegisters {
 }
 
 pub(super) struct FakeHypervisor {
-    world: Rc<RefCell<World>>,
+    pub(super) world: Rc<RefCell<World>>,
     pub(super) pool: FramePool<4, 4>,
 }
 

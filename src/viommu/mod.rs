@@ -37,8 +37,8 @@ pub(crate) use keyed_hash::KeyedHash;
 
 pub use fault::{GuestFault, MAX_FAULT_RECORDS};
 pub use host::{
-    BindError, Desired, DeviceHandle, GuestBinding, GuestInvalidation, Host, HostState, PageRange,
-    Progress,
+    BindError, Desired, DeviceHandle, DeviceRequests, GuestBinding, GuestInvalidation, Host,
+    HostState, PageRange, Progress,
 };
 pub use state::{STATE_LEN_BYTES, StateError};
 pub use statistics::VirtualUnitStatistics;

@@ -5,16 +5,17 @@
 
 use crate::arch::address::{Gpa, Iova};
 use crate::arch::descriptor::{
-    ContextGranularity, Descriptor, IotlbGranularity, PasidCacheGranularity, PasidIotlbGranularity,
-    RawDescriptor, WaitStatus, page_block,
+    ContextGranularity, Descriptor, DeviceTlbRange, IotlbGranularity, PasidCacheGranularity,
+    PasidIotlbGranularity, RawDescriptor, WaitStatus, page_block,
 };
+use crate::arch::id::SourceId;
 use crate::arch::register::{
     DescriptorWidth, FaultStatus, GlobalStatus, InvalidationQueueAddress, QueueErrorInfo,
     QueueErrorRecord, TranslationTableMode, queue_offset,
 };
 use crate::mem::GuestMemory;
 
-use super::host::{GuestInvalidation, Host, HostState, PageRange};
+use super::host::{DeviceHandle, DeviceRequests, GuestInvalidation, Host, HostState, PageRange};
 use super::registers::Register;
 use super::statistics::count;
 use super::synchronise::{DeviceFilter, EntryFilter};
@@ -156,12 +157,24 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
                     purpose: Purpose::Wait { status, interrupt },
                 });
             }
-            // The host invalidates a device's own TLB together with what it caches itself. A
-            // foreign source-id has nothing to drop.
-            Descriptor::DeviceTlb { .. }
-            | Descriptor::PasidDeviceTlb { .. }
-            | Descriptor::InterruptEntryCache { .. }
-            | Descriptor::PageGroupResponse { .. } => None,
+            Descriptor::DeviceTlb {
+                source_id, range, ..
+            } => self.begin_device_tlb_invalidation(source_id, DeviceRequests::WithoutPasid, range),
+            Descriptor::PasidDeviceTlb {
+                source_id,
+                pasid,
+                all_pasids,
+                range,
+                ..
+            } => {
+                let requests = if all_pasids {
+                    DeviceRequests::EveryPasid
+                } else {
+                    DeviceRequests::Pasid(pasid)
+                };
+                self.begin_device_tlb_invalidation(source_id, requests, range)
+            }
+            Descriptor::InterruptEntryCache { .. } | Descriptor::PageGroupResponse { .. } => None,
         };
         match stage {
             Some(stage) => Some(Job {
@@ -173,6 +186,33 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
                 None
             }
         }
+    }
+
+    /// A guest may name devices that are not its own (§4.3): there is nothing to drop for them.
+    fn begin_device_tlb_invalidation(
+        &mut self,
+        source_id: SourceId,
+        requests: DeviceRequests,
+        range: DeviceTlbRange,
+    ) -> Option<Stage> {
+        let named = DeviceFilter::Source {
+            source_id,
+            function_mask: 0,
+        };
+        let Some(index) = (0..DEVICES).find(|index| self.is_selected(named, *index)) else {
+            count(&mut self.statistics.foreign_device_tlbs);
+            log::warn!("guest device-TLB invalidation: {source_id} is not the machine's");
+            return None;
+        };
+        Some(Stage::Invalidate(GuestInvalidation::DeviceTlb {
+            device: DeviceHandle::new(index as u16),
+            requests,
+            pages: PageRange {
+                address: Iova::new(range.start()),
+                order: range.order(),
+                leaf_only: false,
+            },
+        }))
     }
 
     /// Drops the cached context entries of the devices and looks at all their bindings again.

@@ -33,6 +33,8 @@ pub struct VirtualUnitStatistics {
     pub waits: u64,
     /// Status writes of wait descriptors that hit no writable memory.
     pub wait_write_failures: u64,
+    /// Device-TLB descriptors dropped because they name no device of the machine.
+    pub foreign_device_tlbs: u64,
     /// Invalidation queue errors (`IQE`).
     pub queue_errors: u64,
     /// Faults recorded.
@@ -69,6 +71,7 @@ impl VirtualUnitStatistics {
         invalidation_failures: 0,
         waits: 0,
         wait_write_failures: 0,
+        foreign_device_tlbs: 0,
         queue_errors: 0,
         faults_recorded: 0,
         faults_disabled: 0,

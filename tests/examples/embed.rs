@@ -10,8 +10,8 @@ use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::register::Register64;
 use vtd_nest::mem::Owner;
 use vtd_nest::nest::{
-    DeviceConfig, InterruptIsolation, MachineConfig, PhysicalRange, Policy, ProtectedRanges,
-    VirtualMachine,
+    AddressTranslation, DeviceConfig, InterruptIsolation, MachineConfig, PhysicalRange, Policy,
+    ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
 use vtd_nest::unit::{Unit, UnitConfig};
@@ -66,6 +66,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         unit: 0,
         pasid_bits: 0,
         interrupts: InterruptIsolation::WaivedByEmbedder,
+        address_translation: AddressTranslation::Off,
     };
     machine
         .assign(&hypervisor, &units, device)

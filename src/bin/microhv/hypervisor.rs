@@ -10,8 +10,8 @@ use vtd_nest::arch::pci::PciTopology;
 use vtd_nest::arch::register::FaultRecord;
 use vtd_nest::mem::{GuestMemory, MmioRegisters, Owner};
 use vtd_nest::nest::{
-    AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, MachineConfig, MachineError,
-    PhysicalRange, Policy, ProtectedRanges, VirtualMachine,
+    AddressTranslation, AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, MachineConfig,
+    MachineError, PhysicalRange, Policy, ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
 use vtd_nest::unit::{DiscoveryError, Unit, UnitConfig, UnitError, discover};
@@ -228,6 +228,7 @@ impl Hypervisor {
             pasid_bits: 20,
             // The image takes no interrupts, and its one guest is part of it.
             interrupts: InterruptIsolation::WaivedByEmbedder,
+            address_translation: AddressTranslation::Off,
         };
         machine
             .assign(&environment, &units, config)

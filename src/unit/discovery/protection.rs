@@ -93,8 +93,8 @@ pub fn protected<R: Registers>(
 mod tests {
     extern crate std;
     use super::*;
-    use crate::unit::testing::{TE, bench};
     use crate::unit::UnitConfig;
+    use crate::unit::testing::{TE, bench};
     use std::vec::Vec;
 
     const PLACES: [(u16, u64); 3] = [(0, 0xfed9_0000), (0, 0xfed9_1000), (1, 0xfed9_0000)];
@@ -125,8 +125,10 @@ mod tests {
                 })
             })
             .collect();
-        let (worlds, units): (Vec<_>, Vec<_>) =
-            benches.into_iter().map(|bench| (bench.h, bench.unit)).unzip();
+        let (worlds, units): (Vec<_>, Vec<_>) = benches
+            .into_iter()
+            .map(|bench| (bench.h, bench.unit))
+            .unzip();
         let at = |index: usize| (described[index].segment, described[index].base);
         let silent = |index: usize| {
             let (segment, base) = at(index);

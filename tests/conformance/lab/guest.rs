@@ -14,14 +14,16 @@ use vtd_nest::arch::register::{
 };
 use vtd_nest::mem::Owner;
 use vtd_nest::nest::{
-    DeviceConfig, InterruptIsolation, MachineConfig, Policy, ProtectedRanges, VirtualMachine,
+    AddressTranslation, DeviceConfig, InterruptIsolation, MachineConfig, Policy, ProtectedRanges,
+    VirtualMachine,
 };
 use vtd_nest::paging::Rights;
+use vtd_nest::unit::DeviceTlb;
 use vtd_nest::viommu::Poll;
 use vtd_nest::viommu::host::{BindError, DeviceHandle, Progress};
 
 use super::{Lab, tables};
-use crate::bench::{Ability, Requester, host_offset};
+use crate::bench::{Ability, DeviceTlbUse, Requester, host_offset};
 
 /// 8 devices, 1,200 cached bindings, 64 host domain-ids, 16 shadows.
 pub(crate) type Vm = VirtualMachine<8, 1200, 64, 16>;
@@ -50,6 +52,8 @@ pub(crate) struct GuestOptions {
     pub(crate) devices: Vec<(SourceId, usize, u8)>,
     pub(crate) shadow_table_limit: u32,
     pub(crate) protected: ProtectedRanges,
+    /// Whether devices use TLBs of their own.
+    pub(crate) device_tlbs: DeviceTlbUse,
     /// Whether the guest brings its unit up: queue, root table, translation.
     pub(crate) brought_up: bool,
 }
@@ -62,6 +66,7 @@ impl Default for GuestOptions {
             devices: vec![(D0, 0, 0), (D1, 1, 0)],
             shadow_table_limit: 256,
             protected: ProtectedRanges::new(),
+            device_tlbs: DeviceTlbUse::Off,
             brought_up: true,
         }
     }
@@ -98,7 +103,10 @@ fn machine(lab: &Lab, options: &GuestOptions) -> Box<Vm> {
     let config = MachineConfig {
         number: options.number.into(),
         owner: Owner::new(1 + options.number),
-        policy: options.policy,
+        policy: Policy {
+            device_tlbs: options.device_tlbs != DeviceTlbUse::Off,
+            ..options.policy
+        },
         protected: options.protected.clone(),
         hash_seed: 0x1234_5678_9abc_def1,
         shadow_table_limit: options.shadow_table_limit,
@@ -183,17 +191,26 @@ impl Guest {
         pasid_bits: u8,
     ) {
         let physical = self.lab.hypervisor.bench().device(device);
+        let used = self.options.device_tlbs;
         let config = DeviceConfig {
             source_id: physical,
             guest_source_id: source_id,
             unit,
             pasid_bits,
             interrupts: InterruptIsolation::WaivedByEmbedder,
+            address_translation: match used {
+                DeviceTlbUse::Off => AddressTranslation::Off,
+                _ => AddressTranslation::TrustedByEmbedder(DeviceTlb {
+                    queue_depth: 8,
+                    physical_function: physical,
+                }),
+            },
         };
         let handle = self
             .vm
             .assign(&*self.lab.hypervisor, &self.lab.units, config)
             .expect("the device is assigned");
+        self.lab.hypervisor.bench().set_device_tlb(physical, used);
         self.devices.push((source_id, physical, handle));
     }
 

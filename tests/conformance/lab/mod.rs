@@ -32,7 +32,7 @@ use vtd_nest::mem::Registers;
 use vtd_nest::nest::{FaultOutcome, Policy};
 use vtd_nest::unit::{Errata, Erratum, Unit, UnitConfig};
 
-use crate::bench::{Ability, Interposer, Observed, Profile, host_offset};
+use crate::bench::{Ability, DeviceTlbUse, Interposer, Observed, Profile, host_offset};
 
 pub(crate) use broken::{OUTSIDE, Structures};
 pub(crate) use descriptors::{Submitted, kind};
@@ -100,6 +100,14 @@ impl Place<'_> {
     /// As [`guest`](Self::guest), otherwise.
     pub(crate) fn guest_with(self, options: GuestOptions) -> Guest {
         Guest::start(&self.lab(), options)
+    }
+
+    /// A guest whose devices have TLBs of their own, which it is shown.
+    pub(crate) fn device_tlb_guest(self) -> Guest {
+        self.guest_with(GuestOptions {
+            device_tlbs: DeviceTlbUse::Honest,
+            ..GuestOptions::default()
+        })
     }
 
     /// A guest that is shown the second stage, whatever the hardware.

@@ -12,7 +12,9 @@ use vtd_nest::arch::pasid::PasidEntry;
 use vtd_nest::arch::register::{GlobalStatus, Register32, Register64};
 use vtd_nest::arch::second_stage::SecondStageEntry;
 use vtd_nest::mem::Registers;
-use vtd_nest::nest::{AssignError, DeviceConfig, InterruptIsolation, MachineError};
+use vtd_nest::nest::{
+    AddressTranslation, AssignError, DeviceConfig, InterruptIsolation, MachineError,
+};
 use vtd_nest::paging::{MapError, Rights};
 
 use crate::bench::{Ability, Access, Hold, Interposer, host_offset};
@@ -83,8 +85,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "a device that never answers is cut off, and the queue goes on for others",
         silent_device,
     )
-    .needs(&[Need::Ability(Ability::DeviceTlb)])
-    .pending(HOST_SIDE),
+    .needs(&[Need::Ability(Ability::DeviceTlb)]),
     scenario(
         "G23 S50",
         "memory that is taken away is out of reach when the call returns",
@@ -172,6 +173,7 @@ fn device(guest: &Guest, index: usize, interrupts: InterruptIsolation) -> Device
         unit: 0,
         pasid_bits: 20,
         interrupts,
+        address_translation: AddressTranslation::Off,
     }
 }
 
@@ -816,9 +818,8 @@ fn device_tlb_stays_off(place: Place<'_>) {
     guest.finish();
 }
 
-/// Pending: the library shows no device-TLB, so no descriptor for one reaches hardware.
 fn silent_device(place: Place<'_>) {
-    let mut guest = place.guest();
+    let mut guest = place.device_tlb_guest();
     let (root, _) = guest.bound();
     let (_, other) = guest.bind(D1, guest.pasid, 9);
     assert!(
@@ -1178,6 +1179,7 @@ fn device_table_full(place: Place<'_>) {
             unit,
             pasid_bits: 20,
             interrupts: InterruptIsolation::WaivedByEmbedder,
+            address_translation: AddressTranslation::Off,
         };
         let assigned = guest.vm.assign(&*lab.hypervisor, &lab.units, config);
         assigned.map(drop)

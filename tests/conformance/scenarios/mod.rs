@@ -2,6 +2,7 @@
 
 mod binding;
 mod costs;
+mod device_tlbs;
 mod driven_units;
 mod faults;
 mod forwarding;
@@ -31,6 +32,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         walk::SCENARIOS,
         mode_changes::SCENARIOS,
         forwarding::SCENARIOS,
+        device_tlbs::SCENARIOS,
         costs::SCENARIOS,
         shadows::SCENARIOS,
         queue_and_registers::SCENARIOS,

@@ -8,7 +8,9 @@ use vtd_nest::arch::fault::FaultReason;
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::register::TranslationTableMode;
 use vtd_nest::arch::root::RootHalf;
-use vtd_nest::nest::{AssignError, Backend, DeviceConfig, InterruptIsolation, Policy};
+use vtd_nest::nest::{
+    AddressTranslation, AssignError, Backend, DeviceConfig, InterruptIsolation, Policy,
+};
 use vtd_nest::viommu::StateError;
 use vtd_nest::viommu::registers::REGISTERS;
 
@@ -502,6 +504,7 @@ fn too_few_pasid_bits(place: Place<'_>) {
         unit: 0,
         pasid_bits: 4,
         interrupts: InterruptIsolation::WaivedByEmbedder,
+        address_translation: AddressTranslation::Off,
     };
     let assign = |guest: &mut Guest, pasid_bits| {
         let config = DeviceConfig {

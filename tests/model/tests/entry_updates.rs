@@ -22,7 +22,8 @@ use vtd_nest::arch::register::{
 use vtd_nest::arch::root::{RootHalf, ScalableRootEntry};
 use vtd_nest::mem::{HostMemory, Owner};
 use vtd_nest::nest::{
-    DeviceConfig, InterruptIsolation, MachineConfig, Policy, ProtectedRanges, VirtualMachine,
+    AddressTranslation, DeviceConfig, InterruptIsolation, MachineConfig, Policy, ProtectedRanges,
+    VirtualMachine,
 };
 use vtd_nest::paging::Rights;
 use vtd_nest::unit::{DeviceTables, Unit, UnitConfig};
@@ -384,6 +385,7 @@ impl Guest {
             unit: 0,
             pasid_bits: 20,
             interrupts: InterruptIsolation::WaivedByEmbedder,
+            address_translation: AddressTranslation::Off,
         };
         self.vm
             .assign(&self.machine.hypervisor, &self.units, config)
