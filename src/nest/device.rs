@@ -1,6 +1,7 @@
 //! One assigned device: its names on both sides and its tables on the physical unit.
 
 use crate::arch::id::SourceId;
+use crate::unit::discovery::{Aliases, IsolationGroup, RequesterIds, ReservedRegion};
 use crate::unit::{DeviceTables, DeviceTlb, Ticket, UnitError};
 use crate::viommu::host::{BindError, DeviceHandle};
 
@@ -47,11 +48,41 @@ impl AddressTranslation {
     }
 }
 
+/// How the embedder knows that hardware keeps the device apart from those of others (R36).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Isolation {
+    /// By its [group](crate::unit::discovery::isolation_group): assignment is refused while another
+    /// member of it is attached that is not this machine's.
+    Group(IsolationGroup),
+    /// The embedder answers for it: other members of the group, if it is split, may reach what this
+    /// device reaches, and this device what they reach.
+    AssertedByEmbedder,
+}
+
+/// What becomes of a device for which firmware reserves memory (§8.4), as its unit
+/// [knows](crate::unit::ReservedDevice::track).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ReservedMemoryUse {
+    /// It is not assigned.
+    #[default]
+    Refused,
+    /// It is assigned, if the machine's memory has each region at its own address, readable and
+    /// writable. It stays there until the device has left; the guest has to be told of it.
+    MappedInMachine,
+}
+
 /// What to assign.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DeviceConfig {
     /// The source-id that the physical unit sees.
     pub source_id: SourceId,
+    /// Other source-ids under which the device's requests may arrive, as
+    /// [`requester_ids`](crate::unit::discovery::requester_ids) finds them.
+    pub aliases: Aliases,
+    /// See [`Isolation`].
+    pub isolation: Isolation,
+    /// See [`ReservedMemoryUse`].
+    pub reserved_memory: ReservedMemoryUse,
     /// The source-id under which the guest knows the device.
     pub guest_source_id: SourceId,
     /// Index of the physical unit that covers the device.
@@ -68,6 +99,35 @@ pub struct DeviceConfig {
     pub address_translation: AddressTranslation,
 }
 
+impl DeviceConfig {
+    /// A device without aliases, PASIDs, a TLB of its own and reserved memory. What cannot be left to a
+    /// default is asked for.
+    pub const fn new(
+        source_id: SourceId,
+        guest_source_id: SourceId,
+        unit: u8,
+        interrupts: InterruptIsolation,
+        isolation: Isolation,
+    ) -> Self {
+        Self {
+            source_id,
+            aliases: Aliases::NONE,
+            isolation,
+            reserved_memory: ReservedMemoryUse::Refused,
+            guest_source_id,
+            unit,
+            pasid_bits: 0,
+            interrupts,
+            address_translation: AddressTranslation::Off,
+        }
+    }
+
+    /// All source-ids of the device.
+    pub fn requesters(&self) -> RequesterIds {
+        RequesterIds::with_aliases(self.source_id, &self.aliases)
+    }
+}
+
 /// Why a device was not assigned. Nothing has changed then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AssignError {
@@ -80,6 +140,28 @@ pub enum AssignError {
     UnknownUnit(u8),
     /// The source-id is assigned already, on the host's or the guest's side.
     InUse(SourceId),
+    /// Hardware does not keep the device apart from another that is not this machine's.
+    SplitGroup {
+        /// The physical source-id of the device.
+        source_id: SourceId,
+        /// The other.
+        member: SourceId,
+    },
+    /// Firmware reserves memory for the device, and the embedder did not ask for it all the same.
+    ReservedMemory {
+        /// The physical source-id.
+        source_id: SourceId,
+        /// The memory.
+        region: ReservedRegion,
+    },
+    /// The machine's memory has not all of a region that firmware reserves for the device at its own
+    /// address, readable and writable.
+    ReservedMemoryNotMapped {
+        /// The physical source-id.
+        source_id: SourceId,
+        /// The memory.
+        region: ReservedRegion,
+    },
     /// The unit does not remap interrupts and the embedder did not waive it.
     InterruptRemappingMissing(SourceId),
     /// The unit of this index has no device-TLBs (`ECAP.DT`), which the device is to use.

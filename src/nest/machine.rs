@@ -8,6 +8,7 @@ use crate::arch::fault::FaultReason;
 use crate::arch::features::TableFeatures;
 use crate::arch::register::{FaultRecord, TranslationTableMode};
 use crate::mem::{FrameChain, FrameError, Hypervisor, Owner, Registers};
+use crate::nest::admission::{self, reserved_within};
 use crate::nest::bind::{HostBinding, HostPort, HostSide, owes_after_set_up};
 use crate::nest::device::{
     AssignError, AssignedDevice, DeviceConfig, InterruptIsolation, Quarantine,
@@ -23,6 +24,7 @@ use crate::nest::statistics::MachineStatistics;
 use crate::paging::second_stage::Dismantling;
 use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig, Unmapped};
 use crate::unit::Unit;
+use crate::unit::discovery::ReservedRegion;
 use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Progress};
 use crate::viommu::{
     ConfigError, DeviceError, DeviceKind, DmaRequest, GuestFault, Poll, STATE_LEN_BYTES,
@@ -72,6 +74,11 @@ pub enum MachineError {
         /// The protected range.
         range: PhysicalRange,
     },
+    /// Firmware reserves the memory for a device that the machine has.
+    ReservedMemory {
+        /// The memory.
+        region: ReservedRegion,
+    },
     /// The memory is to be read-only, but devices would write to it
     /// ([`OnReadOnlyMemory::Refuse`]).
     ReadOnlyUnderErratum {
@@ -100,6 +107,10 @@ impl fmt::Display for MachineError {
             Self::Frames(error) => write!(f, "no frames: {error:?}"),
             Self::Protected { range } => {
                 write!(f, "the range touches {}..{}", range.start, range.end)
+            }
+            Self::ReservedMemory { region } => {
+                let base = region.base();
+                write!(f, "a device of the machine needs reserved memory at {base}")
             }
             Self::ReadOnlyUnderErratum { guest } => {
                 write!(f, "read-only memory at {guest} would be written")
@@ -334,6 +345,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         guest: Gpa,
         len_bytes: u64,
     ) -> Result<(), MachineError> {
+        if let Some(region) = reserved_within(units, &self.host.devices, guest, len_bytes) {
+            return Err(MachineError::ReservedMemory { region });
+        }
         let unmapped = self.memory.unmap(h, guest, len_bytes)?;
         match &mut self.unconfirmed {
             Some(before) => before.merge(h, unmapped),
@@ -429,14 +443,14 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         }
         let handle = self.host.devices.free_handle()?;
         let pasid_bits = self.pasid_bits_for(unit, &config)?;
-        let (owner, source_id) = (self.host.owner, config.source_id);
-        let attached = match config.address_translation.device_tlb() {
-            None => unit.attach_device(h, owner, source_id, pasid_bits),
-            Some(_) if !unit.features().extended.has_device_tlb() => {
-                return Err(AssignError::NoDeviceTlbs(config.unit));
-            }
-            Some(tlb) => unit.attach_device_with_tlb(h, owner, source_id, pasid_bits, tlb),
-        };
+        let device_tlb = config.address_translation.device_tlb();
+        if device_tlb.is_some() && !unit.features().extended.has_device_tlb() {
+            return Err(AssignError::NoDeviceTlbs(config.unit));
+        }
+        admission::check_group(h, units, &self.host.devices, &config)?;
+        admission::check_reserved_memory(h, unit, &self.memory, &config)?;
+        let (owner, requesters) = (self.host.owner, config.requesters());
+        let attached = unit.attach_requesters(h, owner, &requesters, pasid_bits, device_tlb);
         let tables = attached.map_err(AssignError::Unit)?;
         self.host.devices.insert(
             handle,
@@ -447,17 +461,17 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
                 owes_device_tlb: false,
             },
         );
-        if self
-            .virtual_unit
-            .add_device(
-                handle,
-                config.guest_source_id,
-                DeviceKind::Assigned { pasid_bits },
-            )
-            .is_err()
-        {
+        // Another processor may have let another member of the group in meanwhile.
+        let entered =
+            admission::check_group(h, units, &self.host.devices, &config).and_then(|()| {
+                let kind = DeviceKind::Assigned { pasid_bits };
+                self.virtual_unit
+                    .add_device(handle, config.guest_source_id, kind)
+                    .map_err(|_| AssignError::VirtualUnit)
+            });
+        if let Err(error) = entered {
             self.withdraw_tables(h, units, handle);
-            return Err(AssignError::VirtualUnit);
+            return Err(error);
         }
         log::info!(
             "machine {}: {} assigned as {}",
@@ -700,7 +714,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         record: &FaultRecord,
     ) -> FaultOutcome {
         let device = self.host.devices.iter().find(|(_, device)| {
-            device.config.unit == unit && device.config.source_id == record.source_id()
+            device.config.unit == unit && device.tables.requesters().contains(record.source_id())
         });
         let Some((_, device)) = device else {
             return FaultOutcome::NotOfThisMachine;

@@ -12,6 +12,7 @@
 //! | [`store`] | a place for a machine, in which it is made |
 //! | [`device`] | one assigned device and its tables on the physical unit |
 //! | `device_tlb` | what the TLBs of devices have to forget |
+//! | `admission` | isolation groups and reserved memory: what a device needs to be let in |
 //! | [`domain`] | host domain-ids and who uses them |
 //! | [`bind`] | one binding's way from state to state |
 //! | `reserve` | what a binding needs before it is published: table page, domain-id, shadow |
@@ -21,6 +22,7 @@
 //! | [`invalidate`] | guest invalidations carried to hardware, completion |
 //! | [`fault`] | hardware faults explained by the guest's tables, and routed |
 
+mod admission;
 pub mod backend;
 pub mod bind;
 mod coalesce;
@@ -38,7 +40,9 @@ pub mod statistics;
 pub mod store;
 
 pub use bind::HostBinding;
-pub use device::{AddressTranslation, AssignError, DeviceConfig, InterruptIsolation};
+pub use device::{
+    AddressTranslation, AssignError, DeviceConfig, InterruptIsolation, Isolation, ReservedMemoryUse,
+};
 pub use fault::{FaultOutcome, HostFault};
 pub use machine::{MachineConfig, MachineError, VirtualMachine};
 pub use memory::{MachineMemory, PhysicalRange, ProtectedRanges};

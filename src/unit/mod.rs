@@ -10,7 +10,8 @@
 //! | [`mod@unit`] | one unit: probing, its state, its configuration |
 //! | [`bring_up`] | from whatever firmware left to *translating, everything blocked* |
 //! | [`command`] | global commands: one at a time, one change per write, bounded waits |
-//! | [`tables`] | root, context and PASID tables, and the order of stores to them |
+//! | [`tables`] | a device's tables, PASID entries, and the order of stores to them |
+//! | `context` | a device's context entries, one for each source-id |
 //! | [`rmrr`] | devices at the memory that firmware reserves for them |
 //! | [`queue`] | the invalidation queue and its tickets |
 //! | [`queue_recovery`] | what becomes of the queue after an error |
@@ -33,6 +34,7 @@
 
 pub mod bring_up;
 pub mod command;
+mod context;
 pub mod deadline;
 pub mod device_tlb;
 pub mod discovery;

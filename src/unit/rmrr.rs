@@ -216,7 +216,8 @@ impl ReservedDevice {
             .map_err(|error| ReservedMemoryError::Unit(error.into()))?;
         let mapped = self.map(h, unit)?;
         let source_id = self.requesters.own();
-        let tables = match unit.attach_device(h, Owner::HYPERVISOR, source_id, 0) {
+        let owner = Owner::HYPERVISOR;
+        let tables = match unit.attach_requesters(h, owner, &self.requesters, 0, None) {
             Ok(tables) => tables,
             // Hardware may know of the tables that are lost, but these lead nowhere.
             Err(error) => {

@@ -10,10 +10,11 @@ use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::register::Register64;
 use vtd_nest::mem::Owner;
 use vtd_nest::nest::{
-    AddressTranslation, DeviceConfig, InterruptIsolation, MachineConfig, PhysicalRange, Policy,
+    DeviceConfig, InterruptIsolation, Isolation, MachineConfig, PhysicalRange, Policy,
     ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
+use vtd_nest::unit::discovery::IsolationGroup;
 use vtd_nest::unit::{Unit, UnitConfig};
 use vtd_nest::viommu::Poll;
 
@@ -60,14 +61,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // A device. Its DMA goes to the machine's memory until the guest turns translation on.
     let source_id = SourceId::new(0, 2, 0).ok_or("no such function")?;
-    let device = DeviceConfig {
+    let device = DeviceConfig::new(
         source_id,
-        guest_source_id: source_id,
-        unit: 0,
-        pasid_bits: 0,
-        interrupts: InterruptIsolation::WaivedByEmbedder,
-        address_translation: AddressTranslation::Off,
-    };
+        source_id,
+        0,
+        InterruptIsolation::WaivedByEmbedder,
+        Isolation::Group(IsolationGroup::of(source_id)),
+    );
     machine
         .assign(&hypervisor, &units, device)
         .map_err(|error| format!("{error:?}"))?;

@@ -10,7 +10,7 @@ use vtd_nest::arch::pci::PciTopology;
 use vtd_nest::arch::register::FaultRecord;
 use vtd_nest::mem::{GuestMemory, MmioRegisters, Owner};
 use vtd_nest::nest::{
-    AddressTranslation, AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, MachineConfig,
+    AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, Isolation, MachineConfig,
     MachineError, PhysicalRange, Policy, ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
@@ -222,13 +222,16 @@ impl Hypervisor {
                 .map_err(SetUpError::Machine)?;
         }
         let config = DeviceConfig {
-            source_id: device.source_id,
-            guest_source_id: device.source_id,
-            unit,
             pasid_bits: 20,
-            // The image takes no interrupts, and its one guest is part of it.
-            interrupts: InterruptIsolation::WaivedByEmbedder,
-            address_translation: AddressTranslation::Off,
+            ..DeviceConfig::new(
+                device.source_id,
+                device.source_id,
+                unit,
+                // The image takes no interrupts, and its one guest is part of it.
+                InterruptIsolation::WaivedByEmbedder,
+                // There is no other guest.
+                Isolation::AssertedByEmbedder,
+            )
         };
         machine
             .assign(&environment, &units, config)

@@ -28,7 +28,7 @@ pub use device_properties::{
 pub use groups::{IsolationGroup, SourceIdRange, isolation_group};
 pub use interrupt_sources::{InterruptSource, hpet, io_apic};
 pub use protection::{Protected, Unprotected, protected};
-pub use requesters::{RequesterIds, TopologyError, requester_ids};
+pub use requesters::{Aliases, RequesterIds, TopologyError, requester_ids};
 pub use reserved_regions::{
     RESERVED_REGIONS, ReservedRegion, ReservedRegionError, ReservedRegions, reserved_regions,
 };

@@ -11,25 +11,71 @@ use crate::arch::pci::{PciFunctions, PciKind};
 /// Most source-ids that one device can have besides its own.
 pub const MAXIMUM_ALIASES: usize = 12;
 
-/// The source-ids of one device: its own first, each once.
+/// The source-ids of one device besides its own, each once.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct RequesterIds {
-    own: SourceId,
-    aliases: [SourceId; MAXIMUM_ALIASES],
+pub struct Aliases {
+    /// Those behind the first `count` are all zeroes.
+    ids: [SourceId; MAXIMUM_ALIASES],
     count: u8,
 }
 
 /// All [`MAXIMUM_ALIASES`] places are taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct TooManyAliases(pub SourceId);
+pub struct TooManyAliases;
+
+impl Aliases {
+    /// No alias: the device sends under its own source-id only.
+    pub const NONE: Self = Self {
+        ids: [SourceId::from_u16(0); MAXIMUM_ALIASES],
+        count: 0,
+    };
+
+    /// The aliases.
+    pub fn as_slice(&self) -> &[SourceId] {
+        self.ids.get(..usize::from(self.count)).unwrap_or_default()
+    }
+
+    /// Adds an alias that is none yet.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyAliases`].
+    pub fn add(&mut self, alias: SourceId) -> Result<(), TooManyAliases> {
+        if self.as_slice().contains(&alias) {
+            return Ok(());
+        }
+        let place = self.ids.get_mut(usize::from(self.count));
+        *place.ok_or(TooManyAliases)? = alias;
+        self.count = self.count.saturating_add(1);
+        Ok(())
+    }
+}
+
+impl Default for Aliases {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
+impl fmt::Debug for Aliases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.as_slice()).finish()
+    }
+}
+
+/// The source-ids of one device: its own, and its aliases.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RequesterIds {
+    own: SourceId,
+    aliases: Aliases,
+}
 
 impl RequesterIds {
     /// A device that sends under its own source-id only.
     pub const fn of(own: SourceId) -> Self {
         Self {
             own,
-            aliases: [own; MAXIMUM_ALIASES],
-            count: 0,
+            aliases: Aliases::NONE,
         }
     }
 
@@ -39,41 +85,40 @@ impl RequesterIds {
     }
 
     /// The others.
-    pub fn aliases(&self) -> &[SourceId] {
-        self.aliases
-            .get(..usize::from(self.count))
-            .unwrap_or_default()
+    pub const fn aliases(&self) -> &Aliases {
+        &self.aliases
     }
 
     /// All of them, its own first.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = SourceId> + '_ {
-        core::iter::once(self.own).chain(self.aliases().iter().copied())
+    pub fn iter(&self) -> impl Iterator<Item = SourceId> + '_ {
+        core::iter::once(self.own).chain(self.aliases.as_slice().iter().copied())
     }
 
     /// Whether requests with this source-id are the device's.
     pub fn contains(&self, source_id: SourceId) -> bool {
-        self.own == source_id || self.aliases().contains(&source_id)
+        self.own == source_id || self.aliases.as_slice().contains(&source_id)
     }
 
-    /// Adds an alias.
+    /// Adds an alias, unless it is the device's already.
     ///
     /// # Errors
     ///
     /// [`TooManyAliases`].
     pub fn add(&mut self, alias: SourceId) -> Result<(), TooManyAliases> {
-        if self.contains(alias) {
+        if self.own == alias {
             return Ok(());
         }
-        let place = self.aliases.get_mut(usize::from(self.count));
-        *place.ok_or(TooManyAliases(self.own))? = alias;
-        self.count = self.count.saturating_add(1);
-        Ok(())
+        self.aliases.add(alias)
     }
-}
 
-impl fmt::Debug for RequesterIds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.iter()).finish()
+    /// A device with these aliases; its own source-id among them is dropped.
+    pub fn with_aliases(own: SourceId, aliases: &Aliases) -> Self {
+        let mut ids = Self::of(own);
+        for alias in aliases.as_slice() {
+            // There is room for all of them.
+            _ = ids.add(*alias);
+        }
+        ids
     }
 }
 
@@ -107,12 +152,6 @@ impl fmt::Display for TopologyError {
 
 impl core::error::Error for TopologyError {}
 
-impl From<TooManyAliases> for TopologyError {
-    fn from(TooManyAliases(source_id): TooManyAliases) -> Self {
-        Self::TooManyAliases(source_id)
-    }
-}
-
 /// All source-ids under which a device's requests can arrive.
 ///
 /// A bridge from PCI Express to PCI may use its secondary bus with device and function 0, or its own
@@ -129,12 +168,16 @@ pub fn requester_ids(
     let function = topology
         .function(source_id)
         .ok_or(TopologyError::Absent(source_id))?;
+    let add = |ids: &mut RequesterIds, alias| {
+        let added = ids.add(alias);
+        added.map_err(|TooManyAliases| TopologyError::TooManyAliases(source_id))
+    };
     let mut ids = RequesterIds::of(source_id);
     for phantom in phantom_functions(source_id, function.phantom_bits) {
         if topology.function(phantom).is_some() {
             return Err(TopologyError::PhantomFunction(phantom));
         }
-        ids.add(phantom)?;
+        add(&mut ids, phantom)?;
     }
     for bridge in Path::from(source_id, topology) {
         let (bridge, bus) = bridge?;
@@ -144,10 +187,10 @@ pub fn requester_ids(
             .kind
         {
             PciKind::ExpressToPciBridge => {
-                ids.add(SourceId::from_u16(u16::from(bus) << 8))?;
-                ids.add(bridge)?;
+                add(&mut ids, SourceId::from_u16(u16::from(bus) << 8))?;
+                add(&mut ids, bridge)?;
             }
-            PciKind::PciToExpressBridge | PciKind::ConventionalBridge => ids.add(bridge)?,
+            PciKind::PciToExpressBridge | PciKind::ConventionalBridge => add(&mut ids, bridge)?,
             _ => {}
         }
     }

@@ -14,11 +14,12 @@ use vtd_nest::arch::register::{
 };
 use vtd_nest::mem::Owner;
 use vtd_nest::nest::{
-    AddressTranslation, DeviceConfig, InterruptIsolation, MachineConfig, Policy, ProtectedRanges,
-    VirtualMachine,
+    AddressTranslation, DeviceConfig, InterruptIsolation, Isolation, MachineConfig, Policy,
+    ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
 use vtd_nest::unit::DeviceTlb;
+use vtd_nest::unit::discovery::IsolationGroup;
 use vtd_nest::viommu::Poll;
 use vtd_nest::viommu::host::{BindError, DeviceHandle, Progress};
 
@@ -193,11 +194,7 @@ impl Guest {
         let physical = self.lab.hypervisor.bench().device(device);
         let used = self.options.device_tlbs;
         let config = DeviceConfig {
-            source_id: physical,
-            guest_source_id: source_id,
-            unit,
             pasid_bits,
-            interrupts: InterruptIsolation::WaivedByEmbedder,
             address_translation: match used {
                 DeviceTlbUse::Off => AddressTranslation::Off,
                 _ => AddressTranslation::TrustedByEmbedder(DeviceTlb {
@@ -205,6 +202,13 @@ impl Guest {
                     physical_function: physical,
                 }),
             },
+            ..DeviceConfig::new(
+                physical,
+                source_id,
+                unit,
+                InterruptIsolation::WaivedByEmbedder,
+                Isolation::Group(IsolationGroup::of(physical)),
+            )
         };
         let handle = self
             .vm

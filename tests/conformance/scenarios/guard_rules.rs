@@ -12,9 +12,7 @@ use vtd_nest::arch::pasid::PasidEntry;
 use vtd_nest::arch::register::{GlobalStatus, Register32, Register64};
 use vtd_nest::arch::second_stage::SecondStageEntry;
 use vtd_nest::mem::Registers;
-use vtd_nest::nest::{
-    AddressTranslation, AssignError, DeviceConfig, InterruptIsolation, MachineError,
-};
+use vtd_nest::nest::{AssignError, DeviceConfig, InterruptIsolation, Isolation, MachineError};
 use vtd_nest::paging::{MapError, Rights};
 
 use crate::bench::{Ability, Access, Hold, Interposer, host_offset};
@@ -168,12 +166,14 @@ const COARSE_STEP_NANOSECONDS: u64 = 10_000_000;
 
 fn device(guest: &Guest, index: usize, interrupts: InterruptIsolation) -> DeviceConfig {
     DeviceConfig {
-        source_id: guest.lab.hypervisor.bench().device(index),
-        guest_source_id: SourceId::from_u16(0x0500),
-        unit: 0,
         pasid_bits: 20,
-        interrupts,
-        address_translation: AddressTranslation::Off,
+        ..DeviceConfig::new(
+            guest.lab.hypervisor.bench().device(index),
+            SourceId::from_u16(0x0500),
+            0,
+            interrupts,
+            Isolation::AssertedByEmbedder,
+        )
     }
 }
 
@@ -1174,12 +1174,14 @@ fn device_table_full(place: Place<'_>) {
     let mut assign = |number: u16, unit: u8| {
         let id = SourceId::from_u16(number);
         let config = DeviceConfig {
-            source_id: id,
-            guest_source_id: id,
-            unit,
             pasid_bits: 20,
-            interrupts: InterruptIsolation::WaivedByEmbedder,
-            address_translation: AddressTranslation::Off,
+            ..DeviceConfig::new(
+                id,
+                id,
+                unit,
+                InterruptIsolation::WaivedByEmbedder,
+                Isolation::AssertedByEmbedder,
+            )
         };
         let assigned = guest.vm.assign(&*lab.hypervisor, &lab.units, config);
         assigned.map(drop)

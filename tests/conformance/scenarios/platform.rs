@@ -6,7 +6,7 @@ use vtd_nest::arch::capability::{ExtendedCapability, ExtendedCapabilityField as 
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::register::Register64;
 use vtd_nest::mem::Registers;
-use vtd_nest::nest::{AddressTranslation, AssignError, DeviceConfig, InterruptIsolation};
+use vtd_nest::nest::{AssignError, DeviceConfig, InterruptIsolation, Isolation};
 use vtd_nest::unit::Erratum;
 
 use crate::bench::Requester;
@@ -103,12 +103,14 @@ fn broken_remapping_vetoes(place: Place<'_>) {
     );
     let source_id = lab.hypervisor.bench().device(0);
     let config = DeviceConfig {
-        source_id,
-        guest_source_id: D0,
-        unit: 0,
-        interrupts: InterruptIsolation::Required,
-        address_translation: AddressTranslation::Off,
         pasid_bits: 20,
+        ..DeviceConfig::new(
+            source_id,
+            D0,
+            0,
+            InterruptIsolation::Required,
+            Isolation::AssertedByEmbedder,
+        )
     };
     let refused = guest.vm.assign(&*lab.hypervisor, &lab.units, config);
     let expected = AssignError::InterruptRemappingMissing(source_id);

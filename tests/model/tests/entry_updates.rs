@@ -22,7 +22,7 @@ use vtd_nest::arch::register::{
 use vtd_nest::arch::root::{RootHalf, ScalableRootEntry};
 use vtd_nest::mem::{HostMemory, Owner};
 use vtd_nest::nest::{
-    AddressTranslation, DeviceConfig, InterruptIsolation, MachineConfig, Policy, ProtectedRanges,
+    DeviceConfig, InterruptIsolation, Isolation, MachineConfig, Policy, ProtectedRanges,
     VirtualMachine,
 };
 use vtd_nest::paging::Rights;
@@ -380,12 +380,14 @@ impl Guest {
 
     fn assign(&mut self, source_id: SourceId) -> DeviceHandle {
         let config = DeviceConfig {
-            source_id,
-            guest_source_id: source_id,
-            unit: 0,
             pasid_bits: 20,
-            interrupts: InterruptIsolation::WaivedByEmbedder,
-            address_translation: AddressTranslation::Off,
+            ..DeviceConfig::new(
+                source_id,
+                source_id,
+                0,
+                InterruptIsolation::WaivedByEmbedder,
+                Isolation::AssertedByEmbedder,
+            )
         };
         self.vm
             .assign(&self.machine.hypervisor, &self.units, config)
