@@ -36,7 +36,9 @@ pub(super) fn check_group<H: Hypervisor, R: Registers, const N: usize>(
                 usize::from(device.config.unit) == index
                     && device.tables.requesters().contains(source_id)
             };
-            !devices.iter().any(|(_, device)| is_ours(device))
+            // The device itself is looked at when it is attached.
+            !config.requesters().contains(source_id)
+                && !devices.iter().any(|(_, device)| is_ours(device))
         };
         for range in group.ranges() {
             if let Some(member) = unit.find_attached(h, range, is_other) {

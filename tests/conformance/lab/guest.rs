@@ -14,8 +14,8 @@ use vtd_nest::arch::register::{
 };
 use vtd_nest::mem::Owner;
 use vtd_nest::nest::{
-    AddressTranslation, DeviceConfig, InterruptIsolation, Isolation, MachineConfig, Policy,
-    ProtectedRanges, VirtualMachine,
+    AddressTranslation, AssignError, DeviceConfig, InterruptIsolation, Isolation, MachineConfig,
+    Policy, ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
 use vtd_nest::unit::DeviceTlb;
@@ -191,11 +191,25 @@ impl Guest {
         unit: u8,
         pasid_bits: u8,
     ) {
-        let physical = self.lab.hypervisor.bench().device(device);
-        let used = self.options.device_tlbs;
         let config = DeviceConfig {
             pasid_bits,
-            address_translation: match used {
+            ..self.device_config(source_id, device, unit)
+        };
+        self.try_assign(config).expect("the device is assigned");
+    }
+
+    /// How the bench's device of this index, behind this unit, is assigned unless a scenario says
+    /// otherwise.
+    pub(crate) fn device_config(
+        &self,
+        source_id: SourceId,
+        device: usize,
+        unit: u8,
+    ) -> DeviceConfig {
+        let physical = self.lab.hypervisor.bench().device(device);
+        DeviceConfig {
+            pasid_bits: 20,
+            address_translation: match self.options.device_tlbs {
                 DeviceTlbUse::Off => AddressTranslation::Off,
                 _ => AddressTranslation::TrustedByEmbedder(DeviceTlb {
                     queue_depth: 8,
@@ -209,13 +223,17 @@ impl Guest {
                 InterruptIsolation::WaivedByEmbedder,
                 Isolation::Group(IsolationGroup::of(physical)),
             )
-        };
-        let handle = self
-            .vm
-            .assign(&*self.lab.hypervisor, &self.lab.units, config)
-            .expect("the device is assigned");
-        self.lab.hypervisor.bench().set_device_tlb(physical, used);
+        }
+    }
+
+    /// Assigns a device, if the machine takes it.
+    pub(crate) fn try_assign(&mut self, config: DeviceConfig) -> Result<(), AssignError> {
+        let h = &*self.lab.hypervisor;
+        let handle = self.vm.assign(h, &self.lab.units, config)?;
+        let (source_id, physical) = (config.guest_source_id, config.source_id);
+        h.bench().set_device_tlb(physical, self.options.device_tlbs);
         self.devices.push((source_id, physical, handle));
+        Ok(())
     }
 
     /// Takes a device away, for as long as hardware needs.

@@ -1,9 +1,7 @@
 //! What scenarios ask of the library and it does not have yet. Each says so; the scenarios that
 //! call it are pending.
 
-use vtd_nest::arch::address::Hpa;
 use vtd_nest::arch::id::SourceId;
-use vtd_nest::nest::AssignError;
 
 use super::{Guest, Lab};
 
@@ -16,25 +14,6 @@ pub(crate) fn add_emulated_device(_guest: &mut Guest, _source_id: SourceId) {
 /// device, in remappable format.
 pub(crate) fn route_interrupt(_lab: &Lab, _source_id: SourceId, _vector: u8) -> (u64, u32) {
     panic!("the library builds no interrupt remapping entries yet");
-}
-
-/// Tells the library of memory that firmware lets a device use (RMRR).
-pub(crate) fn reserve_memory(_lab: &Lab, _source_id: SourceId, _at: Hpa, _len_bytes: u64) {
-    panic!("the library knows no reserved memory regions yet");
-}
-
-/// Assigns a device in spite of its reserved memory, as an embedder may say in so many words.
-pub(crate) fn assign_with_reserved_memory(_guest: &mut Guest, _source_id: SourceId) {
-    panic!("the library knows no reserved memory regions yet");
-}
-
-/// Assigns a device that sends requests under several source-ids.
-pub(crate) fn assign_with_aliases(
-    _guest: &mut Guest,
-    _source_id: SourceId,
-    _aliases: &[SourceId],
-) -> Result<(), AssignError> {
-    panic!("the library takes a device by one source-id only yet");
 }
 
 /// A guest writes configuration space: whether the write is passed on.

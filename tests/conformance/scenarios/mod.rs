@@ -1,5 +1,6 @@
 //! The scenarios, in the order of the requirements. Each file holds one section of them.
 
+mod admission;
 mod binding;
 mod costs;
 mod device_tlbs;
@@ -43,6 +44,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         isolation::SCENARIOS,
         driven_units::SCENARIOS,
         guard_rules::SCENARIOS,
+        admission::SCENARIOS,
         platform::SCENARIOS,
     ]
     .concat()
