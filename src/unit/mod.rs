@@ -13,6 +13,7 @@
 //! | [`tables`] | root, context and PASID tables, and the order of stores to them |
 //! | [`queue`] | the invalidation queue and its tickets |
 //! | [`queue_recovery`] | what becomes of the queue after an error |
+//! | [`device_capability`] | a device's own switches for PASIDs, page requests and ATS |
 //! | [`device_tlb`] | the translation caches of devices |
 //! | [`fault`] | draining fault records |
 //! | [`domain_ids`] | the allocator of domain-ids |
@@ -32,6 +33,7 @@
 pub mod bring_up;
 pub mod command;
 pub mod deadline;
+pub mod device_capability;
 pub mod device_tlb;
 pub mod discovery;
 pub mod domain_ids;
@@ -48,6 +50,9 @@ pub mod unit;
 #[cfg(test)]
 mod testing;
 
+pub use device_capability::{
+    ConfigurationSpace, DeviceAbilities, DeviceCapabilities, DeviceCapabilityError,
+};
 pub use device_tlb::{DeviceTlb, DeviceTlbScope};
 pub use discovery::{DiscoveryError, UnitDescription, discover};
 pub use error::{QueueError, Requirement, UnitError};
