@@ -16,6 +16,7 @@ mod platform;
 mod queue_and_registers;
 mod refusal;
 mod replacement;
+mod shadow_slices;
 mod shadows;
 mod walk;
 
@@ -33,6 +34,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         forwarding::SCENARIOS,
         costs::SCENARIOS,
         shadows::SCENARIOS,
+        shadow_slices::SCENARIOS,
         queue_and_registers::SCENARIOS,
         faults::SCENARIOS,
         page_requests::SCENARIOS,
