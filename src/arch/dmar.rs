@@ -5,7 +5,7 @@
 //! iteration with a typed error that names the offset.
 
 use core::ffi::CStr;
-use core::fmt;
+use core::fmt::{self, Write as _};
 use core::iter::FusedIterator;
 
 use super::address::{Hpa, PAGE_SIZE_BYTES};
@@ -67,11 +67,14 @@ impl fmt::Display for DmarError {
                 write!(f, "DMAR table needs {needed} bytes, {available} are there")
             }
             Self::Signature(bytes) => {
-                write!(
-                    f,
-                    "not a DMAR table: signature \"{}\"",
-                    bytes.escape_ascii()
-                )
+                f.write_str("not a DMAR table: signature \"")?;
+                for byte in bytes {
+                    match byte {
+                        b' '..=b'~' => f.write_char(char::from(*byte))?,
+                        _ => write!(f, "\\x{byte:02x}")?,
+                    }
+                }
+                f.write_char('"')
             }
             Self::TableLength(length) => {
                 write!(f, "DMAR table length {length} is below {HEADER_BYTES}")
@@ -266,10 +269,8 @@ impl<'a> Dmar<'a> {
 
 impl fmt::Debug for Dmar<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dmar")
-            .field("host_address_width", &self.host_address_width)
-            .field("flags", &self.flags)
-            .finish_non_exhaustive()
+        let (bits, flags) = (self.host_address_width, self.flags);
+        write!(f, "Dmar {{ {bits} bits, flags {flags:#x}, .. }}")
     }
 }
 

@@ -14,7 +14,7 @@
 
 use crate::arch::descriptor::{Descriptor, IotlbGranularity, PasidCacheGranularity};
 use crate::arch::features::TableFeatures;
-use crate::arch::id::{DomainId, Pasid};
+use crate::arch::id::{DomainId, Pasid, SourceId};
 use crate::arch::pasid::PasidEntry;
 use crate::mem::{Hypervisor, Owner, Registers};
 use crate::nest::backend::{Target, nested};
@@ -233,10 +233,9 @@ impl<
                 .side
                 .devices
                 .get(device)
-                .ok()
-                .map(|device| device.config.source_id);
+                .map_or(SourceId::from_u16(0), |device| device.config.source_id);
             log::warn!(
-                "machine {}: device {source_id:?} PASID {pasid} blocked: {error}",
+                "machine {}: {source_id} PASID {pasid} blocked: {error}",
                 self.side.number
             );
         }

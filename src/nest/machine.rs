@@ -91,11 +91,11 @@ impl fmt::Display for MachineError {
             }
             Self::Offer(error) => write!(f, "nothing can be offered: {error}"),
             Self::VirtualUnit(error) => write!(f, "virtual unit: {error}"),
-            Self::Frames(error) => write!(f, "no frames: {error:?}"),
+            Self::Frames(error) => write!(f, "no frames: {error}"),
             Self::Protected { range } => {
                 write!(f, "the range touches {}..{}", range.start, range.end)
             }
-            Self::Map(error) => write!(f, "second stage: {error:?}"),
+            Self::Map(error) => write!(f, "second stage: {error}"),
             Self::NotConfirmed(error) => write!(f, "memory is not free to use: {error}"),
             Self::BeingDestroyed => f.write_str("the machine is being destroyed"),
             Self::InUse => f.write_str("there is a machine already"),

@@ -169,20 +169,20 @@ impl fmt::Display for UnitError {
             Self::RootTableModified { quadword, value } => {
                 write!(f, "quadword {quadword} of the root table became {value:#x}")
             }
-            Self::Frames(error) => write!(f, "no frames: {error:?}"),
+            Self::Frames(error) => write!(f, "no frames: {error}"),
             Self::Queue(error) => error.fmt(f),
             Self::PasidBits { bits, maximum } => {
                 write!(f, "PASIDs of {bits} bits, at most {maximum} are possible")
             }
             Self::Attached(source_id) => write!(f, "{source_id} has a context entry"),
-            Self::ContextEntry(fault) => write!(f, "invalid context entry: {fault:?}"),
+            Self::ContextEntry(fault) => write!(f, "invalid context entry: {fault}"),
             Self::PasidBeyondLimit { pasid, limit } => {
                 write!(f, "PASID {pasid} is not below {limit}")
             }
             Self::NotPrepared(pasid) => write!(f, "no table for PASID {pasid}"),
             Self::EntryInUse(pasid) => write!(f, "the entry of PASID {pasid} is in use"),
             Self::EntryAbsent(pasid) => write!(f, "the entry of PASID {pasid} is not present"),
-            Self::PasidEntry(fault) => write!(f, "invalid PASID entry: {fault:?}"),
+            Self::PasidEntry(fault) => write!(f, "invalid PASID entry: {fault}"),
             Self::ReservedDomainId => f.write_str("domain-id 0 in a PASID entry"),
         }
     }
@@ -268,7 +268,7 @@ impl fmt::Display for QueueError {
                 write!(f, "all {capacity} invalidation status words are in use")
             }
             Self::Descriptor { index, error } => {
-                write!(f, "descriptor {index} of the batch is invalid: {error:?}")
+                write!(f, "descriptor {index} of the batch is invalid: {error}")
             }
             Self::Wait { index } => write!(f, "descriptor {index} of the batch is no mere fence"),
             Self::Head { value } => write!(f, "invalidation queue head {value:#x}"),
@@ -281,10 +281,18 @@ impl fmt::Display for QueueError {
                 "invalidation {sequence} timed out: head {head:#x}, fault status {fault_status:#x}"
             ),
             Self::InvalidDescriptor { info, head } => {
-                write!(f, "hardware refused the descriptor at {head:#x}: {info:?}")
+                let code = info.map_or(0, QueueErrorInfo::code);
+                write!(
+                    f,
+                    "hardware refused the descriptor at {head:#x}: error {code}"
+                )
             }
             Self::DeviceTimedOut { source_id } => {
-                write!(f, "device-TLB invalidation timed out: {source_id:?}")
+                f.write_str("device-TLB invalidation timed out")?;
+                match source_id {
+                    Some(source_id) => write!(f, ": {source_id}"),
+                    None => Ok(()),
+                }
             }
             Self::Lost => f.write_str("the unit's registers read all ones"),
         }

@@ -142,7 +142,7 @@ impl fmt::Display for BindError {
         match self {
             Self::StoreFull { store, capacity } => write!(f, "all {capacity} {store} are in use"),
             Self::DomainIdsExhausted => f.write_str("no host domain-id is left"),
-            Self::Frames(error) => write!(f, "no frames: {error:?}"),
+            Self::Frames(error) => write!(f, "no frames: {error}"),
             Self::FirstStageRootConflict { root } => {
                 write!(
                     f,

@@ -3,6 +3,8 @@
 //!
 //! Every structure is read once, into a copy; the copy is checked and the copy is used.
 
+use core::fmt;
+
 use crate::arch::address::Gpa;
 use crate::arch::capability::Features;
 use crate::arch::context::{
@@ -17,6 +19,7 @@ use crate::arch::pasid::{
 };
 use crate::arch::register::{RootTableAddress, TranslationTableMode};
 use crate::arch::root::{LegacyRootEntry, RootEntryFault, RootHalf, ScalableRootEntry};
+use crate::arch::told::Told;
 use crate::mem::GuestMemory;
 
 use super::host::GuestBinding;
@@ -80,6 +83,47 @@ pub enum TableFault {
     ExecuteRequest,
     /// A supervisor request while the PASID entry's `SRE` is clear.
     SupervisorRequest,
+}
+
+impl TableFault {
+    /// The structure, and what is wrong with it.
+    const fn told(&self) -> (&'static str, Told) {
+        const fn unreadable(at: Gpa) -> Told {
+            Told::one("in no memory", at.as_u64())
+        }
+        match *self {
+            Self::RootMode(mode) => ("root table", Told::one("mode", mode.field())),
+            Self::PasidInLegacyMode => ("root table", Told::words("is a legacy one")),
+            Self::LegacyRootUnreadable(at) | Self::RootUnreadable(at) => {
+                ("root entry", unreadable(at))
+            }
+            Self::LegacyRoot(fault) | Self::Root(fault) => ("root entry", fault.told()),
+            Self::LegacyContextUnreadable(at) | Self::ContextUnreadable(at) => {
+                ("context entry", unreadable(at))
+            }
+            Self::LegacyContext(fault) => ("context entry", fault.told()),
+            Self::Context(fault) => ("context entry", fault.told()),
+            Self::PasidDisabled => ("context entry", Told::words("PASIDE is clear")),
+            Self::PasidTooLarge { bits } => ("PASID", Told::one("wider than", bits as u64)),
+            Self::PasidBeyondDirectory { limit } => ("PASID", Told::one("not below", limit as u64)),
+            Self::PasidEqualsRidPasid => ("PASID", Told::words("is RID_PASID")),
+            Self::DirectoryUnreadable(at) => ("directory entry", unreadable(at)),
+            Self::Directory(fault) => ("directory entry", fault.told()),
+            Self::EntryUnreadable(at) => ("PASID entry", unreadable(at)),
+            Self::Entry(fault) => ("PASID entry", fault.told()),
+            Self::ExecuteRequest => ("request", Told::words("asks for execution")),
+            Self::SupervisorRequest => ("request", Told::words("is a supervisor's")),
+        }
+    }
+}
+
+impl fmt::Display for TableFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (structure, told) = self.told();
+        f.write_str(structure)?;
+        f.write_str(": ")?;
+        fmt::Display::fmt(&told, f)
+    }
 }
 
 impl TableFault {

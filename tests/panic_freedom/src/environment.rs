@@ -9,10 +9,7 @@ use vtd_nest::arch::address::{Gpa, Hpa};
 use vtd_nest::arch::dmar::PciTopology;
 use vtd_nest::arch::id::{Pasid, SourceId};
 use vtd_nest::arch::register::{Register32, Register64};
-use vtd_nest::mem::{
-    FrameError, FrameRun, Frames, HostMemory, Owner, Platform,
-    Registers,
-};
+use vtd_nest::mem::{FrameError, FrameRun, Frames, HostMemory, Owner, Platform, Registers};
 use vtd_nest::nest::MachineMemory;
 use vtd_nest::nest::bind::HostBinding;
 use vtd_nest::paging::walk::EntrySource;
