@@ -57,6 +57,7 @@ impl fmt::Display for Told {
 macro_rules! display_as_told {
     ($($name:ty),* $(,)?) => {$(
         impl core::fmt::Display for $name {
+            #[inline(never)]
             fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
                 core::fmt::Display::fmt(&self.told(), f)
             }

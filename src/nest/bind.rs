@@ -341,7 +341,7 @@ impl<
             return Ok(Progress::Done);
         }
         if let Some(next) = self.take_reservation(device, pasid) {
-            let keeps = wanted == Ok(Some(next.target))
+            let keeps = matches!(&wanted, Ok(Some(target)) if *target == next.target)
                 && self.side.domains.get(next.domain).is_some_and(|domain| {
                     // Others may have been bound during the wait.
                     !self.conflicts(device, pasid, domain.id, &next.target)

@@ -86,34 +86,34 @@ pub enum TableFault {
 }
 
 impl TableFault {
-    /// The structure, and what is wrong with it.
+    /// The structure, and what is wrong with it where its own type does not tell.
     const fn told(&self) -> (&'static str, Told) {
-        const fn unreadable(at: Gpa) -> Told {
-            Told::one("in no memory", at.as_u64())
-        }
-        match *self {
-            Self::RootMode(mode) => ("root table", Told::one("mode", mode.field())),
-            Self::PasidInLegacyMode => ("root table", Told::words("is a legacy one")),
-            Self::LegacyRootUnreadable(at) | Self::RootUnreadable(at) => {
-                ("root entry", unreadable(at))
+        let own = Told::words("");
+        let (structure, at) = match *self {
+            Self::RootMode(mode) => return ("root table: ", Told::one("mode", mode.field())),
+            Self::PasidInLegacyMode => return ("root table: ", Told::words("is a legacy one")),
+            Self::PasidDisabled => return ("context entry: ", Told::words("PASIDE is clear")),
+            Self::PasidTooLarge { bits } => {
+                return ("PASID: ", Told::one("wider than", bits as u64));
             }
-            Self::LegacyRoot(fault) | Self::Root(fault) => ("root entry", fault.told()),
+            Self::PasidBeyondDirectory { limit } => {
+                return ("PASID: ", Told::one("not below", limit as u64));
+            }
+            Self::PasidEqualsRidPasid => return ("PASID: ", Told::words("is RID_PASID")),
+            Self::ExecuteRequest => return ("request: ", Told::words("asks for execution")),
+            Self::SupervisorRequest => return ("request: ", Told::words("is a supervisor's")),
+            Self::LegacyRoot(_) | Self::Root(_) => return ("root entry: ", own),
+            Self::LegacyContext(_) | Self::Context(_) => return ("context entry: ", own),
+            Self::Directory(_) => return ("directory entry: ", own),
+            Self::Entry(_) => return ("PASID entry: ", own),
+            Self::LegacyRootUnreadable(at) | Self::RootUnreadable(at) => ("root entry: ", at),
             Self::LegacyContextUnreadable(at) | Self::ContextUnreadable(at) => {
-                ("context entry", unreadable(at))
+                ("context entry: ", at)
             }
-            Self::LegacyContext(fault) => ("context entry", fault.told()),
-            Self::Context(fault) => ("context entry", fault.told()),
-            Self::PasidDisabled => ("context entry", Told::words("PASIDE is clear")),
-            Self::PasidTooLarge { bits } => ("PASID", Told::one("wider than", bits as u64)),
-            Self::PasidBeyondDirectory { limit } => ("PASID", Told::one("not below", limit as u64)),
-            Self::PasidEqualsRidPasid => ("PASID", Told::words("is RID_PASID")),
-            Self::DirectoryUnreadable(at) => ("directory entry", unreadable(at)),
-            Self::Directory(fault) => ("directory entry", fault.told()),
-            Self::EntryUnreadable(at) => ("PASID entry", unreadable(at)),
-            Self::Entry(fault) => ("PASID entry", fault.told()),
-            Self::ExecuteRequest => ("request", Told::words("asks for execution")),
-            Self::SupervisorRequest => ("request", Told::words("is a supervisor's")),
-        }
+            Self::DirectoryUnreadable(at) => ("directory entry: ", at),
+            Self::EntryUnreadable(at) => ("PASID entry: ", at),
+        };
+        (structure, Told::one("in no memory", at.as_u64()))
     }
 }
 
@@ -121,8 +121,14 @@ impl fmt::Display for TableFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (structure, told) = self.told();
         f.write_str(structure)?;
-        f.write_str(": ")?;
-        fmt::Display::fmt(&told, f)
+        match self {
+            Self::LegacyRoot(fault) | Self::Root(fault) => fault.fmt(f),
+            Self::LegacyContext(fault) => fault.fmt(f),
+            Self::Context(fault) => fault.fmt(f),
+            Self::Directory(fault) => fault.fmt(f),
+            Self::Entry(fault) => fault.fmt(f),
+            _ => told.fmt(f),
+        }
     }
 }
 

@@ -12,7 +12,6 @@ use vtd_nest::arch::register::{Register32, Register64};
 use vtd_nest::mem::{FrameError, FrameRun, Frames, HostMemory, Owner, Platform, Registers};
 use vtd_nest::nest::MachineMemory;
 use vtd_nest::nest::bind::HostBinding;
-use vtd_nest::paging::walk::EntrySource;
 use vtd_nest::viommu::host::{BindError, Desired, DeviceHandle, GuestInvalidation, Host, Progress};
 
 /// The hypervisor: host memory, frames and platform. Also a unit's registers, and the host side of a
@@ -143,14 +142,6 @@ impl PciTopology for Environment {
     #[inline(never)]
     fn subordinate_bus(&self, bridge: SourceId) -> Option<u8> {
         black_box(bridge);
-        black_box(Some(0))
-    }
-}
-
-impl<A> EntrySource<A> for Environment {
-    #[inline(never)]
-    fn read_entry(&self, at: A) -> Option<u64> {
-        black_box(at);
         black_box(Some(0))
     }
 }
