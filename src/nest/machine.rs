@@ -223,11 +223,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         };
         self.memory =
             SecondStage::new(h, config.owner, second_stage).map_err(MachineError::Frames)?;
-        log::info!(
-            "machine {}: back end {}",
-            config.number,
-            shown.backend.name()
-        );
+        log::info!("machine {}: back end {}", config.number, shown.backend);
         self.unconfirmed = None;
         self.dismantling = None;
         self.host.start(&config, shown);

@@ -53,7 +53,7 @@ impl<R: Registers> Unit<R> {
                 log::error!(
                     "remapping unit of segment {}: {error}; protecting: {}",
                     self.config.segment,
-                    self.is_protecting()
+                    u8::from(self.is_protecting())
                 );
                 Phase::Down
             }
