@@ -270,7 +270,8 @@ impl FaultReason {
 impl fmt::Display for FaultReason {
     /// The code and the reason in words.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:02x}: {}", self.code(), self.name())
+        write!(f, "{:02x}: ", self.code())?;
+        f.write_str(self.name())
     }
 }
 

@@ -18,3 +18,4 @@ mod quadwords;
 pub mod register;
 pub mod root;
 pub mod second_stage;
+pub(crate) mod told;

@@ -16,7 +16,7 @@ use heapless::Vec;
 
 use crate::arch::descriptor::{Descriptor, IotlbGranularity, PasidCacheGranularity};
 use crate::arch::features::TableFeatures;
-use crate::arch::id::{DomainId, Pasid};
+use crate::arch::id::{DomainId, Pasid, SourceId};
 use crate::arch::pasid::PasidEntry;
 use crate::mem::{Hypervisor, Owner, Registers};
 use crate::nest::backend::{Target, nested};
@@ -236,10 +236,9 @@ impl<
                 .side
                 .devices
                 .get(device)
-                .ok()
-                .map(|device| device.config.source_id);
+                .map_or(SourceId::from_u16(0), |device| device.config.source_id);
             log::warn!(
-                "machine {}: device {source_id:?} PASID {pasid} blocked: {error}",
+                "machine {}: {source_id} PASID {pasid} blocked: {error}",
                 self.side.number
             );
         }
@@ -352,7 +351,7 @@ impl<
             return Ok(Progress::Done);
         }
         if let Some(next) = self.take_reservation(device, pasid) {
-            let keeps = wanted == Ok(Some(next.target))
+            let keeps = matches!(&wanted, Ok(Some(target)) if *target == next.target)
                 && self.side.domains.get(next.domain).is_some_and(|domain| {
                     // Others may have been bound during the wait.
                     !self.conflicts(device, pasid, domain.id, &next.target)

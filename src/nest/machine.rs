@@ -104,7 +104,7 @@ impl fmt::Display for MachineError {
             }
             Self::Offer(error) => write!(f, "nothing can be offered: {error}"),
             Self::VirtualUnit(error) => write!(f, "virtual unit: {error}"),
-            Self::Frames(error) => write!(f, "no frames: {error:?}"),
+            Self::Frames(error) => write!(f, "no frames: {error}"),
             Self::Protected { range } => {
                 write!(f, "the range touches {}..{}", range.start, range.end)
             }
@@ -115,7 +115,7 @@ impl fmt::Display for MachineError {
             Self::ReadOnlyUnderErratum { guest } => {
                 write!(f, "read-only memory at {guest} would be written")
             }
-            Self::Map(error) => write!(f, "second stage: {error:?}"),
+            Self::Map(error) => write!(f, "second stage: {error}"),
             Self::NotConfirmed(error) => write!(f, "memory is not free to use: {error}"),
             Self::BeingDestroyed => f.write_str("the machine is being destroyed"),
             Self::InUse => f.write_str("there is a machine already"),
@@ -246,11 +246,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         };
         self.memory =
             SecondStage::new(h, config.owner, second_stage).map_err(MachineError::Frames)?;
-        log::info!(
-            "machine {}: back end {}",
-            config.number,
-            shown.backend.name()
-        );
+        log::info!("machine {}: back end {}", config.number, shown.backend);
         self.unconfirmed = None;
         self.dismantling = None;
         self.host.start(&config, shown);

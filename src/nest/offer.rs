@@ -26,6 +26,12 @@ pub enum Backend {
     Shadow,
 }
 
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 impl Backend {
     /// The name used in logs and reports.
     pub const fn name(self) -> &'static str {
@@ -101,7 +107,10 @@ impl fmt::Display for OfferError {
         match self {
             Self::NoUnit => f.write_str("there is no unit"),
             Self::NoCommonWidth => f.write_str("the units have no second-stage width in common"),
-            Self::Policy { field, value } => write!(f, "policy `{field}` cannot be {value}"),
+            Self::Policy { field, value } => {
+                write!(f, "a policy cannot be {value}: ")?;
+                f.write_str(field)
+            }
         }
     }
 }
@@ -141,21 +150,59 @@ impl Offer {
 ///
 /// [`OfferError`].
 pub fn offer<'a>(
-    units: impl Iterator<Item = &'a Features> + Clone,
+    units: impl Iterator<Item = &'a Features>,
     policy: &Policy,
 ) -> Result<Offer, OfferError> {
     check(policy)?;
-    let all = |ability: fn(&Features) -> bool| units.clone().all(ability);
-    let least = |value: fn(&Features) -> u8| units.clone().map(value).min();
+    let common = units.map(Common::of).reduce(Common::and);
+    offer_of(&common.ok_or(OfferError::NoUnit)?, policy)
+}
 
-    let address_bits = least(|unit| unit.host_address_width).ok_or(OfferError::NoUnit)?;
-    let guest_bits =
-        least(|unit| unit.capability.maximum_guest_address_width()).ok_or(OfferError::NoUnit)?;
-    let supports = |width: AddressWidth| {
-        units
-            .clone()
-            .all(|unit| unit.capability.supports_width(width))
+/// What some units have in common.
+#[derive(Clone, Copy)]
+struct Common {
+    /// Bits that all registers have: right for single bits and for fields of one bit a choice.
+    capability: u64,
+    extended: u64,
+    /// The least numbers.
+    address_bits: u8,
+    guest_bits: u8,
+    pasid_bits: u8,
+}
+
+impl Common {
+    fn of(unit: &Features) -> Self {
+        Self {
+            capability: unit.capability.bits(),
+            extended: unit.extended.bits(),
+            address_bits: unit.host_address_width,
+            guest_bits: unit.capability.maximum_guest_address_width(),
+            pasid_bits: if unit.extended.has_pasid() {
+                unit.extended.pasid_bits()
+            } else {
+                0
+            },
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            capability: self.capability & other.capability,
+            extended: self.extended & other.extended,
+            address_bits: self.address_bits.min(other.address_bits),
+            guest_bits: self.guest_bits.min(other.guest_bits),
+            pasid_bits: self.pasid_bits.min(other.pasid_bits),
+        }
+    }
+}
+
+fn offer_of(common: &Common, policy: &Policy) -> Result<Offer, OfferError> {
+    let unit = Features {
+        capability: Capability::from_bits(common.capability),
+        extended: ExtendedCapability::from_bits(common.extended),
+        host_address_width: common.address_bits,
     };
+    let supports = |width: AddressWidth| unit.capability.supports_width(width);
     // Four levels where possible: more only cost reads, fewer only reach 512 GiB.
     let width = [
         AddressWidth::Bits48,
@@ -165,19 +212,13 @@ pub fn offer<'a>(
     .into_iter()
     .find(|width| supports(*width))
     .ok_or(OfferError::NoCommonWidth)?;
-    let input_bits = guest_bits.min(width.bits());
+    let input_bits = common.guest_bits.min(width.bits());
 
     let nests = !policy.forbid_nesting
-        && all(|unit| unit.extended.has_nested())
-        && all(|unit| unit.extended.has_first_stage())
-        && all(|unit| unit.extended.has_second_stage());
-    let pasid_bits = if all(|unit| unit.extended.has_pasid()) {
-        policy
-            .pasid_bits
-            .min(least(|unit| unit.extended.pasid_bits()).unwrap_or(0))
-    } else {
-        0
-    };
+        && unit.extended.has_nested()
+        && unit.extended.has_first_stage()
+        && unit.extended.has_second_stage();
+    let pasid_bits = policy.pasid_bits.min(common.pasid_bits);
 
     let mut capability = Capability::from_bits(0)
         .with(
@@ -205,7 +246,7 @@ pub fn offer<'a>(
         .with(CapabilityField::ENHANCED_SET_ROOT_TABLE_POINTER, 1)
         .with(
             CapabilityField::ZERO_LENGTH_READ,
-            u64::from(all(|unit| unit.capability.has_zero_length_read())),
+            u64::from(unit.capability.has_zero_length_read()),
         );
     let mut widths = 0;
     for width in AddressWidth::ALL {
@@ -225,16 +266,16 @@ pub fn offer<'a>(
         .with(ExtendedCapabilityField::SCALABLE_MODE, 1)
         .with(
             ExtendedCapabilityField::COHERENCY,
-            u64::from(all(|unit| unit.extended.is_coherent())),
+            u64::from(unit.extended.is_coherent()),
         )
         .with(
             ExtendedCapabilityField::PAGE_WALK_COHERENCY,
-            u64::from(all(|unit| unit.extended.has_page_walk_coherency())),
+            u64::from(unit.extended.has_page_walk_coherency()),
         );
     if policy.device_tlbs {
         extended = extended.with(
             ExtendedCapabilityField::DEVICE_TLB,
-            u64::from(all(|unit| unit.extended.has_device_tlb())),
+            u64::from(unit.extended.has_device_tlb()),
         );
     }
     if pasid_bits > 0 {
@@ -246,22 +287,22 @@ pub fn offer<'a>(
             );
     }
     if nests {
-        let five_level = all(|unit| unit.capability.has_first_stage_5_level());
+        let five_level = unit.capability.has_first_stage_5_level();
         capability = capability
             .with(
                 CapabilityField::FIRST_STAGE_1GIB_PAGES,
-                u64::from(all(|unit| unit.capability.has_first_stage_1gib_pages())),
+                u64::from(unit.capability.has_first_stage_1gib_pages()),
             )
             .with(CapabilityField::FIRST_STAGE_5_LEVEL, u64::from(five_level));
         extended = extended
             .with(ExtendedCapabilityField::FIRST_STAGE, 1)
             .with(
                 ExtendedCapabilityField::SUPERVISOR_REQUESTS,
-                u64::from(all(|unit| unit.extended.has_supervisor_requests())),
+                u64::from(unit.extended.has_supervisor_requests()),
             )
             .with(
                 ExtendedCapabilityField::EXTENDED_ACCESSED,
-                u64::from(all(|unit| unit.extended.has_extended_accessed())),
+                u64::from(unit.extended.has_extended_accessed()),
             );
     } else {
         // Every size the guest may use is split or kept by the shadow; none needs hardware.
@@ -269,7 +310,7 @@ pub fn offer<'a>(
         extended = extended.with(ExtendedCapabilityField::SECOND_STAGE, 1);
     }
     // A guest's pointers above this are reserved bits to it, as they would be to hardware.
-    let host_address_width = address_bits.min(input_bits);
+    let host_address_width = common.address_bits.min(input_bits);
     Ok(Offer {
         features: Features {
             capability,

@@ -140,9 +140,12 @@ impl BindError {
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::StoreFull { store, capacity } => write!(f, "all {capacity} {store} are in use"),
+            Self::StoreFull { store, capacity } => {
+                write!(f, "all {capacity} in use: ")?;
+                f.write_str(store)
+            }
             Self::DomainIdsExhausted => f.write_str("no host domain-id is left"),
-            Self::Frames(error) => write!(f, "no frames: {error:?}"),
+            Self::Frames(error) => write!(f, "no frames: {error}"),
             Self::FirstStageRootConflict { root } => {
                 write!(
                     f,

@@ -153,8 +153,7 @@ pub(super) struct PasidCache<B, const N: usize> {
 }
 
 impl<B: HostState, const N: usize> PasidCache<B, N> {
-    /// A store that has yet to be [started](Self::start). Its indices are zeros, so that a static
-    /// takes no room in an image for them.
+    /// A store that has yet to be [started](Self::start).
     pub(super) const fn vacant() -> Self {
         Self {
             entries: [const { CachedEntry::FREE }; N],

@@ -81,7 +81,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             Ok(descriptor) => self.begin(descriptor),
             Err(error) => {
                 let [q0, q1, ..] = raw.words();
-                log::warn!("guest descriptor {q0:#x} {q1:#x}: {error:?}");
+                log::warn!("guest descriptor {q0:#x} {q1:#x}: {error}");
                 self.queue_error(error.queue_error());
                 None
             }

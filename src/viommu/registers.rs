@@ -78,24 +78,25 @@ macro_rules! registers {
             pub(super) const ALL: &[Self] = &[$(Self::$variant),*];
 
             /// What the table says of it.
-            pub(super) const fn description(self) -> RegisterDescription {
-                match self {
-                    $(Self::$variant => RegisterDescription {
-                        name: $name,
-                        place: $place,
-                        len_bytes: $len,
-                        readable: $readable,
-                        writable: $writable,
-                        clearable: $clearable,
-                        reset: $reset,
-                        owner: RegisterOwner::$owner,
-                    }),*
-                }
+            pub(super) const fn description(self) -> &'static RegisterDescription {
+                // There is one for each variant, in their order.
+                &DESCRIPTIONS[self as usize]
             }
         }
 
+        static DESCRIPTIONS: [RegisterDescription; Register::ALL.len()] = [$(RegisterDescription {
+            name: $name,
+            place: $place,
+            len_bytes: $len,
+            readable: $readable,
+            writable: $writable,
+            clearable: $clearable,
+            reset: $reset,
+            owner: RegisterOwner::$owner,
+        }),*];
+
         /// Every register of the virtual unit.
-        pub const REGISTERS: &[RegisterDescription] = &[$(Register::$variant.description()),*];
+        pub const REGISTERS: &[RegisterDescription] = &DESCRIPTIONS;
     };
 }
 

@@ -292,7 +292,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
     fn skip_table(&mut self, error: TableError) {
         count(&mut self.statistics.tables_skipped);
         log::debug!(
-            "guest device {} PASID {}: not bound: {:?}",
+            "guest device {} PASID {}: not bound: {}",
             error.source_id,
             error.pasid,
             error.fault

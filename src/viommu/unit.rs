@@ -60,7 +60,10 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Capability(error) => fmt::Display::fmt(error, f),
-            Self::NotEmulated { field } => write!(f, "`{field}` is not emulated"),
+            Self::NotEmulated { field } => {
+                f.write_str(field)?;
+                f.write_str(" is not emulated")
+            }
             Self::AddressWidth(bits) => write!(f, "guest-physical addresses of {bits} bits"),
             Self::FaultRecords(count) => write!(f, "{count} fault records"),
             Self::Capacity(capacity) => write!(f, "a capacity of {capacity}"),

@@ -10,7 +10,7 @@ mod structure;
 #[cfg(test)]
 mod tests;
 
-use core::fmt;
+use core::fmt::{self, Write as _};
 use core::iter::FusedIterator;
 
 pub use scope::{DeviceScope, DeviceScopes, PathEntry, ScopeError, ScopeKind};
@@ -66,11 +66,14 @@ impl fmt::Display for DmarError {
                 write!(f, "DMAR table needs {needed} bytes, {available} are there")
             }
             Self::Signature(bytes) => {
-                write!(
-                    f,
-                    "not a DMAR table: signature \"{}\"",
-                    bytes.escape_ascii()
-                )
+                f.write_str("not a DMAR table: signature \"")?;
+                for byte in bytes {
+                    match byte {
+                        b' '..=b'~' => f.write_char(char::from(*byte))?,
+                        _ => write!(f, "\\x{byte:02x}")?,
+                    }
+                }
+                f.write_char('"')
             }
             Self::TableLength(length) => {
                 write!(f, "DMAR table length {length} is below {HEADER_BYTES}")

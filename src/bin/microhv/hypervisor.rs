@@ -3,6 +3,7 @@
 use core::fmt;
 
 use heapless::Vec;
+use spin::{Mutex, MutexGuard};
 use vtd_nest::arch::address::{Gpa, Hpa, PAGE_SIZE_BYTES};
 use vtd_nest::arch::dmar::{Dmar, DmarError};
 use vtd_nest::arch::id::SourceId;
@@ -11,7 +12,7 @@ use vtd_nest::arch::register::FaultRecord;
 use vtd_nest::mem::{GuestMemory, MmioRegisters, Owner};
 use vtd_nest::nest::{
     AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, Isolation, MachineConfig,
-    MachineError, PhysicalRange, Policy, ProtectedRanges, VirtualMachine,
+    MachineError, MachineStore, PhysicalRange, Policy, ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
 use vtd_nest::unit::{DiscoveryError, Unit, UnitConfig, UnitError, discover};
@@ -42,7 +43,9 @@ const MAXIMUM_SLICES: u32 = 1 << 20;
 /// Hardware faults handled after one exit; the rest waits for the next.
 const FAULTS_PER_EXIT: u32 = 8;
 
-/// The one machine.
+/// The one machine, made where it stays.
+static MACHINE_STORE: Mutex<MachineStore<4, 64, 16, 4>> = Mutex::new(MachineStore::new());
+/// What is in it.
 pub(crate) type GuestMachine = VirtualMachine<4, 64, 16, 4>;
 
 /// Why the hypervisor is not up. The hardware is left blocking what it can block.
@@ -71,7 +74,7 @@ pub(crate) enum SetUpError {
 pub(crate) struct Hypervisor {
     pub(crate) environment: Environment,
     pub(crate) units: Vec<Unit<MmioRegisters>, UNITS>,
-    pub(crate) machine: GuestMachine,
+    pub(crate) machine: &'static mut GuestMachine,
     pub(crate) device: Function,
     registers: Window,
     unit: u8,
@@ -203,8 +206,9 @@ impl Hypervisor {
             hash_seed: crate::clock::read_ticks(),
             shadow_table_limit: 4096,
         };
-        let mut machine =
-            GuestMachine::new(&environment, &units, config).map_err(SetUpError::Machine)?;
+        let machine = MutexGuard::leak(MACHINE_STORE.lock())
+            .start(&environment, &units, config)
+            .map_err(SetUpError::Machine)?;
         for piece in 0..GUEST_LEN_BYTES / PIECE_LEN_BYTES {
             // 37 is odd, so it meets every piece.
             let place = piece * 37 % (GUEST_LEN_BYTES / PIECE_LEN_BYTES);

@@ -285,6 +285,11 @@ impl Guest {
         *found.expect("a device of this machine")
     }
 
+    /// The machine's handle of a device.
+    pub(crate) fn handle(&self, source_id: SourceId) -> DeviceHandle {
+        self.device(source_id).2
+    }
+
     /// The physical source-id of a device.
     pub(crate) fn physical(&self, source_id: SourceId) -> SourceId {
         self.device(source_id).1

@@ -18,6 +18,7 @@ mod platform;
 mod queue_and_registers;
 mod refusal;
 mod replacement;
+mod shadow_slices;
 mod shadows;
 mod walk;
 
@@ -36,6 +37,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         device_tlbs::SCENARIOS,
         costs::SCENARIOS,
         shadows::SCENARIOS,
+        shadow_slices::SCENARIOS,
         queue_and_registers::SCENARIOS,
         faults::SCENARIOS,
         page_requests::SCENARIOS,
