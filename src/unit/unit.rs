@@ -139,8 +139,8 @@ impl<R: Registers> Unit<R> {
         let window_bytes = u32::try_from(registers.window_bytes()).unwrap_or(u32::MAX);
         match validate(capability, extended, version, window_bytes) {
             Ok(()) => {}
-            Err(CapabilityError::MissingPrerequisite { feature, requires }) => {
-                log::warn!("remapping unit reports {feature} without {requires}");
+            Err(error @ CapabilityError::MissingPrerequisite { .. }) => {
+                log::warn!("remapping unit: {error}");
             }
             Err(error) => return Err(UnitError::Capability(error)),
         }

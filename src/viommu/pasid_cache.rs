@@ -394,6 +394,11 @@ impl<B: HostState, const N: usize> PasidCache<B, N> {
         self.roots.contradicts(wanted, own)
     }
 
+    /// Whether the host may hold something of a binding that is not as the guest's entry says.
+    pub(super) const fn has_unsettled(&self) -> bool {
+        self.unsettled != NONE
+    }
+
     /// Begins a walk over the bindings with a domain-id, or over the unsettled ones. There is one
     /// walk at a time.
     pub(super) fn begin_walk(&mut self, domain_id: Option<DomainId>) {

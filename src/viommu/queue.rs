@@ -220,7 +220,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         for index in 0..DEVICES {
             let is_selected = self.is_selected(devices, index);
             if let Some(slot) = self.devices.get_mut(index).filter(|_| is_selected) {
-                slot.context = CachedContext::Unknown;
+                slot.forget_context();
             }
         }
         Stage::Pass(self.new_pass(devices, EntryFilter::Everything))

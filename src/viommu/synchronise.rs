@@ -21,7 +21,7 @@ use super::statistics::count;
 use super::tables::{
     GuestContext, TableError, TableFault, domain_id_of, guest_binding, legacy_binding, pasid_limit,
 };
-use super::unit::{CachedContext, VirtualUnit};
+use super::unit::{CachedContext, DeviceSlot, VirtualUnit};
 
 /// Entries of a 4-KiB piece of a PASID directory.
 const DIRECTORY_PIECE: u32 = 512;
@@ -263,6 +263,19 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         (from..DEVICES).find(|index| self.is_selected(filter, *index))
     }
 
+    /// The next device for which a PASID-selective invalidation may mean something. One whose cached
+    /// context entry does not reach the PASID costs a compare: nothing can be bound for it, because what
+    /// is bound follows the context entry that is cached.
+    fn next_reaching(&self, filter: DeviceFilter, pasid: Pasid, from: usize) -> Option<usize> {
+        // A binding that hardware has not let go of is tried again, wherever it is.
+        if pasid == Pasid::ZERO || self.cache.has_unsettled() || filter != DeviceFilter::All {
+            return self.next_selected(filter, from);
+        }
+        let reaches = |slot: &DeviceSlot<B>| pasid.as_u32() < slot.pasid_end && slot.is_assigned();
+        let rest = self.devices.get(from..)?;
+        rest.iter().position(reaches)?.checked_add(from)
+    }
+
     /// The device's context entry, from the cache of context entries or from memory.
     fn context_of(&mut self, memory: &impl GuestMemory, index: usize) -> Option<GuestContext> {
         let slot = self.devices.get(index)?;
@@ -283,8 +296,16 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
                 None
             }
         };
+        let pasid_end = match &context {
+            Some(GuestContext::Scalable(context)) => {
+                pasid_limit(context, self.pasid_bits_of(index))
+            }
+            // Of requests without PASID only.
+            _ => 1,
+        };
         if let Some(slot) = self.devices.get_mut(index) {
             slot.context = CachedContext::Read(context);
+            slot.pasid_end = pasid_end;
         }
         context
     }
@@ -305,7 +326,11 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
     }
 
     fn enter_device(&mut self, memory: &impl GuestMemory, pass: &mut Pass, from: usize) {
-        let Some(index) = self.next_selected(pass.devices, from) else {
+        let next = match pass.entries {
+            EntryFilter::Pasid { pasid, .. } => self.next_reaching(pass.devices, pasid, from),
+            _ => self.next_selected(pass.devices, from),
+        };
+        let Some(index) = next else {
             match pass.entries {
                 EntryFilter::Pasid { .. } => Self::leave_store(pass),
                 _ => pass.position = Position::Default(0),
@@ -1025,6 +1050,44 @@ mod tests {
             t.invalidate_domain(7);
         }
         assert_eq!(t.host.operations(), 0);
+    }
+
+    /// Beyond a directory of the smallest size, which reaches 2^13 PASIDs.
+    const FAR: u32 = 9000;
+
+    /// Beside D0 with this PASID, as many devices whose directory does not reach it, and one without a
+    /// context entry.
+    fn beside_narrow_devices(count: u16) -> Bench {
+        let mut t = Bench::scalable();
+        t.entry(D0, FAR, first_stage(7, 0x20_0000));
+        for index in 1..=count {
+            t.context(D0 + index, DirectoryOrder::SMALLEST);
+            t.assign(index, D0 + index);
+        }
+        t.invalidate_pasid(7, FAR);
+        t.forget();
+        t
+    }
+
+    #[test]
+    fn a_device_whose_context_entry_does_not_reach_the_pasid_is_not_read_for() {
+        // Cost target: PASID-selective invalidation.
+        let mut t = beside_narrow_devices(2);
+        t.invalidate_pasid(7, FAR);
+        assert_eq!(t.host.memory.reads.get(), 3, "descriptor, directory, entry");
+        // The guest gives one of them a larger directory, with the PASID in it.
+        t.context(D0 + 1, DirectoryOrder::LARGEST);
+        t.entry(D0 + 1, FAR, first_stage(7, 0x30_0000));
+        t.invalidate_pasid(7, FAR);
+        assert_eq!(t.binds(), [], "the context entry is cached");
+        t.submit(Descriptor::ContextCache {
+            granularity: ContextGranularity::Global,
+        });
+        let bound = (1, FAR, first_stage_binding(7, 0x30_0000));
+        assert_eq!(t.binds(), [bound]);
+        t.entry(D0 + 1, FAR, PasidEntry::default());
+        t.invalidate_pasid(7, FAR);
+        assert_eq!(t.binds(), [bound, (1, FAR, Desired::Blocked)]);
     }
 
     /// A bench whose guest may use 5 levels and `EAFE`, and an entry with them.

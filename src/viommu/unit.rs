@@ -174,6 +174,8 @@ pub(super) struct DeviceSlot<B> {
     /// While it is removed: slots of the store below this hold nothing of it.
     cleared: u32,
     pub(super) context: CachedContext,
+    /// PASIDs below this may be bound by that context entry.
+    pub(super) pasid_end: u32,
     pub(super) default: DefaultBinding<B>,
 }
 
@@ -196,6 +198,7 @@ impl<B: HostState> DeviceSlot<B> {
         needs_reconcile: false,
         cleared: 0,
         context: CachedContext::Unknown,
+        pasid_end: u32::MAX,
         default: DefaultBinding {
             host: B::BLOCKED,
             raw: [0; 8],
@@ -206,6 +209,12 @@ impl<B: HostState> DeviceSlot<B> {
 }
 
 impl<B> DeviceSlot<B> {
+    /// Has the context entry read when it is needed.
+    pub(super) const fn forget_context(&mut self) {
+        self.context = CachedContext::Unknown;
+        self.pasid_end = u32::MAX;
+    }
+
     /// Whether the host binds it.
     pub(super) const fn is_assigned(&self) -> bool {
         matches!(
@@ -566,7 +575,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
     /// [`DeviceError::Unknown`].
     pub fn reconcile_device(&mut self, handle: DeviceHandle) -> Result<(), DeviceError> {
         let slot = self.active(handle)?;
-        slot.context = CachedContext::Unknown;
+        slot.forget_context();
         slot.needs_reconcile = true;
         self.commands.reconcile_devices = true;
         Ok(())
@@ -969,7 +978,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             return None;
         };
         slot.needs_reconcile = false;
-        slot.context = CachedContext::Unknown;
+        slot.forget_context();
         Some(self.pass_job(DeviceFilter::Handle(index), Purpose::Reconcile))
     }
 
@@ -1028,7 +1037,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
 
     pub(super) fn forget_contexts(&mut self) {
         for slot in &mut self.devices {
-            slot.context = CachedContext::Unknown;
+            slot.forget_context();
         }
     }
 
