@@ -744,7 +744,7 @@ mod tests {
             ),
             (240, 124, 16, 352)
         );
-        assert!(one <= 14 << 10, "{one}");
+        assert!(one <= 18 << 10, "{one}");
     }
 
     #[test]

@@ -132,13 +132,6 @@ impl<const N: usize> DeviceList<N> {
             .filter_map(|(index, device)| Some((DeviceHandle::new(index as u16), device.as_ref()?)))
     }
 
-    /// A handle that is free.
-    pub(super) fn free_handle(&self) -> Result<DeviceHandle, AssignError> {
-        let free = self.slots.iter().position(Option::is_none);
-        free.map(|index| DeviceHandle::new(index as u16))
-            .ok_or(AssignError::Full { capacity: N })
-    }
-
     pub(super) fn insert(&mut self, handle: DeviceHandle, device: AssignedDevice) {
         if let Some(slot) = self.slots.get_mut(handle.index()) {
             *slot = Some(device);

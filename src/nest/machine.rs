@@ -9,7 +9,7 @@ use crate::arch::features::TableFeatures;
 use crate::arch::register::{FaultRecord, TranslationTableMode};
 use crate::mem::{FrameError, Hypervisor, Owner, Registers};
 use crate::nest::backend::shadow::Shadow;
-use crate::nest::bind::{HostBinding, HostPort, HostSide, owes_after_set_up};
+use crate::nest::bind::{HostBinding, HostSide, owes_after_set_up};
 use crate::nest::device::{
     AssignError, AssignedDevice, DeviceConfig, DeviceList, InterruptIsolation, Quarantine,
 };
@@ -27,7 +27,7 @@ use crate::unit::Unit;
 use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Progress};
 use crate::viommu::{
     ConfigError, DeviceError, DeviceKind, DmaRequest, GuestFault, Poll, STATE_LEN_BYTES,
-    StateError, VirtualUnit, VirtualUnitConfig, VirtualUnitStatistics,
+    StateError, VirtualUnit, VirtualUnitConfig, VirtualUnitStatistics, Walked,
 };
 
 /// Looks at hardware before a strict call gives up although the clock stands still.
@@ -111,7 +111,7 @@ impl From<MapError> for MachineError {
 /// `DEVICES` assigned devices, `BINDINGS` cached PASID entries, `DOMAINS` host domain-ids and
 /// `SHADOWS` shadow tables at most.
 ///
-/// Memory: 124 bytes a binding, 240 a device, 16 a domain-id, 352 a shadow, and about 13 KiB. With
+/// Memory: 124 bytes a binding, 240 a device, 16 a domain-id, 352 a shadow, and about 17 KiB. With
 /// thousands of bindings it belongs into a static or onto a heap, and [`new`](Self::new) needs a
 /// stack that holds it while it is made.
 ///
@@ -127,25 +127,26 @@ pub struct VirtualMachine<
     const DOMAINS: usize,
     const SHADOWS: usize,
 > {
-    memory: SecondStage<Gpa>,
+    pub(super) memory: SecondStage<Gpa>,
     /// Table pages that hardware may still use, until everything of the machine is flushed.
     unconfirmed: Option<Unmapped<Gpa>>,
     protected: ProtectedRanges,
-    virtual_unit: VirtualUnit<HostBinding, DEVICES, BINDINGS>,
-    host: HostSide<DEVICES, DOMAINS, SHADOWS>,
+    pub(super) virtual_unit: VirtualUnit<HostBinding, DEVICES, BINDINGS>,
+    pub(super) host: HostSide<DEVICES, DOMAINS, SHADOWS>,
 }
 
 /// The parts of a machine that a call works on, borrowed apart.
 macro_rules! port {
     ($machine:expr, $h:expr, $units:expr) => {
-        HostPort {
+        $crate::nest::bind::HostPort {
             side: &mut $machine.host,
             h: $h,
             units: $units,
-            memory: MachineMemory::new($h, &$machine.memory),
+            memory: $crate::nest::memory::MachineMemory::new($h, &$machine.memory),
         }
     };
 }
+pub(super) use port;
 
 impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SHADOWS: usize>
     VirtualMachine<DEVICES, BINDINGS, DOMAINS, SHADOWS>
@@ -361,7 +362,12 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         }) {
             return Err(AssignError::InUse(config.source_id));
         }
-        let handle = self.host.devices.free_handle()?;
+        if self.virtual_unit.has_device(config.guest_source_id) {
+            return Err(AssignError::InUse(config.guest_source_id));
+        }
+        let handle = self
+            .free_handle()
+            .ok_or(AssignError::Full { capacity: DEVICES })?;
         let pasid_bits = self.pasid_bits_for(unit, &config)?;
         let tables = unit
             .attach_device(h, self.host.owner, config.source_id, pasid_bits)
@@ -393,6 +399,12 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             config.guest_source_id
         );
         Ok(handle)
+    }
+
+    /// A place of the device table that neither side uses. A device in quarantine keeps its own.
+    pub(super) fn free_handle(&self) -> Option<DeviceHandle> {
+        self.virtual_unit
+            .free_handle(|handle| self.host.devices.get(handle).is_err())
     }
 
     /// The width of PASIDs that a device is let use: all that the guest was shown, or none.
@@ -668,23 +680,24 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         }
         let hardware = FaultReason::from_code(reason_code).ok_or(HostFaultCause::UnknownReason)?;
         let memory = MachineMemory::new(h, &self.memory);
-        let (mut walked, mut disabled) = self.virtual_unit.walk(&memory, &request);
-        if !agrees(hardware, walked.err().map(|fault| fault.reason)) {
+        let mut walked = self.virtual_unit.walk(&memory, &request);
+        let reason_of = |walked: &Walked| walked.result.err().map(|fault| fault.reason);
+        if !agrees(hardware, reason_of(&walked)) {
             // Hardware may have seen more of the address than it recorded.
             for address in sent_addresses(request.address, capability) {
                 let sent = DmaRequest { address, ..request };
-                let (found, disables) = self.virtual_unit.walk(&memory, &sent);
-                if agrees(hardware, found.err().map(|fault| fault.reason)) {
-                    (walked, disabled, request) = (found, disables, sent);
+                let found = self.virtual_unit.walk(&memory, &sent);
+                if agrees(hardware, reason_of(&found)) {
+                    (walked, request) = (found, sent);
                     break;
                 }
             }
         }
-        let translation = match walked {
+        let translation = match walked.result {
             Err(fault) => return Ok(fault),
             Ok(translation) => translation,
         };
-        let fault = |reason| Ok(request.fault(reason, disabled));
+        let fault = |reason| Ok(request.fault(reason, walked.fault_processing_disabled));
         match hardware {
             // The guest cannot see the second stage that denied the update.
             FaultReason::FirstStageUpdateDenied => {

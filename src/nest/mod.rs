@@ -10,6 +10,7 @@
 //! | [`offer`] | what the guest is shown, from the hardware's capabilities and policy |
 //! | [`machine`] | the virtual machine: memory, devices, registers, progress |
 //! | [`device`] | one assigned device and its tables on the physical unit |
+//! | `emulated` | devices that the hypervisor emulates |
 //! | [`domain`] | host domain-ids and who uses them |
 //! | [`bind`] | one binding's way from state to state |
 //! | `reserve` | what a binding needs before it is published: table page, domain-id, shadow |
@@ -23,6 +24,7 @@ pub mod bind;
 mod coalesce;
 pub mod device;
 pub mod domain;
+mod emulated;
 pub mod fault;
 pub mod invalidate;
 pub mod machine;

@@ -1,5 +1,7 @@
 //! Faults as the guest sees them: recording registers, overflow, compression, event (§7.2, §7.3).
 
+use core::fmt;
+
 use crate::arch::address::Iova;
 use crate::arch::fault::FaultReason;
 use crate::arch::id::{Pasid, SourceId};
@@ -33,6 +35,13 @@ pub struct GuestFault {
     /// An entry that the guest's tables led to disables fault processing (`FPD`), which silences
     /// qualified faults (§7.1.1).
     pub fault_processing_disabled: bool,
+}
+
+impl fmt::Display for GuestFault {
+    /// One line: what was blocked and why.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.record(), f)
+    }
 }
 
 impl GuestFault {

@@ -127,16 +127,17 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
                         EntryFilter::Pasid { domain_id, pasid }
                     }
                 };
+                self.translations.drop_entries(entries);
                 matters.then(|| Stage::Pass(self.new_pass(DeviceFilter::All, entries)))
             }
             Descriptor::Iotlb { granularity, .. } => {
-                Some(Stage::Invalidate(second_stage_invalidation(granularity)))
+                Some(self.begin_invalidation(second_stage_invalidation(granularity)))
             }
             Descriptor::PasidIotlb {
                 domain_id,
                 pasid,
                 granularity,
-            } => Some(Stage::Invalidate(match granularity {
+            } => Some(self.begin_invalidation(match granularity {
                 PasidIotlbGranularity::All => GuestInvalidation::Pasid { domain_id, pasid },
                 PasidIotlbGranularity::Page {
                     address,
@@ -175,8 +176,16 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         }
     }
 
+    /// Drops what is kept for emulated devices; the host is to do the rest.
+    pub(super) fn begin_invalidation(&mut self, what: GuestInvalidation) -> Stage {
+        self.translations.invalidate(&what);
+        Stage::Invalidate(what)
+    }
+
     /// Drops the cached context entries of the devices and looks at all their bindings again.
     pub(super) fn begin_context_invalidation(&mut self, devices: DeviceFilter) -> Stage {
+        self.translations
+            .drop_devices(|source_id| devices.names(source_id));
         for index in 0..DEVICES {
             let is_selected = self.is_selected(devices, index);
             if let Some(slot) = self.devices.get_mut(index).filter(|_| is_selected) {

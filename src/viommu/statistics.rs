@@ -43,6 +43,10 @@ pub struct VirtualUnitStatistics {
     pub faults_compressed: u64,
     /// Faults not recorded for lack of a free record.
     pub faults_overflowed: u64,
+    /// Requests of emulated devices that an earlier translation answered.
+    pub translation_hits: u64,
+    /// Requests of emulated devices that the guest's tables were walked for.
+    pub translation_walks: u64,
     /// Event messages sent to the guest.
     pub interrupts: u64,
     /// Resets.

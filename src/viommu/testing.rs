@@ -429,6 +429,14 @@ impl Bench {
         self.run();
     }
 
+    /// Adds an emulated device.
+    pub(super) fn emulate(&mut self, index: u16, source_id: u16) {
+        self.unit
+            .add_emulated_device(handle(index), sid(source_id))
+            .unwrap();
+        self.run();
+    }
+
     /// Address of the scalable-mode context entry of a source-id, tables added as needed.
     pub(super) fn context_at(&mut self, source_id: u16) -> u64 {
         let half = u64::from(source_id >> 7 & 1);
@@ -638,7 +646,7 @@ impl Bench {
             access,
             execute: false,
         };
-        match self.unit.translate(&self.host.memory, &request) {
+        match self.unit.walk(&self.host.memory, &request).result {
             Ok(translation) => Ok(translation.address.as_u64()),
             Err(fault) => Err(fault.reason.code()),
         }

@@ -7,11 +7,6 @@ use vtd_nest::nest::AssignError;
 
 use super::{Guest, Lab};
 
-/// Tells a machine's virtual unit of a device that the hypervisor emulates.
-pub(crate) fn add_emulated_device(_guest: &mut Guest, _source_id: SourceId) {
-    panic!("a machine takes no emulated devices yet");
-}
-
 /// A lab whose units are known to have erratum 772415 SPR17: with snooped walks, updates of
 /// first-stage entries reach pages that the second stage lets them read only.
 pub(crate) fn lab_with_erratum_772415(_place: super::Place<'_>) -> std::rc::Rc<super::Lab> {

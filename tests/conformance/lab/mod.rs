@@ -3,6 +3,7 @@
 mod broken;
 mod descriptors;
 pub(crate) mod direct;
+mod emulated;
 mod event;
 mod expect;
 mod fault;
