@@ -26,7 +26,7 @@ use crate::nest::memory::MachineMemory;
 use crate::nest::offer::Offer;
 use crate::nest::reserve::Reserved;
 use crate::nest::statistics::MachineStatistics;
-use crate::unit::{QueueError, Ticket, Unit, UnitError};
+use crate::unit::{QueueError, StormLimit, Ticket, Unit, UnitError};
 use crate::viommu::host::{
     BindError, Desired, DeviceHandle, GuestInvalidation, Host, PageRange, Progress,
 };
@@ -142,6 +142,9 @@ pub(super) struct HostSide<const DEVICES: usize, const DOMAINS: usize, const SHA
     pub(super) shadows: [Option<Shadow>; SHADOWS],
     pub(super) forwarding: Forwarding,
     pub(super) reservation: Option<Reservation>,
+    pub(super) storm_limit: StormLimit,
+    /// Devices whose faults hardware does not record for the time being.
+    pub(super) silenced_devices: usize,
     pub(super) statistics: MachineStatistics,
 }
 
@@ -742,7 +745,7 @@ mod tests {
                 each(size_of::<VirtualMachine<1, 1, 1001, 1>>()),
                 each(size_of::<VirtualMachine<1, 1, 1, 1001>>()),
             ),
-            (240, 124, 16, 352)
+            (264, 124, 16, 352)
         );
         assert!(one <= 18 << 10, "{one}");
     }

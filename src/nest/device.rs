@@ -1,7 +1,7 @@
 //! One assigned device: its names on both sides and its tables on the physical unit.
 
 use crate::arch::id::SourceId;
-use crate::unit::{DeviceTables, Ticket, UnitError};
+use crate::unit::{DeviceTables, FaultRate, Ticket, UnitError};
 use crate::viommu::host::{BindError, DeviceHandle};
 
 /// Whether assignment may go on without interrupt remapping (G1).
@@ -74,11 +74,29 @@ pub(super) struct AssignedDevice {
     pub(super) config: DeviceConfig,
     pub(super) tables: DeviceTables,
     pub(super) quarantine: Quarantine,
+    pub(super) storm: Storm,
 }
 
 impl AssignedDevice {
     pub(super) const fn is_quarantined(&self) -> bool {
         !matches!(self.quarantine, Quarantine::None)
+    }
+}
+
+/// How often a device faults, and what was done about it.
+#[derive(Debug)]
+pub(super) struct Storm {
+    pub(super) rate: FaultRate,
+    /// Hardware records no faults of it.
+    pub(super) is_silenced: bool,
+}
+
+impl Storm {
+    pub(super) const fn new() -> Self {
+        Self {
+            rate: FaultRate::new(),
+            is_silenced: false,
+        }
     }
 }
 
@@ -130,6 +148,10 @@ impl<const N: usize> DeviceList<N> {
         let slots = self.slots.iter().enumerate();
         slots
             .filter_map(|(index, device)| Some((DeviceHandle::new(index as u16), device.as_ref()?)))
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut AssignedDevice> {
+        self.slots.iter_mut().flatten()
     }
 
     pub(super) fn insert(&mut self, handle: DeviceHandle, device: AssignedDevice) {

@@ -3,21 +3,15 @@
 use core::fmt;
 
 use crate::arch::address::{AddressWidth, Gpa, Hpa};
-use crate::arch::capability::{Capability, ExtendedCapability};
-use crate::arch::fault::FaultReason;
+use crate::arch::capability::ExtendedCapability;
 use crate::arch::features::TableFeatures;
-use crate::arch::register::{FaultRecord, TranslationTableMode};
 use crate::mem::{FrameError, Hypervisor, Owner, Registers};
 use crate::nest::backend::shadow::Shadow;
 use crate::nest::bind::{HostBinding, HostSide, owes_after_set_up};
 use crate::nest::device::{
-    AssignError, AssignedDevice, DeviceConfig, DeviceList, InterruptIsolation, Quarantine,
+    AssignError, AssignedDevice, DeviceConfig, DeviceList, InterruptIsolation, Quarantine, Storm,
 };
 use crate::nest::domain::DomainTable;
-use crate::nest::fault::{
-    FaultOutcome, HostFault, HostFaultCause, access_of, agrees, outside_machine, pasid_of,
-    sent_addresses,
-};
 use crate::nest::invalidate::{Forwarding, MAXIMUM_UNITS};
 use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
 use crate::nest::offer::{Backend, Offer, OfferError, Policy, offer};
@@ -26,8 +20,8 @@ use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig, Unmapped};
 use crate::unit::Unit;
 use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Progress};
 use crate::viommu::{
-    ConfigError, DeviceError, DeviceKind, DmaRequest, GuestFault, Poll, STATE_LEN_BYTES,
-    StateError, VirtualUnit, VirtualUnitConfig, VirtualUnitStatistics, Walked,
+    ConfigError, DeviceError, DeviceKind, Poll, STATE_LEN_BYTES, StateError, VirtualUnit,
+    VirtualUnitConfig, VirtualUnitStatistics,
 };
 
 /// Looks at hardware before a strict call gives up although the clock stands still.
@@ -111,7 +105,7 @@ impl From<MapError> for MachineError {
 /// `DEVICES` assigned devices, `BINDINGS` cached PASID entries, `DOMAINS` host domain-ids and
 /// `SHADOWS` shadow tables at most.
 ///
-/// Memory: 124 bytes a binding, 240 a device, 16 a domain-id, 352 a shadow, and about 17 KiB. With
+/// Memory: 124 bytes a binding, 264 a device, 16 a domain-id, 352 a shadow, and about 17 KiB. With
 /// thousands of bindings it belongs into a static or onto a heap, and [`new`](Self::new) needs a
 /// stack that holds it while it is made.
 ///
@@ -213,6 +207,8 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
                 shadows: [const { None::<Shadow> }; SHADOWS],
                 forwarding: Forwarding::default(),
                 reservation: None,
+                storm_limit: config.policy.storm_limit,
+                silenced_devices: 0,
                 statistics: MachineStatistics::default(),
             },
         })
@@ -378,6 +374,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
                 config,
                 tables,
                 quarantine: Quarantine::None,
+                storm: Storm::new(),
             },
         );
         if self
@@ -604,121 +601,8 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         units: &[Unit<R>],
         budget: u32,
     ) -> Poll {
+        self.end_silences(h, units);
         self.virtual_unit.poll(&mut port!(self, h, units), budget)
-    }
-
-    /// Routes a fault that a physical unit recorded: explains it by the guest's tables and records
-    /// it in the guest's unit, or gives it back as the hypervisor's.
-    pub fn handle_fault<H: Hypervisor, R: Registers>(
-        &mut self,
-        h: &H,
-        units: &[Unit<R>],
-        unit: u8,
-        record: &FaultRecord,
-    ) -> FaultOutcome {
-        let device = self.host.devices.iter().find(|(_, device)| {
-            device.config.unit == unit && device.config.source_id == record.source_id()
-        });
-        let Some((_, device)) = device else {
-            return FaultOutcome::NotOfThisMachine;
-        };
-        let guest_source_id = device.config.guest_source_id;
-        let access = access_of(record);
-        let features = units.get(usize::from(unit)).map(Unit::features);
-        let has_pasid = features.is_some_and(|features| features.extended.has_pasid());
-        let capability = features.map_or(Capability::from_bits(0), |features| features.capability);
-        let pasid = pasid_of(record, has_pasid);
-        let host = |cause| {
-            FaultOutcome::Host(HostFault {
-                source_id: record.source_id(),
-                pasid,
-                address: record.address(),
-                reason_code: record.reason_code(),
-                cause,
-            })
-        };
-        let request = DmaRequest {
-            source_id: guest_source_id,
-            pasid,
-            address: record.address(),
-            access,
-            execute: record.is_execute(),
-        };
-        let outcome = match self.explain(h, request, record.reason_code(), capability) {
-            Ok(fault) => {
-                self.virtual_unit
-                    .record_fault(&fault, &mut port!(self, h, units));
-                FaultOutcome::Guest {
-                    source_id: guest_source_id,
-                    reason: fault.reason,
-                    address: record.address(),
-                }
-            }
-            Err(cause) => host(cause),
-        };
-        let statistics = &mut self.host.statistics;
-        match outcome {
-            FaultOutcome::Guest { .. } => {
-                statistics.faults_to_guest = statistics.faults_to_guest.wrapping_add(1)
-            }
-            _ => statistics.faults_to_host = statistics.faults_to_host.wrapping_add(1),
-        }
-        outcome
-    }
-
-    /// The fault that a guest sees for a request that hardware, with this capability register,
-    /// blocked for a reason. The request's address is the recorded one.
-    fn explain<H: Hypervisor>(
-        &mut self,
-        h: &H,
-        mut request: DmaRequest,
-        reason_code: u8,
-        capability: Capability,
-    ) -> Result<GuestFault, HostFaultCause> {
-        if !self.virtual_unit.is_translating() {
-            return Err(HostFaultCause::TranslationOff);
-        }
-        let hardware = FaultReason::from_code(reason_code).ok_or(HostFaultCause::UnknownReason)?;
-        let memory = MachineMemory::new(h, &self.memory);
-        let mut walked = self.virtual_unit.walk(&memory, &request);
-        let reason_of = |walked: &Walked| walked.result.err().map(|fault| fault.reason);
-        if !agrees(hardware, reason_of(&walked)) {
-            // Hardware may have seen more of the address than it recorded.
-            for address in sent_addresses(request.address, capability) {
-                let sent = DmaRequest { address, ..request };
-                let found = self.virtual_unit.walk(&memory, &sent);
-                if agrees(hardware, reason_of(&found)) {
-                    (walked, request) = (found, sent);
-                    break;
-                }
-            }
-        }
-        let translation = match walked.result {
-            Err(fault) => return Ok(fault),
-            Ok(translation) => translation,
-        };
-        let fault = |reason| Ok(request.fault(reason, walked.fault_processing_disabled));
-        match hardware {
-            // The guest cannot see the second stage that denied the update.
-            FaultReason::FirstStageUpdateDenied => {
-                return fault(FaultReason::FirstStageUpdateFailed);
-            }
-            FaultReason::FirstStageUpdateUnsnooped => return fault(hardware),
-            _ => {}
-        }
-        let legacy = self.virtual_unit.table_mode() == TranslationTableMode::Legacy;
-        match self.memory.translate(h, translation.address) {
-            None => fault(outside_machine(request.access, legacy)),
-            Some(mapping) if mapping.rights.contains(request.access.rights) => {
-                // Allowed by now: the fault raced with a change.
-                self.host.statistics.faults_raced =
-                    self.host.statistics.faults_raced.wrapping_add(1);
-                fault(outside_machine(request.access, legacy))
-            }
-            Some(_) => Err(HostFaultCause::MachineMemory {
-                address: translation.address,
-            }),
-        }
     }
 
     /// Counters of the host side.

@@ -17,7 +17,8 @@
 //! | [`backend`] | what an entry becomes on hardware: nested, second-stage, shadow |
 //! | `coalesce` | ranges joined while they are collected |
 //! | [`invalidate`] | guest invalidations carried to hardware, completion |
-//! | [`fault`] | hardware faults explained by the guest's tables, and routed |
+//! | [`fault`] | what hardware faults come to |
+//! | `route` | hardware faults explained by the guest's tables, routed, and limited |
 
 pub mod backend;
 pub mod bind;
@@ -31,6 +32,7 @@ pub mod machine;
 pub mod memory;
 pub mod offer;
 mod reserve;
+mod route;
 pub mod statistics;
 
 pub use bind::HostBinding;

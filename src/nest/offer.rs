@@ -9,6 +9,7 @@ use crate::arch::address::AddressWidth;
 use crate::arch::capability::{
     Capability, CapabilityField, ExtendedCapability, ExtendedCapabilityField, Features,
 };
+use crate::unit::StormLimit;
 
 /// Offset of the fault records in the virtual register page, in bytes (`CAP.FRO`).
 const FAULT_RECORD_OFFSET_BYTES: u64 = 0x220;
@@ -47,6 +48,9 @@ pub struct Policy {
     pub fault_records: u8,
     /// Use shadow tables even where hardware nests.
     pub forbid_nesting: bool,
+    /// How many faults of one device are explained to the guest in a while. With one more, hardware
+    /// is told to record none until that while is over.
+    pub storm_limit: StormLimit,
 }
 
 impl Default for Policy {
@@ -57,6 +61,7 @@ impl Default for Policy {
             domain_id_bits: 16,
             fault_records: 4,
             forbid_nesting: false,
+            storm_limit: StormLimit::default(),
         }
     }
 }

@@ -33,6 +33,10 @@ pub struct MachineStatistics {
     pub faults_to_host: u64,
     /// Hardware faults that the tables no longer explain: a race with a change.
     pub faults_raced: u64,
+    /// Hardware faults that were only counted: their device had too many in a while.
+    pub faults_ignored: u64,
+    /// Times that hardware was told to record no more faults of a device for a while.
+    pub storms: u64,
     /// Devices put into quarantine.
     pub quarantines: u64,
 }

@@ -13,6 +13,7 @@
 //! | [`tables`] | root, context and PASID tables, and the order of stores to them |
 //! | [`queue`] | the invalidation queue, its tickets and its errors |
 //! | [`fault`] | draining fault records |
+//! | [`storm`] | how many faults of a device are handled, and what ends the rest |
 //! | [`domain_ids`] | the allocator of domain-ids |
 //! | [`statistics`] | counters |
 //!
@@ -36,6 +37,7 @@ pub mod error;
 pub mod fault;
 pub mod queue;
 pub mod statistics;
+pub mod storm;
 pub mod tables;
 // The unit itself is the layer's main type; its file is named for it.
 #[allow(clippy::module_inception)]
@@ -48,5 +50,6 @@ pub use discovery::{DiscoveryError, UnitDescription, discover};
 pub use error::{QueueError, Requirement, UnitError};
 pub use queue::Ticket;
 pub use statistics::{UnitStatistics, lost_table_frames};
+pub use storm::{DeviceFaults, FaultRate, FaultStorms, StormLimit, StormVerdict};
 pub use tables::{DetachedDevice, DeviceTables};
 pub use unit::{OnFirmwareState, Unit, UnitConfig};

@@ -391,6 +391,35 @@ impl<R: Registers> Unit<R> {
         }
     }
 
+    /// Sets or clears `FPD` in a device's context entry, present or withdrawn.
+    pub(super) fn store_fault_processing<H: HostMemory>(
+        &self,
+        h: &H,
+        source_id: SourceId,
+        enabled: bool,
+    ) {
+        let Some(at) = self.context_entry_at(h, source_id) else {
+            return;
+        };
+        let disable = ScalableContextEntry::FAULT_PROCESSING_DISABLE;
+        match h.read64(at) {
+            // Nobody's: it stays free to be used.
+            0 => {}
+            entry if enabled => self.publish_quadword(h, at, entry & !disable),
+            entry => self.publish_quadword(h, at, entry | disable),
+        }
+    }
+
+    /// Has hardware read a device's context and PASID entries anew; translations stay.
+    pub(super) fn forget_entries_of<H: Hypervisor>(
+        &self,
+        h: &H,
+        source_id: SourceId,
+    ) -> Result<Ticket, QueueError> {
+        let [_, pasid_cache, _] = EVERYTHING;
+        self.submit(h, &[forget_context(source_id), pasid_cache])
+    }
+
     /// Everything that hardware may have cached of a device whose context entry was withdrawn. The
     /// domains in its PASID table are not known here, hence all of them.
     fn forget_device<H: Hypervisor>(

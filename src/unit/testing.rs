@@ -134,6 +134,7 @@ pub(super) struct World {
     records: Vec<FaultRecord>,
     pub(super) faults: FaultAt,
     pub(super) forced_fault_status: Option<u32>,
+    pub(super) bus_masters: Vec<(SourceId, bool)>,
 }
 
 impl World {
@@ -176,6 +177,7 @@ impl World {
             records: vec![FaultRecord::default(); records],
             faults: FaultAt { next: 0, first: 0 },
             forced_fault_status: None,
+            bus_masters: Vec::new(),
         }
     }
 
@@ -585,8 +587,11 @@ impl Platform for FakeHypervisor {
         panic!("not used by this layer");
     }
 
-    fn set_bus_master(&self, _: SourceId, _: bool) {
-        panic!("not used by this layer");
+    fn set_bus_master(&self, source_id: SourceId, enabled: bool) {
+        self.world
+            .borrow_mut()
+            .bus_masters
+            .push((source_id, enabled));
     }
 }
 
@@ -598,6 +603,19 @@ pub(super) struct Bench {
 impl Bench {
     pub(super) fn world(&self) -> RefMut<'_, World> {
         self.h.world.borrow_mut()
+    }
+
+    /// Where a device's context entry is; its table exists.
+    pub(super) fn context_entry(&self, source_id: SourceId) -> Hpa {
+        let root = self.unit.tables.lock().root().unwrap().as_u64();
+        let id = u64::from(source_id.as_u16());
+        let half = self.world().load(root + (id >> 8) * 16 + (id >> 7 & 1) * 8);
+        Hpa::new((half & !0xfff) + (id & 0x7f) * 32)
+    }
+
+    /// What was done to bus mastering.
+    pub(super) fn take_bus_masters(&self) -> Vec<(SourceId, bool)> {
+        std::mem::take(&mut self.world().bus_masters)
     }
 
     /// What was stored, flushed and written to registers since the last call.

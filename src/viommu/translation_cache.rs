@@ -5,7 +5,7 @@
 //! where they lie depends on a seed that the guest does not know: no choice of addresses makes it
 //! slower. An invalidation looks at every entry, and at none while the cache is empty.
 
-use crate::arch::address::{Gpa, Iova, PAGE_SIZE_BYTES, PageSize};
+use crate::arch::address::{Gpa, PAGE_SIZE_BYTES, PageSize};
 use crate::arch::id::{DomainId, Pasid, SourceId};
 use crate::paging::Rights;
 use crate::paging::walk::Translation;
@@ -226,6 +226,7 @@ mod tests {
 
     use super::super::testing::{did, pasid, sid};
     use super::*;
+    use crate::arch::address::Iova;
     use crate::paging::walk::Access;
 
     fn request(source_id: u16, value: Option<u32>, address: u64) -> DmaRequest {

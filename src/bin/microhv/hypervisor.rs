@@ -322,18 +322,6 @@ pub(crate) struct Explained<'a>(pub(crate) &'a FaultRecord, pub(crate) &'a Fault
 
 impl fmt::Display for Explained<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let record = self.0;
-        write!(
-            f,
-            "hardware blocked {} at {}: reason {:#04x}",
-            record.source_id(),
-            record.address(),
-            record.reason_code()
-        )?;
-        match self.1 {
-            FaultOutcome::Guest { reason, .. } => write!(f, "; the guest sees {reason}"),
-            FaultOutcome::Host(fault) => write!(f, "; the hypervisor's: {:?}", fault.cause),
-            FaultOutcome::NotOfThisMachine => f.write_str("; of no machine"),
-        }
+        write!(f, "{}; {}", self.0, self.1)
     }
 }

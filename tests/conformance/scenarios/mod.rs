@@ -17,6 +17,7 @@ mod queue_and_registers;
 mod refusal;
 mod replacement;
 mod shadows;
+mod storms;
 mod walk;
 
 use crate::harness::{Scenario, Standing};
@@ -41,6 +42,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         isolation::SCENARIOS,
         driven_units::SCENARIOS,
         guard_rules::SCENARIOS,
+        storms::SCENARIOS,
         platform::SCENARIOS,
     ]
     .concat()
