@@ -149,10 +149,12 @@ impl FaultRecorder {
         };
         if record.is_valid() {
             count(&mut statistics.faults_overflowed);
+            log::warn!("guest fault records are full: not recorded: {fault}");
             registers.set_fault_causes(FaultStatus::FAULT_OVERFLOW);
             return;
         }
         *record = fault.record();
+        log::info!("guest fault {index}: {fault}");
         let next = index.saturating_add(1);
         self.next = if next < self.count { next } else { 0 };
         count(&mut statistics.faults_recorded);

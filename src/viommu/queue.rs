@@ -79,8 +79,8 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             }
             Ok(descriptor) => self.begin(descriptor),
             Err(error) => {
-                let [q0, q1, ..] = raw.words();
-                log::warn!("guest descriptor {q0:#x} {q1:#x}: {error:?}");
+                let [q0, q1, q2, q3] = raw.words();
+                log::warn!("guest descriptor {q0:#x} {q1:#x} {q2:#x} {q3:#x}: {error:?}");
                 self.queue_error(error.queue_error());
                 None
             }
@@ -90,7 +90,12 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     /// Stops the queue at its head (§6.5.2.11).
     fn queue_error(&mut self, error: QueueErrorInfo) {
         count(&mut self.statistics.queue_errors);
-        log::warn!("guest invalidation queue: error {}", error.code());
+        log::warn!(
+            "guest invalidation queue: stopped at {:#x} of {:#x}: error {}",
+            self.registers.get(Register::QueueHead),
+            self.registers.get(Register::QueueTail),
+            error.code()
+        );
         let record = QueueErrorRecord::new(Some(error), None, None);
         self.registers
             .set(Register::QueueErrorRecord, record.bits());

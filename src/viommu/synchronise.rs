@@ -898,13 +898,14 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         };
         match change.desired {
             Desired::Guest(binding) => {
-                count(if change.replaces {
-                    &mut statistics.replacements
+                let (counter, what) = if change.replaces {
+                    (&mut statistics.replacements, "replaced")
                 } else {
-                    &mut statistics.binds
-                });
+                    (&mut statistics.binds, "bound")
+                };
+                count(counter);
                 log::info!(
-                    "guest device {} PASID {}: bound, type {}, guest domain-id {}",
+                    "guest device {} PASID {}: {what}, type {}, guest domain-id {}",
                     slot.source_id,
                     change.pasid,
                     binding.translation.translation_type().field(),

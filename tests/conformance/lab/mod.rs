@@ -13,6 +13,7 @@ mod job;
 mod kinds;
 pub(crate) mod later;
 mod ledger;
+#[path = "../../../src/log_events.rs"]
 mod log_events;
 mod oracle;
 mod random;

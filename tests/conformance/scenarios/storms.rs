@@ -111,6 +111,7 @@ fn storm_is_silenced(place: Place<'_>) {
     // Once the window is over so is the silence.
     guest.lab.hypervisor.pass(WINDOW_NANOSECONDS);
     guest.settle();
+    guest.lab.hypervisor.pass(1_000_000);
     events.expect(&["count again", &guest.physical(D0).to_string()]);
     guest.expect_blocked(D0, tag, IOVA + 0x1000, reason);
     guest.expect_reaches(D0, tag, IOVA, page);
