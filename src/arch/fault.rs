@@ -2,7 +2,10 @@
 
 use core::fmt;
 
-use crate::arch::register::{FaultRecord, RequestType};
+use super::context::{LegacyContextFault, ScalableContextFault};
+use super::pasid::{PasidDirectoryEntryFault, PasidEntryFault};
+use super::register::{FaultRecord, RequestType};
+use super::root::RootEntryFault;
 
 /// Which kind of remapping a fault reason belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -273,6 +276,66 @@ impl fmt::Display for FaultReason {
     /// The code and the reason in words.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:02x}: {}", self.code(), self.name())
+    }
+}
+
+impl RootEntryFault {
+    /// The reason that hardware records; `legacy` for a legacy root table.
+    pub const fn reason(self, legacy: bool) -> FaultReason {
+        match (self, legacy) {
+            (Self::NotPresent, true) => FaultReason::LegacyRootEntryNotPresent,
+            (Self::NotPresent, false) => FaultReason::ScalableRootEntryNotPresent,
+            (Self::ReservedNonZero { .. }, true) => FaultReason::LegacyRootEntryReserved,
+            (Self::ReservedNonZero { .. }, false) => FaultReason::ScalableRootEntryReserved,
+        }
+    }
+}
+
+impl LegacyContextFault {
+    /// The reason that hardware records.
+    pub const fn reason(self) -> FaultReason {
+        match self {
+            Self::NotPresent => FaultReason::LegacyContextEntryNotPresent,
+            Self::ReservedNonZero { .. } => FaultReason::LegacyContextEntryReserved,
+            Self::UnsupportedWidth(_) | Self::UnsupportedTranslationType(_) => {
+                FaultReason::LegacyContextEntryInvalid
+            }
+        }
+    }
+}
+
+impl ScalableContextFault {
+    /// The reason that hardware records.
+    pub const fn reason(self) -> FaultReason {
+        match self {
+            Self::NotPresent => FaultReason::ScalableContextEntryNotPresent,
+            Self::ReservedNonZero { .. } => FaultReason::ScalableContextEntryReserved,
+            Self::IllegalCombination(_) => FaultReason::ScalableContextEntryInvalid,
+        }
+    }
+}
+
+impl PasidDirectoryEntryFault {
+    /// The reason that hardware records.
+    pub const fn reason(self) -> FaultReason {
+        match self {
+            Self::NotPresent => FaultReason::PasidDirectoryEntryNotPresent,
+            Self::ReservedNonZero(_) => FaultReason::PasidDirectoryEntryReserved,
+        }
+    }
+}
+
+impl PasidEntryFault {
+    /// The reason that hardware records.
+    pub const fn reason(self) -> FaultReason {
+        match self {
+            Self::NotPresent => FaultReason::PasidEntryNotPresent,
+            Self::ReservedNonZero { .. } => FaultReason::PasidEntryReserved,
+            Self::UnsupportedAddressWidth(_)
+            | Self::UnsupportedTranslationType(_)
+            | Self::UnsupportedPagingMode(_)
+            | Self::FirstStageRootBeyondWidth(_) => FaultReason::PasidEntryInvalid,
+        }
     }
 }
 

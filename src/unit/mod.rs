@@ -13,6 +13,7 @@
 //! | [`tables`] | root, context and PASID tables, and the order of stores to them |
 //! | [`queue`] | the invalidation queue, its tickets and its errors |
 //! | [`fault`] | draining fault records |
+//! | [`mod@explain`] | what tables say of a request, step by step |
 //! | [`storm`] | how many faults of a device are handled, and what ends the rest |
 //! | [`domain_ids`] | the allocator of domain-ids |
 //! | [`statistics`] | counters |
@@ -34,6 +35,7 @@ pub mod deadline;
 pub mod discovery;
 pub mod domain_ids;
 pub mod error;
+pub mod explain;
 pub mod fault;
 pub mod queue;
 pub mod statistics;
@@ -48,6 +50,7 @@ mod testing;
 
 pub use discovery::{DiscoveryError, UnitDescription, discover};
 pub use error::{QueueError, Requirement, UnitError};
+pub use explain::{ExplainRequest, Explanation, Step, explain};
 pub use queue::Ticket;
 pub use statistics::{UnitStatistics, lost_table_frames};
 pub use storm::{DeviceFaults, FaultRate, FaultStorms, StormLimit, StormVerdict};
