@@ -10,9 +10,8 @@ use core::fmt;
 use crate::arch::address::{Gpa, Iova};
 use crate::arch::capability::Capability;
 use crate::arch::fault::FaultReason;
-use crate::arch::id::{Pasid, SourceId};
-use crate::arch::register::{FaultRecord, RequestType};
-use crate::arch::second_stage::Rights;
+use crate::arch::id::SourceId;
+use crate::arch::register::FaultRecord;
 use crate::paging::walk::Access;
 
 /// A hardware fault that is not the guest's: what the hypervisor's handler gets.
@@ -96,33 +95,6 @@ pub enum FaultOutcome {
     NotOfThisMachine,
 }
 
-/// The access that a fault record describes.
-pub(super) fn access_of(record: &FaultRecord) -> Access {
-    let rights = match record.request() {
-        RequestType::Write => Rights::WRITE,
-        RequestType::Read => Rights::READ,
-        RequestType::Atomic | RequestType::PageRequest => Rights::READ_WRITE,
-    };
-    Access {
-        rights,
-        privileged: record.is_privileged(),
-    }
-}
-
-/// The PASID that the request carried.
-///
-/// `PP` is reserved without `ECAP.PASID`, yet emulated units set it, with `RID_PASID` as the PASID,
-/// for requests without one. Entries of this library have `RID_PASID` 0, and a request that does
-/// carry that value gets no further than SCT.9.
-pub(super) fn pasid_of(record: &FaultRecord, has_pasid: bool) -> Option<Pasid> {
-    let is_carried = |pasid: &Pasid| {
-        *pasid != Pasid::ZERO || record.reason_code() == FaultReason::PasidEqualsRidPasid.code()
-    };
-    record
-        .pasid()
-        .filter(|pasid| has_pasid && is_carried(pasid))
-}
-
 /// What a reason says of the address that the device sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum AddressFault {
@@ -175,6 +147,7 @@ pub(super) const fn outside_machine(access: Access, legacy: bool) -> FaultReason
 mod tests {
     use super::*;
     use crate::arch::capability::CapabilityField;
+    use crate::arch::second_stage::Rights;
 
     // R29, §7.1.3: 05 and 06 with a legacy root, 85 and 86 in scalable mode.
     #[test]

@@ -5,11 +5,11 @@ use crate::arch::fault::FaultReason;
 use crate::arch::register::{FaultInfo, FaultRecord, TranslationTableMode};
 use crate::mem::{Hypervisor, Registers};
 use crate::nest::fault::{
-    FaultOutcome, HostFault, HostFaultCause, access_of, agrees, outside_machine, pasid_of,
-    sent_addresses,
+    FaultOutcome, HostFault, HostFaultCause, agrees, outside_machine, sent_addresses,
 };
 use crate::nest::machine::{VirtualMachine, port};
 use crate::nest::memory::MachineMemory;
+use crate::unit::fault::{access_of, pasid_of};
 use crate::unit::{StormVerdict, Unit};
 use crate::viommu::host::DeviceHandle;
 use crate::viommu::{DmaRequest, GuestFault, Walked};

@@ -7,6 +7,7 @@
 use core::cell::Cell;
 use core::fmt;
 
+use super::fault::{access_of, pasid_of};
 use super::unit::Unit;
 use crate::arch::address::{Gpa, Hpa, Iova, PageSize};
 use crate::arch::capability::Features;
@@ -16,7 +17,7 @@ use crate::arch::features::TableFeatures;
 use crate::arch::first_stage::FirstStageEntry;
 use crate::arch::id::{Pasid, SourceId};
 use crate::arch::pasid::{PasidDirectoryEntry, PasidEntry, PasidTranslation};
-use crate::arch::register::{Register64, RootTableAddress, TranslationTableMode};
+use crate::arch::register::{FaultRecord, Register64, RootTableAddress, TranslationTableMode};
 use crate::arch::root::{LegacyRootEntry, RootHalf, ScalableRootEntry};
 use crate::mem::{HostMemory, Registers};
 use crate::paging::Rights;
@@ -204,6 +205,18 @@ pub fn explain<M: HostMemory>(
 }
 
 impl<R: Registers> Unit<R> {
+    /// The request that a fault record of this unit tells of, as far as a record goes: without what
+    /// lies below the page and above the largest width.
+    pub fn request_of(&self, record: &FaultRecord) -> ExplainRequest {
+        ExplainRequest {
+            source_id: record.source_id(),
+            pasid: pasid_of(record, self.features.extended.has_pasid()),
+            address: record.address(),
+            access: access_of(record),
+            execute: record.is_execute(),
+        }
+    }
+
     /// Explains a request by the tables that the unit walks now ([`explain`]): those below its root
     /// table address register, whoever wrote it.
     pub fn explain<M: HostMemory>(

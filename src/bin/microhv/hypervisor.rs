@@ -13,10 +13,11 @@ use vtd_nest::nest::{
     PhysicalRange, Policy, ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
-use vtd_nest::unit::{DiscoveryError, Unit, UnitConfig, UnitError, discover};
+use vtd_nest::unit::{DiscoveryError, Step, Unit, UnitConfig, UnitError, discover};
 use vtd_nest::viommu::Poll;
 
 use crate::boot;
+use crate::console::println;
 use crate::edu::{self, EduError};
 use crate::environment::{Environment, POOL_LEN_BYTES};
 use crate::guest::Machine;
@@ -253,6 +254,17 @@ impl Hypervisor {
     /// The unit that the device is behind.
     pub(crate) fn unit(&self) -> Option<&Unit<MmioRegisters>> {
         self.units.get(usize::from(self.unit))
+    }
+
+    /// Prints what the unit's tables say now of a request that was blocked, entry by entry.
+    pub(crate) fn explain(&self, record: &FaultRecord) {
+        let Some(unit) = self.unit() else {
+            return;
+        };
+        let print_step = |step: &Step| println!("                    {step}");
+        let request = unit.request_of(record);
+        let explanation = unit.explain(&self.environment, &request, print_step);
+        println!("                    {explanation}");
     }
 
     /// What the hypervisor does before it enters the guest again: the work that the exit left, and

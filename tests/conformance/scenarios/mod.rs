@@ -3,6 +3,7 @@
 mod binding;
 mod costs;
 mod driven_units;
+mod explained;
 mod faults;
 mod forwarding;
 mod guard_rules;
@@ -36,6 +37,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         shadows::SCENARIOS,
         queue_and_registers::SCENARIOS,
         faults::SCENARIOS,
+        explained::SCENARIOS,
         page_requests::SCENARIOS,
         hostile_guests::SCENARIOS,
         interrupts::SCENARIOS,
