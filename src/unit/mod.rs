@@ -11,7 +11,8 @@
 //! | [`bring_up`] | from whatever firmware left to *translating, everything blocked* |
 //! | [`command`] | global commands: one at a time, one change per write, bounded waits |
 //! | [`tables`] | root, context and PASID tables, and the order of stores to them |
-//! | [`queue`] | the invalidation queue, its tickets and its errors |
+//! | [`queue`] | the invalidation queue and its tickets |
+//! | [`queue_recovery`] | what becomes of the queue after an error |
 //! | [`fault`] | draining fault records |
 //! | [`mod@explain`] | what tables say of a request, step by step |
 //! | [`storm`] | how many faults of a device are handled, and what ends the rest |
@@ -38,6 +39,7 @@ pub mod error;
 pub mod explain;
 pub mod fault;
 pub mod queue;
+pub mod queue_recovery;
 pub mod statistics;
 pub mod storm;
 pub mod tables;

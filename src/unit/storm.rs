@@ -24,13 +24,17 @@ pub struct StormLimit {
     pub window_nanoseconds: u64,
 }
 
-impl Default for StormLimit {
+impl StormLimit {
     /// 1,024 faults in a second: more than a driver that looks at each of them can use.
+    pub const DEFAULT: Self = Self {
+        faults: 1024,
+        window_nanoseconds: 1_000_000_000,
+    };
+}
+
+impl Default for StormLimit {
     fn default() -> Self {
-        Self {
-            faults: 1024,
-            window_nanoseconds: 1_000_000_000,
-        }
+        Self::DEFAULT
     }
 }
 

@@ -11,7 +11,7 @@ use crate::arch::register::GlobalStatus;
 use crate::paging::walk::Translation;
 
 use super::fault::GuestFault;
-use super::host::{DeviceHandle, Host};
+use super::host::{DeviceHandle, Host, HostState};
 use super::statistics::count;
 use super::translate::{DmaRequest, untranslated};
 use super::unit::{DeviceError, DeviceKind, VirtualUnit};
@@ -44,7 +44,7 @@ impl fmt::Display for TranslateError {
 
 impl core::error::Error for TranslateError {}
 
-impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
+impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
     /// Translates a request of an emulated device by the guest's tables, and records the fault if
     /// they do not allow it (§3, §7.2).
     ///

@@ -11,6 +11,7 @@ use crate::paging::Rights;
 use crate::paging::walk::Translation;
 
 use super::host::{GuestInvalidation, PageRange};
+use super::keyed_hash::KeyedHash;
 use super::synchronise::EntryFilter;
 use super::translate::DmaRequest;
 
@@ -91,16 +92,16 @@ pub(super) struct TranslationCache<const SETS: usize> {
     victim: usize,
     /// Entries in use.
     len: usize,
-    seed: u64,
+    hash: KeyedHash,
 }
 
 impl<const SETS: usize> TranslationCache<SETS> {
-    pub(super) const fn new(seed: u64) -> Self {
+    pub(super) const fn new(hash: KeyedHash) -> Self {
         Self {
             sets: [[None; WAYS]; SETS],
             victim: 0,
             len: 0,
-            seed,
+            hash,
         }
     }
 
@@ -110,14 +111,11 @@ impl<const SETS: usize> TranslationCache<SETS> {
     }
 
     fn set_of(&self, key: &Key) -> usize {
-        let device = u64::from(key.source_id.as_u16()) << 32;
-        let pasid = key.pasid.map_or(1 << 31, |pasid| u64::from(pasid.as_u32()));
-        let mut hash = self.seed ^ (device | pasid);
-        for value in [key.page >> 12, u64::from(key.privileged)] {
-            hash = (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            hash ^= hash >> 32;
-        }
-        hash.checked_rem(SETS as u64).unwrap_or(0) as usize
+        let device = u64::from(key.source_id.as_u16()) << 48;
+        let pasid = key
+            .pasid
+            .map_or(1 << 47, |pasid| u64::from(pasid.as_u32()) << 27);
+        self.hash.chain_of(device ^ pasid ^ key.page >> 12, SETS)
     }
 
     /// The translation of a request, if one is kept that grants what it wants.
@@ -248,7 +246,7 @@ mod tests {
     }
 
     fn fill_and_check<const SETS: usize>() {
-        let mut cache = Box::new(TranslationCache::<SETS>::new(0x1234_5678_9abc_def0));
+        let mut cache = Box::new(TranslationCache::<SETS>::new(KeyedHash::new(1)));
         let capacity = SETS * WAYS;
         let asked: Vec<_> = (0..capacity as u64 * 3)
             .map(|index| request(0x10 + index as u16 % 3, Some(index as u32 % 7), index << 12))
@@ -283,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_cache_without_room_keeps_nothing() {
-        let mut cache = TranslationCache::<0>::new(1);
+        let mut cache = TranslationCache::<0>::new(KeyedHash::new(1));
         let asked = request(0x10, None, 0);
         cache.insert(&asked, did(1), &page(0, PageSize::Size4KiB));
         assert_eq!((cache.len(), cache.look_up(&asked)), (0, None));
@@ -291,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_right_that_is_not_kept_and_another_privilege_are_not_found() {
-        let mut cache = TranslationCache::<4>::new(1);
+        let mut cache = TranslationCache::<4>::new(KeyedHash::new(1));
         let asked = request(0x10, Some(5), 0x1234);
         cache.insert(&asked, did(1), &page(0x7000, PageSize::Size4KiB));
         let found = cache.look_up(&asked).unwrap();
@@ -347,7 +345,7 @@ mod tests {
             (domain_pages(own, pages(0x1f_f000, 0)), false),
             (domain_pages(other, pages(0x20_1000, 0)), false),
         ] {
-            let mut cache = TranslationCache::<4>::new(1);
+            let mut cache = TranslationCache::<4>::new(KeyedHash::new(1));
             let asked = request(0x10, Some(5), 0x20_1000);
             cache.insert(&asked, own, &page(0x7000, PageSize::Size2MiB));
             cache.invalidate(&what);
@@ -373,7 +371,7 @@ mod tests {
             (in_pasid(7, 6), false),
             (in_pasid(8, 5), false),
         ] {
-            let mut cache = TranslationCache::<4>::new(1);
+            let mut cache = TranslationCache::<4>::new(KeyedHash::new(1));
             let asked = request(0x10, Some(5), 0x1000);
             cache.insert(&asked, did(7), &page(0x7000, PageSize::Size4KiB));
             cache.drop_entries(entries);
@@ -383,7 +381,7 @@ mod tests {
 
     #[test]
     fn requests_without_pasid_are_dropped_as_pasid_0() {
-        let mut cache = TranslationCache::<4>::new(1);
+        let mut cache = TranslationCache::<4>::new(KeyedHash::new(1));
         let asked = request(0x10, None, 0x1000);
         cache.insert(&asked, did(7), &page(0x7000, PageSize::Size4KiB));
         cache.invalidate(&GuestInvalidation::Pasid {
