@@ -543,6 +543,10 @@ impl HostMemory for FakeHypervisor {
         panic!("not used by this layer");
     }
 
+    fn compare_exchange64(&self, _: Hpa, _: u64, _: u64) -> u64 {
+        panic!("not used by this layer");
+    }
+
     fn copy_from(&self, _: Hpa, _: &mut [u8]) {
         panic!("not used by this layer");
     }

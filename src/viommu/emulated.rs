@@ -6,11 +6,14 @@
 use core::fmt;
 
 use crate::arch::address::Gpa;
+use crate::arch::fault::FaultReason;
 use crate::arch::id::SourceId;
 use crate::arch::register::GlobalStatus;
+use crate::mem::GuestMemory;
 use crate::paging::walk::Translation;
 
 use super::fault::GuestFault;
+use super::flags::FlagError;
 use super::host::{DeviceHandle, Host, HostState};
 use super::statistics::count;
 use super::translate::{DmaRequest, untranslated};
@@ -19,6 +22,9 @@ use super::unit::{DeviceError, DeviceKind, VirtualUnit};
 /// Translations that a virtual unit keeps for all its emulated devices together. Beyond that, older
 /// ones make room.
 pub const CACHED_TRANSLATIONS: usize = 4 * TRANSLATION_SETS;
+
+/// Walks of one request before a guest that keeps changing its entries gets a fault.
+const UPDATE_ATTEMPTS: u32 = 8;
 
 /// Sets of the cache, 4 translations each.
 pub(super) const TRANSLATION_SETS: usize = 32;
@@ -76,20 +82,45 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         if !is_translating {
             return Ok(untranslated(request.address));
         }
-        count(&mut self.statistics.translation_walks);
-        let walked = self.walk(host.memory(), request);
-        match walked.result {
-            Ok(translation) => {
-                if let Some(domain_id) = walked.domain_id {
-                    self.translations.insert(request, domain_id, &translation);
-                }
-                Ok(translation)
-            }
-            Err(fault) => {
-                self.record_fault(&fault, host);
-                Err(TranslateError::Fault(fault))
-            }
+        let result = self.walk_and_mark(host.memory(), request);
+        if let Err(fault) = &result {
+            self.record_fault(fault, host);
         }
+        result.map_err(TranslateError::Fault)
+    }
+
+    /// Walks the guest's tables, sets accessed and dirty flags as hardware does, and keeps what was
+    /// found.
+    fn walk_and_mark(
+        &mut self,
+        memory: &impl GuestMemory,
+        request: &DmaRequest,
+    ) -> Result<Translation<Gpa>, GuestFault> {
+        for _ in 0..UPDATE_ATTEMPTS {
+            count(&mut self.statistics.translation_walks);
+            let walked = self.walk(memory, request);
+            let translation = walked.result?;
+            let mut kept = translation;
+            if let Some(used) = walked.first_stage {
+                // What reaches memory is the processor's access, which is snooped; whether the
+                // guest counts on it is what its unit shows.
+                let is_snooped = self.tables.page_walk_coherency;
+                match used.update(memory, request.access, is_snooped) {
+                    Ok(()) => {}
+                    Err(FlagError::Changed) => continue,
+                    Err(FlagError::Fault(reason)) => {
+                        return Err(request.fault(reason, walked.fault_processing_disabled));
+                    }
+                }
+                // The first write to a clean page has to come here again.
+                kept.rights.write &= request.access.rights.write || used.is_dirty();
+            }
+            if let Some(domain_id) = walked.domain_id {
+                self.translations.insert(request, domain_id, &kept);
+            }
+            return Ok(translation);
+        }
+        Err(request.fault(FaultReason::FirstStageUpdateFailed, false))
     }
 
     /// The number of translations kept for emulated devices: at most [`CACHED_TRANSLATIONS`].
@@ -152,7 +183,15 @@ mod tests {
     /// D1 emulated, its PASID 5 led to [`PAGE`] by a first-stage table under domain-id 7, beside
     /// D0, assigned. The address of the leaf.
     fn bench() -> (Bench, u64) {
-        let mut t = Bench::scalable();
+        bench_with(1)
+    }
+
+    /// As [`bench`], with snooped walks shown or not (`SMPWCS`).
+    fn bench_with(coherent: u64) -> (Bench, u64) {
+        let mut t = Bench::scalable_with(Setup {
+            extended: coherent << 48,
+            ..Setup::default()
+        });
         t.context(D1, DirectoryOrder::SMALLEST);
         t.emulate(1, D1);
         let tables = [t.page(), t.page(), t.page(), t.page()];
@@ -368,6 +407,104 @@ mod tests {
         assert_eq!(t.unit.read(FRCD, 8), 0x5678_9000);
         assert_eq!(t.take_fault(), Some((D1, Some(6), 0x59)));
         assert_eq!(t.host.interrupts, [FAULT_MESSAGE]);
+    }
+
+    const ACCESSED: u64 = 1 << 5;
+    const DIRTY: u64 = 1 << 6;
+
+    #[test]
+    fn accessed_and_dirty_flags_are_set_as_hardware_sets_them() {
+        // §3.6.2: accessed in every entry used, dirty in the page's for a write.
+        let (mut t, leaf) = bench();
+        let entry = t.entry_at(D1, 5);
+        let top = t.host.memory.load(entry + 16) & !0xfff;
+        let [read, write] = [Access::READ, Access::WRITE].map(|access| request(Some(5), 0, access));
+        assert_eq!(translate(&mut t, &read), Ok(PAGE));
+        assert_eq!(t.host.memory.load(leaf), PAGE | 7 | ACCESSED);
+        assert_eq!(t.host.memory.load(top) & 0x7f, 7 | ACCESSED);
+        let reads = t.host.memory.reads.get();
+        assert_eq!(translate(&mut t, &read), Ok(PAGE));
+        assert_eq!(t.host.memory.reads.get(), reads, "kept");
+        // A clean page is walked for at the first write, and only then.
+        assert_eq!(translate(&mut t, &write), Ok(PAGE));
+        assert_eq!(t.host.memory.reads.get(), reads + WALK);
+        assert_eq!(t.host.memory.load(leaf), PAGE | 7 | ACCESSED | DIRTY);
+        assert_eq!(t.host.memory.load(top) & 0x7f, 7 | ACCESSED);
+        assert_eq!(translate(&mut t, &write), Ok(PAGE));
+        assert_eq!(t.host.memory.reads.get(), reads + WALK);
+        // A refused write marks nothing.
+        let refused = request(Some(5), 0x1000, Access::WRITE);
+        assert_eq!(translate(&mut t, &refused), Err(0x85));
+        assert_eq!(t.host.memory.load(leaf + 8), PAGE + 0x1000 | 5);
+    }
+
+    #[test]
+    fn flags_that_cannot_be_set_are_told_by_their_own_reason() {
+        // S69: 90 where walks are not snooped, 91 where the table cannot be written to.
+        for (coherent, read_only, preset, [read, write]) in [
+            (0, false, 0, [0x90, 0x90]),
+            (0, false, ACCESSED, [0, 0x90]),
+            (0, false, ACCESSED | DIRTY, [0, 0]),
+            (1, true, 0, [0x91, 0x91]),
+            (1, true, ACCESSED, [0, 0x91]),
+            (1, true, ACCESSED | DIRTY, [0, 0]),
+            (1, false, 0, [0, 0]),
+        ] {
+            for (access, code) in [(Access::READ, read), (Access::WRITE, write)] {
+                let (mut t, leaf) = bench_with(coherent);
+                let entry = t.entry_at(D1, 5);
+                let mut at = t.host.memory.load(entry + 16) & !0xfff;
+                while at != leaf {
+                    t.store(at, &[t.host.memory.load(at) | ACCESSED]);
+                    at = t.host.memory.load(at) & !0xfff;
+                }
+                t.store(leaf, &[PAGE | 7 | preset]);
+                if read_only {
+                    t.host.memory.read_only.borrow_mut().insert(leaf / 4096);
+                }
+                let result = translate(&mut t, &request(Some(5), 0, access));
+                let expected = if code == 0 { Ok(PAGE) } else { Err(code) };
+                assert_eq!(
+                    result, expected,
+                    "{coherent} {read_only} {preset:x} {access:?}"
+                );
+                if code != 0 {
+                    assert_eq!(t.take_fault(), Some((D1, Some(5), code)));
+                    assert_eq!(t.host.memory.load(leaf), PAGE | 7 | preset, "untouched");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_that_changes_meanwhile_is_read_again_and_never_brought_back() {
+        let (mut t, leaf) = bench();
+        // The tables above are marked already, so that the next one is the page's.
+        assert_eq!(
+            translate(&mut t, &request(Some(5), 0, Access::READ)),
+            Ok(PAGE)
+        );
+        let asked = request(Some(5), 0, Access::WRITE);
+        t.host
+            .memory
+            .changes
+            .borrow_mut()
+            .push((leaf, 0x45_6000 | 7));
+        assert_eq!(translate(&mut t, &asked), Ok(0x45_6000));
+        assert_eq!(t.host.memory.load(leaf), 0x45_6000 | 7 | ACCESSED | DIRTY);
+        t.store(leaf, &[PAGE | 7]);
+        t.invalidate_all();
+        t.host.memory.changes.borrow_mut().push((leaf, 0));
+        assert_eq!(translate(&mut t, &asked), Err(0x71));
+        assert_eq!(t.host.memory.load(leaf), 0, "it stays gone");
+        // A guest that does nothing else gets a fault in the end.
+        t.take_fault();
+        t.store(leaf, &[PAGE | 7]);
+        let endless = (0..64).map(|index| (leaf, PAGE + (index << 12) | 7));
+        t.host.memory.changes.borrow_mut().extend(endless);
+        t.host.memory.reads.set(0);
+        assert_eq!(translate(&mut t, &asked), Err(0x91));
+        assert_eq!(t.host.memory.reads.get(), 8 * WALK, "bounded");
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //! | [`state`] | the unit's state, saved and restored |
 //! | [`statistics`] | counters |
 //!
-//! Inside: the store of bindings, the cache of emulated devices' translations, the passes that keep it in step with the guest's tables, and the
+//! Inside: the store of bindings, accessed and dirty flags, the cache of emulated devices' translations, the passes that keep it in step with the guest's tables, and the
 //! invalidation queue.
 //!
 //! No register access does host work. A write leaves work pending, and
@@ -21,6 +21,7 @@
 pub mod emulated;
 pub mod fault;
 mod first_stage_roots;
+mod flags;
 pub mod host;
 mod keyed_hash;
 mod pasid_cache;

@@ -16,6 +16,7 @@ use crate::paging::walk::{
 };
 
 use super::fault::GuestFault;
+use super::flags::{RememberedTables, UsedEntries};
 use super::host::{Desired, GuestBinding, HostState};
 use super::tables::{GuestContext, TableFault, guest_binding, legacy_binding};
 use super::unit::VirtualUnit;
@@ -60,6 +61,7 @@ impl DmaRequest {
 struct Met {
     fault_processing_disabled: bool,
     domain_id: Option<DomainId>,
+    first_stage: Option<UsedEntries>,
 }
 
 /// Where the guest's tables lead a request.
@@ -74,6 +76,8 @@ pub struct Walked {
     /// The guest's domain-id in the last entry met; `None` while translation is off, and if the
     /// walk ended before.
     pub domain_id: Option<DomainId>,
+    /// The entries of a first stage that it used.
+    pub(super) first_stage: Option<UsedEntries>,
 }
 
 impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
@@ -89,6 +93,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             result,
             fault_processing_disabled: met.fault_processing_disabled,
             domain_id: met.domain_id,
+            first_stage: met.first_stage,
         }
     }
 
@@ -163,24 +168,26 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         };
         let disabled = *disabled;
         let fault = |reason| request.fault(reason, disabled);
-        let tables = GuestTables(memory);
         match translation {
             PasidTranslation::FirstStage {
                 root,
                 paging,
                 write_protect,
-                ..
+                extended_accessed,
             } => {
                 let table = FirstStageRoot {
                     root,
                     paging,
                     write_protect,
                 };
-                walk_first_stage(&tables, table, &self.tables, request.address, access)
-                    .map_err(|walk| fault(walk.reason_for(access, is_legacy)))
+                let tables = RememberedTables::new(memory, extended_accessed);
+                let walked =
+                    walk_first_stage(&tables, table, &self.tables, request.address, access);
+                met.first_stage = Some(tables.used());
+                walked.map_err(|walk| fault(walk.reason_for(access, is_legacy)))
             }
             PasidTranslation::SecondStage { root, width } => walk_second_stage(
-                &tables,
+                &GuestTables(memory),
                 SecondStageRoot { root, width },
                 &self.tables,
                 request.address.as_u64(),
