@@ -710,7 +710,7 @@ mod tests {
             );
         }
         for page in FIRST.into_iter().chain([PAGE]) {
-            put(second_stage_slot(page), &[GUEST + page | 3]);
+            put(second_stage_slot(page), &[(GUEST + page) | 3]);
         }
         let accessed = FirstStageEntry::ACCESSED | 7;
         for pair in FIRST.windows(2) {
@@ -830,7 +830,7 @@ mod tests {
             (
                 "root table not readable",
                 slot(FIRST[0]),
-                GUEST + FIRST[0] | 2,
+                (GUEST + FIRST[0]) | 2,
                 [0x75; 2],
                 false,
                 8,
@@ -838,7 +838,7 @@ mod tests {
             (
                 "table not readable",
                 slot(FIRST[1]),
-                GUEST + FIRST[1] | 2,
+                (GUEST + FIRST[1]) | 2,
                 [0x76; 2],
                 false,
                 13,
@@ -889,7 +889,7 @@ mod tests {
             (
                 "page read-only",
                 slot(PAGE),
-                GUEST + PAGE | 1,
+                (GUEST + PAGE) | 1,
                 [0, 0x85],
                 false,
                 28,
@@ -897,7 +897,7 @@ mod tests {
             (
                 "page write-only",
                 slot(PAGE),
-                GUEST + PAGE | 2,
+                (GUEST + PAGE) | 2,
                 [0x86, 0],
                 false,
                 28,
@@ -905,7 +905,7 @@ mod tests {
             (
                 "page reserved",
                 slot(PAGE),
-                GUEST + PAGE | 3 | 1 << 11,
+                (GUEST + PAGE) | 3 | 1 << 11,
                 [0x7a; 2],
                 false,
                 28,
@@ -963,7 +963,7 @@ mod tests {
                 h.write64(Hpa::new(ENTRY + 8), 3);
             }
             if !writable {
-                h.write64(Hpa::new(slot), GUEST + FIRST[3] | 1);
+                h.write64(Hpa::new(slot), (GUEST + FIRST[3]) | 1);
             }
             for (access, code) in [(Access::READ, read), (Access::WRITE, write)] {
                 let (explanation, _) = explained(&h, &request(access));

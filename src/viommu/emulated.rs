@@ -199,7 +199,7 @@ mod tests {
             let table = FirstStageEntry::table(Gpa::new(pair[1]));
             t.store(pair[0], &[table.as_u64()]);
         }
-        t.store(tables[3], &[PAGE | 7, PAGE + 0x1000 | 5]);
+        t.store(tables[3], &[PAGE | 7, (PAGE + 0x1000) | 5]);
         t.entry(D1, 5, first_stage(7, tables[0]));
         t.forget();
         (t, tables[3])
@@ -383,7 +383,7 @@ mod tests {
         assert_eq!(translate(&mut t, &read), Ok(PAGE + 0x1000));
         assert_eq!(translate(&mut t, &write), Err(0x85));
         // A guest that adds a right need not invalidate: the tables are asked again.
-        t.store(leaf + 8, &[PAGE + 0x1000 | 7]);
+        t.store(leaf + 8, &[(PAGE + 0x1000) | 7]);
         assert_eq!(translate(&mut t, &write), Ok(PAGE + 0x1000));
     }
 
@@ -435,7 +435,7 @@ mod tests {
         // A refused write marks nothing.
         let refused = request(Some(5), 0x1000, Access::WRITE);
         assert_eq!(translate(&mut t, &refused), Err(0x85));
-        assert_eq!(t.host.memory.load(leaf + 8), PAGE + 0x1000 | 5);
+        assert_eq!(t.host.memory.load(leaf + 8), (PAGE + 0x1000) | 5);
     }
 
     #[test]
@@ -500,7 +500,7 @@ mod tests {
         // A guest that does nothing else gets a fault in the end.
         t.take_fault();
         t.store(leaf, &[PAGE | 7]);
-        let endless = (0..64).map(|index| (leaf, PAGE + (index << 12) | 7));
+        let endless = (0..64).map(|index| (leaf, (PAGE + (index << 12)) | 7));
         t.host.memory.changes.borrow_mut().extend(endless);
         t.host.memory.reads.set(0);
         assert_eq!(translate(&mut t, &asked), Err(0x91));
