@@ -362,6 +362,9 @@ impl ScalableContextFault {
 display_as_told!(ScalableContextFault);
 
 impl ScalableContextEntry {
+    /// Fault Processing Disable (`FPD`) in the first quadword.
+    pub const FAULT_PROCESSING_DISABLE: u64 = 1 << 1;
+
     /// The index into the context table of the requester's bus and [half](super::root::RootHalf).
     #[inline]
     pub const fn index(source_id: SourceId) -> u8 {

@@ -2,7 +2,7 @@
 
 use crate::arch::id::SourceId;
 use crate::unit::discovery::{Aliases, IsolationGroup, RequesterIds, ReservedRegion};
-use crate::unit::{DeviceTables, DeviceTlb, Ticket, UnitError};
+use crate::unit::{DeviceTables, DeviceTlb, FaultRate, Ticket, UnitError};
 use crate::viommu::host::{BindError, DeviceHandle};
 
 /// Whether assignment may go on without interrupt remapping (G1).
@@ -195,6 +195,7 @@ pub(super) struct AssignedDevice {
     pub(super) quarantine: Quarantine,
     /// It has to forget everything that its own TLB holds, with the next submission.
     pub(super) owes_device_tlb: bool,
+    pub(super) storm: Storm,
 }
 
 impl AssignedDevice {
@@ -205,6 +206,23 @@ impl AssignedDevice {
     /// Whether it has a TLB of its own and is expected to answer.
     pub(super) const fn is_tlb_in_use(&self) -> bool {
         self.tables.device_tlb().is_some() && !self.is_quarantined()
+    }
+}
+
+/// How often a device faults, and what was done about it.
+#[derive(Debug)]
+pub(super) struct Storm {
+    pub(super) rate: FaultRate,
+    /// Hardware records no faults of it.
+    pub(super) is_silenced: bool,
+}
+
+impl Storm {
+    pub(super) const fn new() -> Self {
+        Self {
+            rate: FaultRate::new(),
+            is_silenced: false,
+        }
     }
 }
 
@@ -258,11 +276,8 @@ impl<const N: usize> DeviceList<N> {
             .filter_map(|(index, device)| Some((DeviceHandle::new(index as u16), device.as_ref()?)))
     }
 
-    /// A handle that is free.
-    pub(super) fn free_handle(&self) -> Result<DeviceHandle, AssignError> {
-        let free = self.slots.iter().position(Option::is_none);
-        free.map(|index| DeviceHandle::new(index as u16))
-            .ok_or(AssignError::Full { capacity: N })
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut AssignedDevice> {
+        self.slots.iter_mut().flatten()
     }
 
     pub(super) fn insert(&mut self, handle: DeviceHandle, device: AssignedDevice) {

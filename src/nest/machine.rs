@@ -3,19 +3,13 @@
 use core::fmt;
 
 use crate::arch::address::{AddressWidth, Gpa, Hpa};
-use crate::arch::capability::{Capability, ExtendedCapability};
-use crate::arch::fault::FaultReason;
+use crate::arch::capability::ExtendedCapability;
 use crate::arch::features::TableFeatures;
-use crate::arch::register::{FaultRecord, TranslationTableMode};
 use crate::mem::{FrameChain, FrameError, Hypervisor, Owner, Registers};
 use crate::nest::admission::{self, reserved_within};
-use crate::nest::bind::{HostBinding, HostPort, HostSide, owes_after_set_up};
+use crate::nest::bind::{HostBinding, HostSide, owes_after_set_up};
 use crate::nest::device::{
-    AssignError, AssignedDevice, DeviceConfig, InterruptIsolation, Quarantine,
-};
-use crate::nest::fault::{
-    FaultOutcome, HostFault, HostFaultCause, access_of, agrees, outside_machine, pasid_of,
-    sent_addresses,
+    AssignError, AssignedDevice, DeviceConfig, InterruptIsolation, Quarantine, Storm,
 };
 use crate::nest::invalidate::MAXIMUM_UNITS;
 use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
@@ -27,8 +21,8 @@ use crate::unit::Unit;
 use crate::unit::discovery::ReservedRegion;
 use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Progress};
 use crate::viommu::{
-    ConfigError, DeviceError, DeviceKind, DmaRequest, GuestFault, Poll, STATE_LEN_BYTES,
-    StateError, VirtualUnit, VirtualUnitConfig, VirtualUnitStatistics,
+    ConfigError, DeviceError, DeviceKind, Poll, STATE_LEN_BYTES, StateError, VirtualUnit,
+    VirtualUnitConfig, VirtualUnitStatistics,
 };
 
 /// Looks at hardware before a strict call gives up although the clock stands still.
@@ -136,7 +130,7 @@ impl From<MapError> for MachineError {
 /// `DEVICES` assigned devices, `BINDINGS` cached PASID entries, `DOMAINS` host domain-ids and
 /// `SHADOWS` shadow tables at most.
 ///
-/// Memory: 124 bytes a binding, 256 a device, 24 a domain-id, 416 a shadow, and about 13 KiB.
+/// Memory: 124 bytes a binding, 280 a device, 24 a domain-id, 416 a shadow, and about 17 KiB.
 /// [`new`](Self::new) needs a stack that holds it while it is made: with thousands of bindings a
 /// [`MachineStore`](crate::nest::MachineStore) makes it in its place.
 ///
@@ -152,7 +146,7 @@ pub struct VirtualMachine<
     const DOMAINS: usize,
     const SHADOWS: usize,
 > {
-    memory: SecondStage<Gpa>,
+    pub(super) memory: SecondStage<Gpa>,
     /// Table pages that hardware may still use, until everything of the machine is flushed.
     unconfirmed: Option<Unmapped<Gpa>>,
     /// While the machine is destroyed: how far its second stage has been taken apart.
@@ -160,21 +154,22 @@ pub struct VirtualMachine<
     protected: ProtectedRanges,
     /// What becomes of read-only memory, if some unit would write to it.
     read_only: Option<OnReadOnlyMemory>,
-    virtual_unit: VirtualUnit<HostBinding, DEVICES, BINDINGS>,
-    host: HostSide<DEVICES, DOMAINS, SHADOWS>,
+    pub(super) virtual_unit: VirtualUnit<HostBinding, DEVICES, BINDINGS>,
+    pub(super) host: HostSide<DEVICES, DOMAINS, SHADOWS>,
 }
 
 /// The parts of a machine that a call works on, borrowed apart.
 macro_rules! port {
     ($machine:expr, $h:expr, $units:expr) => {
-        HostPort {
+        $crate::nest::bind::HostPort {
             side: &mut $machine.host,
             h: $h,
             units: $units,
-            memory: MachineMemory::new($h, &$machine.memory),
+            memory: $crate::nest::memory::MachineMemory::new($h, &$machine.memory),
         }
     };
 }
+pub(super) use port;
 
 impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SHADOWS: usize>
     VirtualMachine<DEVICES, BINDINGS, DOMAINS, SHADOWS>
@@ -437,7 +432,12 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         }) {
             return Err(AssignError::InUse(config.source_id));
         }
-        let handle = self.host.devices.free_handle()?;
+        if self.virtual_unit.has_device(config.guest_source_id) {
+            return Err(AssignError::InUse(config.guest_source_id));
+        }
+        let handle = self
+            .free_handle()
+            .ok_or(AssignError::Full { capacity: DEVICES })?;
         let pasid_bits = self.pasid_bits_for(unit, &config)?;
         let device_tlb = config.address_translation.device_tlb();
         if device_tlb.is_some() && !unit.features().extended.has_device_tlb() {
@@ -455,6 +455,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
                 tables,
                 quarantine: Quarantine::None,
                 owes_device_tlb: false,
+                storm: Storm::new(),
             },
         );
         // Another processor may have let another member of the group in meanwhile.
@@ -476,6 +477,12 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             config.guest_source_id
         );
         Ok(handle)
+    }
+
+    /// A place of the device table that neither side uses. A device in quarantine keeps its own.
+    pub(super) fn free_handle(&self) -> Option<DeviceHandle> {
+        self.virtual_unit
+            .free_handle(|handle| self.host.devices.get(handle).is_err())
     }
 
     /// The width of PASIDs that a device is let use: all that the guest was shown, or none.
@@ -697,120 +704,8 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         units: &[Unit<R>],
         budget: u32,
     ) -> Poll {
+        self.end_silences(h, units);
         self.virtual_unit.poll(&mut port!(self, h, units), budget)
-    }
-
-    /// Routes a fault that a physical unit recorded: explains it by the guest's tables and records
-    /// it in the guest's unit, or gives it back as the hypervisor's.
-    pub fn handle_fault<H: Hypervisor, R: Registers>(
-        &mut self,
-        h: &H,
-        units: &[Unit<R>],
-        unit: u8,
-        record: &FaultRecord,
-    ) -> FaultOutcome {
-        let device = self.host.devices.iter().find(|(_, device)| {
-            device.config.unit == unit && device.tables.requesters().contains(record.source_id())
-        });
-        let Some((_, device)) = device else {
-            return FaultOutcome::NotOfThisMachine;
-        };
-        let guest_source_id = device.config.guest_source_id;
-        let access = access_of(record);
-        let features = units.get(usize::from(unit)).map(Unit::features);
-        let has_pasid = features.is_some_and(|features| features.extended.has_pasid());
-        let capability = features.map_or(Capability::from_bits(0), |features| features.capability);
-        let pasid = pasid_of(record, has_pasid);
-        let host = |cause| {
-            FaultOutcome::Host(HostFault {
-                source_id: record.source_id(),
-                pasid,
-                address: record.address(),
-                reason_code: record.reason_code(),
-                cause,
-            })
-        };
-        let request = DmaRequest {
-            source_id: guest_source_id,
-            pasid,
-            address: record.address(),
-            access,
-            execute: record.is_execute(),
-        };
-        let outcome = match self.explain(h, request, record.reason_code(), capability) {
-            Ok(fault) => {
-                self.virtual_unit
-                    .record_fault(&fault, &mut port!(self, h, units));
-                FaultOutcome::Guest {
-                    source_id: guest_source_id,
-                    reason: fault.reason,
-                    address: record.address(),
-                }
-            }
-            Err(cause) => host(cause),
-        };
-        let statistics = &mut self.host.statistics;
-        match outcome {
-            FaultOutcome::Guest { .. } => {
-                statistics.faults_to_guest = statistics.faults_to_guest.wrapping_add(1)
-            }
-            _ => statistics.faults_to_host = statistics.faults_to_host.wrapping_add(1),
-        }
-        outcome
-    }
-
-    /// The fault that a guest sees for a request that hardware, with this capability register,
-    /// blocked for a reason. The request's address is the recorded one.
-    fn explain<H: Hypervisor>(
-        &mut self,
-        h: &H,
-        mut request: DmaRequest,
-        reason_code: u8,
-        capability: Capability,
-    ) -> Result<GuestFault, HostFaultCause> {
-        if !self.virtual_unit.is_translating() {
-            return Err(HostFaultCause::TranslationOff);
-        }
-        let hardware = FaultReason::from_code(reason_code).ok_or(HostFaultCause::UnknownReason)?;
-        let memory = MachineMemory::new(h, &self.memory);
-        let (mut walked, mut disabled) = self.virtual_unit.walk(&memory, &request);
-        if !agrees(hardware, walked.err().map(|fault| fault.reason)) {
-            // Hardware may have seen more of the address than it recorded.
-            for address in sent_addresses(request.address, capability) {
-                let sent = DmaRequest { address, ..request };
-                let (found, disables) = self.virtual_unit.walk(&memory, &sent);
-                if agrees(hardware, found.err().map(|fault| fault.reason)) {
-                    (walked, disabled, request) = (found, disables, sent);
-                    break;
-                }
-            }
-        }
-        let translation = match walked {
-            Err(fault) => return Ok(fault),
-            Ok(translation) => translation,
-        };
-        let fault = |reason| Ok(request.fault(reason, disabled));
-        match hardware {
-            // The guest cannot see the second stage that denied the update.
-            FaultReason::FirstStageUpdateDenied => {
-                return fault(FaultReason::FirstStageUpdateFailed);
-            }
-            FaultReason::FirstStageUpdateUnsnooped => return fault(hardware),
-            _ => {}
-        }
-        let legacy = self.virtual_unit.table_mode() == TranslationTableMode::Legacy;
-        match self.memory.translate(h, translation.address) {
-            None => fault(outside_machine(request.access, legacy)),
-            Some(mapping) if mapping.rights.contains(request.access.rights) => {
-                // Allowed by now: the fault raced with a change.
-                self.host.statistics.faults_raced =
-                    self.host.statistics.faults_raced.wrapping_add(1);
-                fault(outside_machine(request.access, legacy))
-            }
-            Some(_) => Err(HostFaultCause::MachineMemory {
-                address: translation.address,
-            }),
-        }
     }
 
     /// Counters of the host side.

@@ -13,6 +13,7 @@
 //! | [`device`] | one assigned device and its tables on the physical unit |
 //! | `device_tlb` | what the TLBs of devices have to forget |
 //! | `admission` | isolation groups and reserved memory: what a device needs to be let in |
+//! | `emulated` | devices that the hypervisor emulates |
 //! | [`domain`] | host domain-ids and who uses them |
 //! | [`bind`] | one binding's way from state to state |
 //! | `reserve` | what a binding needs before it is published: table page, domain-id, shadow |
@@ -20,7 +21,8 @@
 //! | [`backend`] | what an entry becomes on hardware: nested, second-stage, shadow |
 //! | `coalesce` | ranges joined while they are collected |
 //! | [`invalidate`] | guest invalidations carried to hardware, completion |
-//! | [`fault`] | hardware faults explained by the guest's tables, and routed |
+//! | [`fault`] | what hardware faults come to |
+//! | `route` | hardware faults explained by the guest's tables, routed, and limited |
 
 mod admission;
 pub mod backend;
@@ -29,12 +31,14 @@ mod coalesce;
 pub mod device;
 mod device_tlb;
 pub mod domain;
+mod emulated;
 pub mod fault;
 pub mod invalidate;
 pub mod machine;
 pub mod memory;
 pub mod offer;
 mod reserve;
+mod route;
 mod shadows;
 pub mod statistics;
 pub mod store;

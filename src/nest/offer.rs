@@ -9,6 +9,7 @@ use crate::arch::address::AddressWidth;
 use crate::arch::capability::{
     Capability, CapabilityField, ExtendedCapability, ExtendedCapabilityField, Features,
 };
+use crate::unit::StormLimit;
 
 /// Offset of the fault records in the virtual register page, in bytes (`CAP.FRO`).
 const FAULT_RECORD_OFFSET_BYTES: u64 = 0x220;
@@ -56,6 +57,9 @@ pub struct Policy {
     pub device_tlbs: bool,
     /// Use shadow tables even where hardware nests.
     pub forbid_nesting: bool,
+    /// How many faults of one device are explained to the guest in a while. With one more, hardware
+    /// is told to record none until that while is over.
+    pub storm_limit: StormLimit,
     /// What becomes of read-only memory that hardware would write to.
     pub on_read_only_memory: OnReadOnlyMemory,
 }
@@ -82,6 +86,7 @@ impl Default for Policy {
             device_tlbs: false,
             forbid_nesting: false,
             on_read_only_memory: OnReadOnlyMemory::LeaveOut,
+            storm_limit: StormLimit::default(),
         }
     }
 }

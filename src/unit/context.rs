@@ -101,7 +101,10 @@ impl<R: Registers> Unit<R> {
             },
         ];
         let device_tlb = self.device_tlb_invalidation(tables, DeviceTlbScope::Everything);
-        let ticket = self.submit(h, &forget_contexts(tables.requesters(), caches, device_tlb))?;
+        let ticket = self.submit(
+            h,
+            &forget_contexts(tables.requesters(), &caches, device_tlb),
+        )?;
         Ok(self.wait(h, ticket)?)
     }
 
@@ -116,6 +119,27 @@ impl<R: Registers> Unit<R> {
         for source_id in requesters.iter() {
             if let Some(at) = self.context_entry_at(h, source_id) {
                 self.publish_quadword(h, at, h.read64(at) & !1);
+            }
+        }
+    }
+
+    /// Sets or clears `FPD` in a device's context entries, present or withdrawn.
+    pub(super) fn store_fault_processing<H: HostMemory>(
+        &self,
+        h: &H,
+        requesters: &RequesterIds,
+        enabled: bool,
+    ) {
+        let disable = ScalableContextEntry::FAULT_PROCESSING_DISABLE;
+        for source_id in requesters.iter() {
+            let Some(at) = self.context_entry_at(h, source_id) else {
+                continue;
+            };
+            match h.read64(at) {
+                // Nobody's: it stays free to be used.
+                0 => {}
+                entry if enabled => self.publish_quadword(h, at, entry & !disable),
+                entry => self.publish_quadword(h, at, entry | disable),
             }
         }
     }
@@ -157,12 +181,12 @@ impl<R: Registers> Unit<R> {
 /// them.
 pub(super) fn forget_contexts(
     requesters: &RequesterIds,
-    caches: [Descriptor; 2],
+    caches: &[Descriptor],
     device_tlb: Option<Descriptor>,
 ) -> Vec<Descriptor, LONGEST_BATCH> {
     let contexts = requesters.iter().map(forget_context);
     let mut batch = Vec::new();
-    for descriptor in contexts.chain(caches).chain(device_tlb) {
+    for descriptor in contexts.chain(caches.iter().copied()).chain(device_tlb) {
         // There is room for all of them.
         _ = batch.push(descriptor);
     }

@@ -19,6 +19,8 @@
 //! | [`device_tlb`] | the translation caches of devices |
 //! | [`fault`] | draining fault records |
 //! | [`errata`] | what real units do differently, and what is avoided there |
+//! | [`mod@explain`] | what tables say of a request, step by step |
+//! | [`storm`] | how many faults of a device are handled, and what ends the rest |
 //! | [`domain_ids`] | the allocator of domain-ids |
 //! | [`statistics`] | counters |
 //!
@@ -43,11 +45,13 @@ pub mod discovery;
 pub mod domain_ids;
 pub mod errata;
 pub mod error;
+pub mod explain;
 pub mod fault;
 pub mod queue;
 pub mod queue_recovery;
 pub mod rmrr;
 pub mod statistics;
+pub mod storm;
 pub mod tables;
 // The unit itself is the layer's main type; its file is named for it.
 #[allow(clippy::module_inception)]
@@ -63,8 +67,10 @@ pub use device_tlb::{DeviceTlb, DeviceTlbScope};
 pub use discovery::{DiscoveryError, UnitDescription, discover};
 pub use errata::{Errata, Erratum, PciIdentity, PlatformIdentity, ProcessorModel};
 pub use error::{QueueError, Requirement, UnitError};
+pub use explain::{ExplainRequest, Explanation, Step, explain};
 pub use queue::Ticket;
 pub use rmrr::{ReservedDevice, ReservedMemoryError};
 pub use statistics::{UnitStatistics, lost_table_frames};
+pub use storm::{DeviceFaults, FaultRate, FaultStorms, StormLimit, StormVerdict};
 pub use tables::{DetachedDevice, DeviceTables};
 pub use unit::{OnFirmwareState, Unit, UnitConfig};

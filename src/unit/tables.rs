@@ -366,7 +366,20 @@ impl<R: Registers> Unit<R> {
         let device_tlb = self.device_tlb_invalidation(tables, DeviceTlbScope::Everything);
         self.submit(
             h,
-            &forget_contexts(&tables.requesters, [pasid_cache, iotlb], device_tlb),
+            &forget_contexts(&tables.requesters, &[pasid_cache, iotlb], device_tlb),
+        )
+    }
+
+    /// Has hardware read a device's context and PASID entries anew; translations stay.
+    pub(super) fn forget_entries_of<H: Hypervisor>(
+        &self,
+        h: &H,
+        tables: &DeviceTables,
+    ) -> Result<Ticket, QueueError> {
+        let [_, pasid_cache, _] = EVERYTHING;
+        self.submit(
+            h,
+            &forget_contexts(&tables.requesters, &[pasid_cache], None),
         )
     }
 
@@ -391,7 +404,7 @@ impl<R: Registers> Unit<R> {
         let [_, pasid_cache, iotlb] = EVERYTHING;
         self.submit(
             h,
-            &forget_contexts(&tables.requesters, [pasid_cache, iotlb], None),
+            &forget_contexts(&tables.requesters, &[pasid_cache, iotlb], None),
         )
     }
 

@@ -19,7 +19,7 @@ use super::host::{DeviceHandle, DeviceRequests, GuestInvalidation, Host, HostSta
 use super::registers::Register;
 use super::statistics::count;
 use super::synchronise::{DeviceFilter, EntryFilter};
-use super::unit::{CachedContext, Job, Purpose, Stage, VirtualUnit};
+use super::unit::{Job, Purpose, Stage, VirtualUnit};
 
 impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
     fn queue_address(&self) -> InvalidationQueueAddress {
@@ -80,8 +80,8 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             }
             Ok(descriptor) => self.begin(descriptor),
             Err(error) => {
-                let [q0, q1, ..] = raw.words();
-                log::warn!("guest descriptor {q0:#x} {q1:#x}: {error}");
+                let [q0, q1, q2, q3] = raw.words();
+                log::warn!("guest descriptor {q0:#x} {q1:#x} {q2:#x} {q3:#x}: {error}");
                 self.queue_error(error.queue_error());
                 None
             }
@@ -91,7 +91,12 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
     /// Stops the queue at its head (§6.5.2.11).
     fn queue_error(&mut self, error: QueueErrorInfo) {
         count(&mut self.statistics.queue_errors);
-        log::warn!("guest invalidation queue: error {}", error.code());
+        log::warn!(
+            "guest invalidation queue: stopped at {:#x} of {:#x}: error {}",
+            self.registers.get(Register::QueueHead),
+            self.registers.get(Register::QueueTail),
+            error.code()
+        );
         let record = QueueErrorRecord::new(Some(error), None, None);
         self.registers
             .set(Register::QueueErrorRecord, record.bits());
@@ -128,16 +133,17 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
                         EntryFilter::Pasid { domain_id, pasid }
                     }
                 };
+                self.translations.drop_entries(entries);
                 matters.then(|| Stage::Pass(self.new_pass(DeviceFilter::All, entries)))
             }
             Descriptor::Iotlb { granularity, .. } => {
-                Some(Stage::Invalidate(second_stage_invalidation(granularity)))
+                Some(self.begin_invalidation(second_stage_invalidation(granularity)))
             }
             Descriptor::PasidIotlb {
                 domain_id,
                 pasid,
                 granularity,
-            } => Some(Stage::Invalidate(match granularity {
+            } => Some(self.begin_invalidation(match granularity {
                 PasidIotlbGranularity::All => GuestInvalidation::Pasid { domain_id, pasid },
                 PasidIotlbGranularity::Page {
                     address,
@@ -215,8 +221,16 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         }))
     }
 
+    /// Drops what is kept for emulated devices; the host is to do the rest.
+    pub(super) fn begin_invalidation(&mut self, what: GuestInvalidation) -> Stage {
+        self.translations.invalidate(&what);
+        Stage::Invalidate(what)
+    }
+
     /// Drops the cached context entries of the devices and looks at all their bindings again.
     pub(super) fn begin_context_invalidation(&mut self, devices: DeviceFilter) -> Stage {
+        self.translations
+            .drop_devices(|source_id| devices.names(source_id));
         for index in 0..DEVICES {
             let is_selected = self.is_selected(devices, index);
             if let Some(slot) = self.devices.get_mut(index).filter(|_| is_selected) {

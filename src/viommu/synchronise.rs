@@ -44,6 +44,19 @@ pub(super) enum DeviceFilter {
     },
 }
 
+impl DeviceFilter {
+    /// Whether it may be about a device with this source-id.
+    pub(super) fn names(self, named: SourceId) -> bool {
+        match self {
+            Self::All | Self::Handle(_) => true,
+            Self::Source {
+                source_id,
+                function_mask,
+            } => function_mask_covers(function_mask, source_id, named),
+        }
+    }
+}
+
 /// Which entries of these devices a pass is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum EntryFilter {
@@ -58,7 +71,7 @@ pub(super) enum EntryFilter {
 
 impl EntryFilter {
     #[inline]
-    fn covers(self, domain_id: DomainId) -> bool {
+    pub(super) fn covers(self, domain_id: DomainId) -> bool {
         match self {
             Self::Everything => true,
             Self::Domain(named)
@@ -250,12 +263,8 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             return false;
         };
         match filter {
-            DeviceFilter::All => true,
             DeviceFilter::Handle(named) => named == index,
-            DeviceFilter::Source {
-                source_id,
-                function_mask,
-            } => function_mask_covers(function_mask, source_id, slot.source_id),
+            _ => filter.names(slot.source_id),
         }
     }
 
@@ -914,13 +923,14 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         };
         match change.desired {
             Desired::Guest(binding) => {
-                count(if change.replaces {
-                    &mut statistics.replacements
+                let (counter, what) = if change.replaces {
+                    (&mut statistics.replacements, "replaced")
                 } else {
-                    &mut statistics.binds
-                });
+                    (&mut statistics.binds, "bound")
+                };
+                count(counter);
                 log::info!(
-                    "guest device {} PASID {}: bound, type {}, guest domain-id {}",
+                    "guest device {} PASID {}: {what}, type {}, guest domain-id {}",
                     slot.source_id,
                     change.pasid,
                     binding.translation.translation_type().field(),

@@ -139,56 +139,21 @@ impl TableFault {
             Self::RootMode(_) => FaultReason::RootTableAddressInvalid,
             Self::PasidInLegacyMode => FaultReason::PasidInLegacyMode,
             Self::LegacyRootUnreadable(_) => FaultReason::LegacyRootTableUnreadable,
-            Self::LegacyRoot(RootEntryFault::NotPresent) => FaultReason::LegacyRootEntryNotPresent,
-            Self::LegacyRoot(RootEntryFault::ReservedNonZero { .. }) => {
-                FaultReason::LegacyRootEntryReserved
-            }
+            Self::LegacyRoot(fault) => fault.reason(true),
             Self::LegacyContextUnreadable(_) => FaultReason::LegacyContextTableUnreadable,
-            Self::LegacyContext(LegacyContextFault::NotPresent) => {
-                FaultReason::LegacyContextEntryNotPresent
-            }
-            Self::LegacyContext(LegacyContextFault::ReservedNonZero { .. }) => {
-                FaultReason::LegacyContextEntryReserved
-            }
-            Self::LegacyContext(
-                LegacyContextFault::UnsupportedWidth(_)
-                | LegacyContextFault::UnsupportedTranslationType(_),
-            ) => FaultReason::LegacyContextEntryInvalid,
+            Self::LegacyContext(fault) => fault.reason(),
             Self::RootUnreadable(_) => FaultReason::ScalableRootTableUnreadable,
-            Self::Root(RootEntryFault::NotPresent) => FaultReason::ScalableRootEntryNotPresent,
-            Self::Root(RootEntryFault::ReservedNonZero { .. }) => {
-                FaultReason::ScalableRootEntryReserved
-            }
+            Self::Root(fault) => fault.reason(false),
             Self::ContextUnreadable(_) => FaultReason::ScalableContextTableUnreadable,
-            Self::Context(ScalableContextFault::NotPresent) => {
-                FaultReason::ScalableContextEntryNotPresent
-            }
-            Self::Context(ScalableContextFault::ReservedNonZero { .. }) => {
-                FaultReason::ScalableContextEntryReserved
-            }
-            Self::Context(ScalableContextFault::IllegalCombination(_)) => {
-                FaultReason::ScalableContextEntryInvalid
-            }
+            Self::Context(fault) => fault.reason(),
             Self::PasidDisabled => FaultReason::PasidDisabled,
             Self::PasidTooLarge { .. } => FaultReason::PasidTooLarge,
             Self::PasidBeyondDirectory { .. } => FaultReason::PasidBeyondDirectory,
             Self::PasidEqualsRidPasid => FaultReason::PasidEqualsRidPasid,
             Self::DirectoryUnreadable(_) => FaultReason::PasidDirectoryUnreadable,
-            Self::Directory(PasidDirectoryEntryFault::NotPresent) => {
-                FaultReason::PasidDirectoryEntryNotPresent
-            }
-            Self::Directory(PasidDirectoryEntryFault::ReservedNonZero(_)) => {
-                FaultReason::PasidDirectoryEntryReserved
-            }
+            Self::Directory(fault) => fault.reason(),
             Self::EntryUnreadable(_) => FaultReason::PasidTableUnreadable,
-            Self::Entry(PasidEntryFault::NotPresent) => FaultReason::PasidEntryNotPresent,
-            Self::Entry(PasidEntryFault::ReservedNonZero { .. }) => FaultReason::PasidEntryReserved,
-            Self::Entry(
-                PasidEntryFault::UnsupportedAddressWidth(_)
-                | PasidEntryFault::UnsupportedTranslationType(_)
-                | PasidEntryFault::UnsupportedPagingMode(_)
-                | PasidEntryFault::FirstStageRootBeyondWidth(_),
-            ) => FaultReason::PasidEntryInvalid,
+            Self::Entry(fault) => fault.reason(),
             Self::ExecuteRequest => FaultReason::ExecuteRequestUnsupported,
             Self::SupervisorRequest => FaultReason::SupervisorRequestDisabled,
         }

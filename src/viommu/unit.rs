@@ -14,6 +14,7 @@ use crate::arch::register::{
 };
 use crate::mem::GuestMemory;
 
+use super::emulated::TRANSLATION_SETS;
 use super::fault::{FaultRecorder, GuestFault, MAX_FAULT_RECORDS};
 use super::first_stage_roots::RootUse;
 use super::host::{BindError, Desired, DeviceHandle, GuestInvalidation, Host, HostState, Progress};
@@ -26,6 +27,7 @@ use super::registers::{
 use super::statistics::{VirtualUnitStatistics, count};
 use super::synchronise::{DeviceFilter, EntryFilter, PageCopies, Pass, Stepped};
 use super::tables::{GuestContext, GuestTableReader, table_features};
+use super::translation_cache::TranslationCache;
 
 /// What a virtual unit is made from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -328,6 +330,8 @@ pub struct VirtualUnit<B: HostState, const DEVICES: usize, const BINDINGS: usize
     pub(super) generation: u32,
     pub(super) job: Option<Job>,
     pub(super) pages: PageCopies,
+    /// What requests of emulated devices have found.
+    pub(super) translations: TranslationCache<TRANSLATION_SETS>,
     pub(super) statistics: VirtualUnitStatistics,
 }
 
@@ -362,6 +366,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             generation: 0,
             job: None,
             pages: PageCopies::new(),
+            translations: TranslationCache::new(KeyedHash::new(0)),
             statistics: VirtualUnitStatistics::NONE,
         }
     }
@@ -414,6 +419,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         self.cache.start(KeyedHash::new(hash_seed));
         self.generation = 0;
         self.job = None;
+        self.translations = TranslationCache::new(KeyedHash::new(hash_seed).another(29));
         self.statistics = VirtualUnitStatistics::NONE;
         Ok(())
     }
@@ -551,6 +557,43 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             .ok_or(DeviceError::Unknown(handle))
     }
 
+    /// The first free handle that `is_usable`.
+    pub fn free_handle(&self, is_usable: impl Fn(DeviceHandle) -> bool) -> Option<DeviceHandle> {
+        let slots = self.devices.iter().enumerate();
+        slots
+            .filter(|(_, slot)| slot.state == SlotState::Free)
+            .map(|(index, _)| DeviceHandle::new(index as u16))
+            .find(|handle| is_usable(*handle))
+    }
+
+    /// Whether a device has the source-id.
+    pub fn has_device(&self, source_id: SourceId) -> bool {
+        let mut slots = self.devices.iter();
+        slots.any(|slot| slot.state == SlotState::Active && slot.source_id == source_id)
+    }
+
+    /// Whether an emulated device has the source-id.
+    pub(super) fn is_emulated(&self, source_id: SourceId) -> bool {
+        let mut slots = self.devices.iter();
+        slots.any(|slot| {
+            matches!(
+                (slot.state, slot.kind),
+                (SlotState::Active, DeviceKind::Emulated)
+            ) && slot.source_id == source_id
+        })
+    }
+
+    /// Frees the slot of an emulated device: the source-id that it had.
+    pub(super) fn free_emulated(&mut self, handle: DeviceHandle) -> Result<SourceId, DeviceError> {
+        let slot = self.active(handle)?;
+        if slot.kind != DeviceKind::Emulated {
+            return Err(DeviceError::Unknown(handle));
+        }
+        let source_id = slot.source_id;
+        *slot = DeviceSlot::FREE;
+        Ok(source_id)
+    }
+
     /// Gives a device another source-id, as when the guest renumbers its buses. The next
     /// [`poll`](Self::poll) binds it as the guest's tables say under the new one.
     ///
@@ -563,7 +606,9 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         source_id: SourceId,
     ) -> Result<(), DeviceError> {
         self.refuse_duplicate(handle, source_id)?;
-        self.active(handle)?.source_id = source_id;
+        let slot = self.active(handle)?;
+        let before = core::mem::replace(&mut slot.source_id, source_id);
+        self.translations.drop_devices(|named| named == before);
         self.reconcile_device(handle)
     }
 
@@ -599,11 +644,11 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             .get_mut(index)
             .filter(|slot| slot.state != SlotState::Free)
             .ok_or(DeviceError::Unknown(handle))?;
-        slot.state = SlotState::Removing;
         if let DeviceKind::Emulated = slot.kind {
-            *slot = DeviceSlot::FREE;
+            self.remove_emulated_device(handle)?;
             return Ok(Progress::Done);
         }
+        slot.state = SlotState::Removing;
         let default = &mut slot.default;
         if default.actual != Some(Desired::Blocked) {
             default.actual = None;
@@ -1025,7 +1070,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         };
         match granularity {
             Some(granularity) => Some(Job {
-                stage: Stage::Invalidate(second_stage_invalidation(granularity)),
+                stage: self.begin_invalidation(second_stage_invalidation(granularity)),
                 purpose: Purpose::IotlbCommand,
             }),
             None => {
@@ -1035,7 +1080,9 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         }
     }
 
+    /// Everything that came from the tables below the root is to be read again.
     pub(super) fn forget_contexts(&mut self) {
+        self.translations.clear();
         for slot in &mut self.devices {
             slot.forget_context();
         }

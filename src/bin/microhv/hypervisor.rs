@@ -15,10 +15,11 @@ use vtd_nest::nest::{
     MachineError, MachineStore, PhysicalRange, Policy, ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
-use vtd_nest::unit::{DiscoveryError, Unit, UnitConfig, UnitError, discover};
+use vtd_nest::unit::{DiscoveryError, Step, Unit, UnitConfig, UnitError, discover};
 use vtd_nest::viommu::Poll;
 
 use crate::boot;
+use crate::console::println;
 use crate::edu::{self, EduError};
 use crate::environment::{Environment, POOL_LEN_BYTES};
 use crate::guest::Machine;
@@ -264,6 +265,17 @@ impl Hypervisor {
         self.units.get(usize::from(self.unit))
     }
 
+    /// Prints what the unit's tables say now of a request that was blocked, entry by entry.
+    pub(crate) fn explain(&self, record: &FaultRecord) {
+        let Some(unit) = self.unit() else {
+            return;
+        };
+        let print_step = |step: &Step| println!("                    {step}");
+        let request = unit.request_of(record);
+        let explanation = unit.explain(&self.environment, &request, print_step);
+        println!("                    {explanation}");
+    }
+
     /// What the hypervisor does before it enters the guest again: the work that the exit left, and
     /// the faults of hardware.
     fn after_exit(&mut self) {
@@ -331,18 +343,6 @@ pub(crate) struct Explained<'a>(pub(crate) &'a FaultRecord, pub(crate) &'a Fault
 
 impl fmt::Display for Explained<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let record = self.0;
-        write!(
-            f,
-            "hardware blocked {} at {}: reason {:#04x}",
-            record.source_id(),
-            record.address(),
-            record.reason_code()
-        )?;
-        match self.1 {
-            FaultOutcome::Guest { reason, .. } => write!(f, "; the guest sees {reason}"),
-            FaultOutcome::Host(fault) => write!(f, "; the hypervisor's: {:?}", fault.cause),
-            FaultOutcome::NotOfThisMachine => f.write_str("; of no machine"),
-        }
+        write!(f, "{}; {}", self.0, self.1)
     }
 }

@@ -98,7 +98,7 @@ impl SecondStage<Gpa> {
     /// [`MapError`].
     pub fn check_mapping(
         &self,
-        input: I,
+        input: Gpa,
         output: Hpa,
         len_bytes: u64,
         rights: Rights,

@@ -5,11 +5,6 @@ use vtd_nest::arch::id::SourceId;
 
 use super::{Guest, Lab};
 
-/// Tells a machine's virtual unit of a device that the hypervisor emulates.
-pub(crate) fn add_emulated_device(_guest: &mut Guest, _source_id: SourceId) {
-    panic!("a machine takes no emulated devices yet");
-}
-
 /// Has the hypervisor send a device's interrupt to a processor: the address and data for the
 /// device, in remappable format.
 pub(crate) fn route_interrupt(_lab: &Lab, _source_id: SourceId, _vector: u8) -> (u64, u32) {

@@ -3,6 +3,7 @@
 mod broken;
 mod descriptors;
 pub(crate) mod direct;
+mod emulated;
 mod event;
 mod expect;
 mod fault;
@@ -12,6 +13,7 @@ mod job;
 mod kinds;
 pub(crate) mod later;
 mod ledger;
+#[path = "../../../src/log_events.rs"]
 mod log_events;
 mod oracle;
 mod random;

@@ -1379,8 +1379,8 @@ fn s70_host(place: Place<'_>) {
         let [FaultOutcome::Host(fault)] = guest.outcomes.as_slice() else {
             panic!("{:?}", guest.outcomes);
         };
-        assert_eq!(fault.source_id, guest.physical(D0));
-        assert_eq!(fault.address.as_u64(), IOVA);
+        assert_eq!(fault.record.source_id(), guest.physical(D0));
+        assert_eq!(fault.record.address().as_u64(), IOVA);
         assert_eq!(
             fault.cause,
             HostFaultCause::MachineMemory {

@@ -5,6 +5,7 @@ mod binding;
 mod costs;
 mod device_tlbs;
 mod driven_units;
+mod explained;
 mod faults;
 mod forwarding;
 mod guard_rules;
@@ -20,6 +21,7 @@ mod refusal;
 mod replacement;
 mod shadow_slices;
 mod shadows;
+mod storms;
 mod walk;
 
 use crate::harness::{Scenario, Standing};
@@ -40,6 +42,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         shadow_slices::SCENARIOS,
         queue_and_registers::SCENARIOS,
         faults::SCENARIOS,
+        explained::SCENARIOS,
         page_requests::SCENARIOS,
         hostile_guests::SCENARIOS,
         interrupts::SCENARIOS,
@@ -47,6 +50,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         driven_units::SCENARIOS,
         guard_rules::SCENARIOS,
         admission::SCENARIOS,
+        storms::SCENARIOS,
         platform::SCENARIOS,
     ]
     .concat()
