@@ -7,7 +7,7 @@ use core::hint::black_box;
 
 use vtd_nest::arch::address::{Gpa, Hpa};
 use vtd_nest::arch::id::{Pasid, SourceId};
-use vtd_nest::arch::pci::PciTopology;
+use vtd_nest::arch::pci::{PciFunction, PciFunctions, PciKind, PciTopology, Siblings};
 use vtd_nest::arch::register::{Register32, Register64};
 use vtd_nest::mem::{
     FrameError, FrameRun, Frames, GuestMemory, GuestMemoryError, HostMemory, Owner, Platform,
@@ -133,6 +133,23 @@ impl PciTopology for Environment {
     fn subordinate_bus(&self, bridge: SourceId) -> Option<u8> {
         black_box(bridge);
         black_box(Some(0))
+    }
+}
+
+impl PciFunctions for Environment {
+    fn function(&self, source_id: SourceId) -> Option<PciFunction> {
+        black_box(source_id);
+        black_box(Some(PciFunction {
+            kind: PciKind::Endpoint,
+            siblings: Siblings::None,
+            phantom_bits: 0,
+            access_control: None,
+        }))
+    }
+
+    fn bridge_to(&self, bus: u8) -> Option<SourceId> {
+        black_box(bus);
+        black_box(Some(SourceId::from_u16(0)))
     }
 }
 
