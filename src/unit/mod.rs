@@ -13,6 +13,7 @@
 //! | [`tables`] | root, context and PASID tables, and the order of stores to them |
 //! | [`queue`] | the invalidation queue and its tickets |
 //! | [`queue_recovery`] | what becomes of the queue after an error |
+//! | [`deferred`] | invalidations that are put off |
 //! | [`device_capability`] | a device's own switches for PASIDs, page requests and ATS |
 //! | [`device_tlb`] | the translation caches of devices |
 //! | [`fault`] | draining fault records |
@@ -33,6 +34,7 @@
 pub mod bring_up;
 pub mod command;
 pub mod deadline;
+pub mod deferred;
 pub mod device_capability;
 pub mod device_tlb;
 pub mod discovery;
@@ -50,6 +52,7 @@ pub mod unit;
 #[cfg(test)]
 mod testing;
 
+pub use deferred::DeferredInvalidations;
 pub use device_capability::{
     ConfigurationSpace, DeviceAbilities, DeviceCapabilities, DeviceCapabilityError,
 };
