@@ -15,6 +15,8 @@
 //! | [`rmrr`] | devices at the memory that firmware reserves for them |
 //! | [`queue`] | the invalidation queue and its tickets |
 //! | [`queue_recovery`] | what becomes of the queue after an error |
+//! | [`deferred`] | invalidations that are put off |
+//! | [`device_capability`] | a device's own switches for PASIDs, page requests and ATS |
 //! | [`device_tlb`] | the translation caches of devices |
 //! | [`fault`] | draining fault records |
 //! | [`errata`] | what real units do differently, and what is avoided there |
@@ -36,6 +38,8 @@ pub mod bring_up;
 pub mod command;
 mod context;
 pub mod deadline;
+pub mod deferred;
+pub mod device_capability;
 pub mod device_tlb;
 pub mod discovery;
 pub mod domain_ids;
@@ -54,6 +58,10 @@ pub mod unit;
 #[cfg(test)]
 mod testing;
 
+pub use deferred::DeferredInvalidations;
+pub use device_capability::{
+    ConfigurationSpace, DeviceAbilities, DeviceCapabilities, DeviceCapabilityError,
+};
 pub use device_tlb::{DeviceTlb, DeviceTlbScope};
 pub use discovery::{DiscoveryError, UnitDescription, discover};
 pub use errata::{Errata, Erratum, PciIdentity, PlatformIdentity, ProcessorModel};

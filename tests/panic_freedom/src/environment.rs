@@ -15,6 +15,7 @@ use vtd_nest::mem::{
 };
 use vtd_nest::nest::bind::HostBinding;
 use vtd_nest::paging::walk::EntrySource;
+use vtd_nest::unit::ConfigurationSpace;
 use vtd_nest::viommu::host::{BindError, Desired, DeviceHandle, GuestInvalidation, Host, Progress};
 
 /// The hypervisor: host memory, frames and platform. Also a unit's registers and a guest's memory.
@@ -41,6 +42,21 @@ impl Registers for Environment {
 
     fn window_bytes(&self) -> u64 {
         black_box(4096)
+    }
+}
+
+impl ConfigurationSpace for Environment {
+    fn read32(&self, offset: u16) -> u32 {
+        black_box(offset);
+        black_box(0)
+    }
+
+    fn write16(&mut self, offset: u16, value: u16) {
+        black_box((offset, value));
+    }
+
+    fn write32(&mut self, offset: u16, value: u32) {
+        black_box((offset, value));
     }
 }
 
