@@ -65,7 +65,7 @@ pub(super) fn check_reserved_memory<H: Hypervisor, R: Registers>(
 ) -> Result<(), AssignError> {
     let source_id = config.source_id;
     for requester in config.requesters().iter() {
-        for region in unit.reserved_regions(requester) {
+        for &region in &unit.reserved_regions(requester) {
             if config.reserved_memory == ReservedMemoryUse::Refused {
                 return Err(AssignError::ReservedMemory { source_id, region });
             }
@@ -88,9 +88,13 @@ pub(super) fn reserved_within<R: Registers, const N: usize>(
     let (start, end) = (guest.as_u64(), guest.as_u64().saturating_add(len_bytes));
     devices.iter().find_map(|(_, device)| {
         let unit = units.get(usize::from(device.config.unit))?;
-        let requesters = device.tables.requesters().iter();
-        let mut regions = requesters.flat_map(|requester| unit.reserved_regions(requester));
-        regions.find(|region| region.base().as_u64() < end && start < region.end())
+        let mut requesters = device.tables.requesters().iter();
+        requesters.find_map(|requester| {
+            let regions = unit.reserved_regions(requester);
+            let overlaps =
+                |region: &&ReservedRegion| region.base().as_u64() < end && start < region.end();
+            regions.iter().find(overlaps).copied()
+        })
     })
 }
 

@@ -96,6 +96,7 @@ impl Tag {
 }
 
 /// What a unit is told to forget: the devices behind it are to be told, too.
+#[derive(Clone, Copy)]
 struct Taken {
     domain_id: DomainId,
     pasid: Option<Pasid>,
@@ -457,11 +458,11 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// has room.
     fn next_batch(&mut self, unit: u8) -> Vec<Descriptor, BATCH> {
         let (mut batch, taken) = self.next_of_unit(unit);
-        for Taken {
+        for &Taken {
             domain_id,
             pasid,
             span,
-        } in taken
+        } in &taken
         {
             self.owe_device_tlbs(unit, domain_id, pasid, span);
         }

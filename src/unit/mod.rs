@@ -15,6 +15,7 @@
 //! | [`rmrr`] | devices at the memory that firmware reserves for them |
 //! | [`queue`] | the invalidation queue and its tickets |
 //! | [`queue_recovery`] | what becomes of the queue after an error |
+//! | [`deferred`] | invalidations that are put off |
 //! | [`device_capability`] | a device's own switches for PASIDs, page requests and ATS |
 //! | [`device_tlb`] | the translation caches of devices |
 //! | [`fault`] | draining fault records |
@@ -39,6 +40,7 @@ pub mod bring_up;
 pub mod command;
 mod context;
 pub mod deadline;
+pub mod deferred;
 pub mod device_capability;
 pub mod device_tlb;
 pub mod discovery;
@@ -60,6 +62,7 @@ pub mod unit;
 #[cfg(test)]
 mod testing;
 
+pub use deferred::DeferredInvalidations;
 pub use device_capability::{
     ConfigurationSpace, DeviceAbilities, DeviceCapabilities, DeviceCapabilityError,
 };

@@ -3,7 +3,9 @@
 
 use vtd_nest::arch::address::Gpa;
 use vtd_nest::arch::capability::ExtendedCapabilityField;
-use vtd_nest::arch::descriptor::{Descriptor, DeviceTlbRange, IotlbGranularity};
+use vtd_nest::arch::descriptor::{
+    Descriptor, DeviceTlbRange, IotlbGranularity, PasidIotlbGranularity,
+};
 use vtd_nest::arch::id::{DomainId, Pasid, SourceId};
 use vtd_nest::arch::register::{FaultStatus, Register32, Register64};
 use vtd_nest::nest::{MachineError, Policy};
@@ -32,6 +34,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S48 R30 G22",
         "whatever a guest has its unit forget, its devices forget before its wait completes",
         follows_the_unit,
+    )
+    .needs(DEVICE_TLB),
+    scenario(
+        "S48 R30",
+        "devices refill without PASID only from what their unit has not forgotten",
+        refill_without_pasid,
     )
     .needs(DEVICE_TLB),
     scenario(
@@ -202,7 +210,7 @@ fn follows_the_unit(place: Place<'_>) {
                 forms.push(Descriptor::PasidIotlb {
                     domain_id,
                     pasid: Pasid::new(pasid).unwrap(),
-                    granularity: vtd_nest::arch::descriptor::PasidIotlbGranularity::All,
+                    granularity: PasidIotlbGranularity::All,
                 });
             }
             for form in forms {
@@ -217,6 +225,35 @@ fn follows_the_unit(place: Place<'_>) {
             }
             guest.finish();
         }
+    }
+}
+
+// A PASID-based IOTLB invalidation and one of the device without PASID are not ordered by the queue
+// (§6.5.2.12).
+fn refill_without_pasid(place: Place<'_>) {
+    for mut guest in guests(place, DeviceTlbUse::Refilling) {
+        let (root, page) = guest.bind(D0, 0, 7);
+        guest.expect_reaches(D0, None, IOVA, page);
+        for _ in 0..20 {
+            let other = guest.data_page();
+            guest.map(root, IOVA, Some(other));
+            let flush = if guest.is_first_stage() {
+                Descriptor::PasidIotlb {
+                    domain_id: DomainId::new(7),
+                    pasid: Pasid::ZERO,
+                    granularity: PasidIotlbGranularity::Page {
+                        address: IOVA,
+                        address_mask: 0,
+                        leaf_hint: false,
+                    },
+                }
+            } else {
+                guest.page_invalidation(7, IOVA, 0)
+            };
+            guest.submit(&[flush]);
+            guest.expect_reaches(D0, None, IOVA, other);
+        }
+        guest.finish();
     }
 }
 

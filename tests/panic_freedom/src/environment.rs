@@ -7,11 +7,12 @@ use core::hint::black_box;
 
 use vtd_nest::arch::address::{Gpa, Hpa};
 use vtd_nest::arch::id::{Pasid, SourceId};
-use vtd_nest::arch::pci::PciTopology;
+use vtd_nest::arch::pci::{PciFunction, PciFunctions, PciKind, PciTopology, Siblings};
 use vtd_nest::arch::register::{Register32, Register64};
 use vtd_nest::mem::{FrameError, FrameRun, Frames, HostMemory, Owner, Platform, Registers};
 use vtd_nest::nest::MachineMemory;
 use vtd_nest::nest::bind::HostBinding;
+use vtd_nest::unit::ConfigurationSpace;
 use vtd_nest::viommu::host::{BindError, Desired, DeviceHandle, GuestInvalidation, Host, Progress};
 
 /// The hypervisor: host memory, frames and platform. Also a unit's registers, and the host side of a
@@ -46,6 +47,21 @@ impl Registers for Environment {
     #[inline(never)]
     fn window_bytes(&self) -> u64 {
         black_box(4096)
+    }
+}
+
+impl ConfigurationSpace for Environment {
+    fn read32(&self, offset: u16) -> u32 {
+        black_box(offset);
+        black_box(0)
+    }
+
+    fn write16(&mut self, offset: u16, value: u16) {
+        black_box((offset, value));
+    }
+
+    fn write32(&mut self, offset: u16, value: u32) {
+        black_box((offset, value));
     }
 }
 
@@ -166,6 +182,23 @@ impl PciTopology for Environment {
     fn subordinate_bus(&self, bridge: SourceId) -> Option<u8> {
         black_box(bridge);
         black_box(Some(0))
+    }
+}
+
+impl PciFunctions for Environment {
+    fn function(&self, source_id: SourceId) -> Option<PciFunction> {
+        black_box(source_id);
+        black_box(Some(PciFunction {
+            kind: PciKind::Endpoint,
+            siblings: Siblings::None,
+            phantom_bits: 0,
+            access_control: None,
+        }))
+    }
+
+    fn bridge_to(&self, bus: u8) -> Option<SourceId> {
+        black_box(bus);
+        black_box(Some(SourceId::from_u16(0)))
     }
 }
 
