@@ -18,7 +18,7 @@ use super::host::{GuestInvalidation, Host, HostState, PageRange};
 use super::registers::Register;
 use super::statistics::count;
 use super::synchronise::{DeviceFilter, EntryFilter};
-use super::unit::{CachedContext, Job, Purpose, Stage, VirtualUnit};
+use super::unit::{Job, Purpose, Stage, VirtualUnit};
 
 impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
     fn queue_address(&self) -> InvalidationQueueAddress {

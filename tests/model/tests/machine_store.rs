@@ -7,7 +7,7 @@ use std::thread;
 use vtd_model::{Machine, ModelConfig};
 use vtd_nest::arch::address::{Gpa, Hpa};
 use vtd_nest::arch::id::SourceId;
-use vtd_nest::mem::{FramePool, HostMemory, Owner};
+use vtd_nest::mem::{FramePool, Owner};
 use vtd_nest::nest::{
     DeviceConfig, HostBinding, InterruptIsolation, MachineConfig, MachineError, MachineStore,
     Policy, ProtectedRanges,
