@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use super::interrupt::InterruptRefusal;
 use crate::arch::capability::CapabilityError;
 use crate::arch::context::ScalableContextFault;
 use crate::arch::descriptor::DescriptorError;
@@ -21,6 +22,8 @@ pub enum Requirement {
     SecondStage,
     /// `CAP.SAGAW`: any second-stage address width.
     AddressWidth,
+    /// `ECAP.IR`: interrupt remapping, where the configuration requires it.
+    InterruptRemapping,
 }
 
 impl Requirement {
@@ -31,6 +34,7 @@ impl Requirement {
             Self::QueuedInvalidation => "QI",
             Self::SecondStage => "SSTS",
             Self::AddressWidth => "SAGAW",
+            Self::InterruptRemapping => "IR",
         }
     }
 }
@@ -48,6 +52,8 @@ pub enum UnitError {
     HostAddressWidth(u8),
     /// The queue order exceeds 7 (`IQA.QS`).
     QueueOrder(u8),
+    /// The order of the interrupt remapping table exceeds 15 (`IRTA.S`).
+    InterruptTableOrder(u8),
     /// Firmware left translation, the queue or interrupt remapping on, and the configuration asks
     /// to refuse that. Holds the global status register.
     FirmwareState(u32),
@@ -122,11 +128,33 @@ pub enum UnitError {
     PasidEntry(PasidEntryFault),
     /// The PASID entry has domain-id 0, which is reserved for not-present entries (§6.2.3.1).
     ReservedDomainId,
+    /// There is no free run of interrupt entries of this length.
+    InterruptEntries {
+        /// How many were asked for.
+        wanted: u32,
+        /// The number of entries of the table; 0 if the unit does not remap interrupts.
+        capacity: u32,
+    },
+    /// The interrupt entry is beyond the slice.
+    InterruptOffset {
+        /// How far into the slice.
+        offset: u32,
+        /// The length of the slice.
+        count: u32,
+    },
+    /// No device may raise such an interrupt, or the unit cannot.
+    Interrupt(InterruptRefusal),
 }
 
 impl From<FrameError> for UnitError {
     fn from(error: FrameError) -> Self {
         Self::Frames(error)
+    }
+}
+
+impl From<InterruptRefusal> for UnitError {
+    fn from(refusal: InterruptRefusal) -> Self {
+        Self::Interrupt(refusal)
     }
 }
 
@@ -143,6 +171,9 @@ impl fmt::Display for UnitError {
             Self::Missing(requirement) => write!(f, "the unit lacks {}", requirement.mnemonic()),
             Self::HostAddressWidth(bits) => write!(f, "host address width of {bits} bits"),
             Self::QueueOrder(order) => write!(f, "queue order {order} exceeds 7"),
+            Self::InterruptTableOrder(order) => {
+                write!(f, "interrupt table order {order} exceeds 15")
+            }
             Self::FirmwareState(status) => {
                 write!(f, "firmware left the unit on: global status {status:#x}")
             }
@@ -184,6 +215,16 @@ impl fmt::Display for UnitError {
             Self::EntryAbsent(pasid) => write!(f, "the entry of PASID {pasid} is not present"),
             Self::PasidEntry(fault) => write!(f, "invalid PASID entry: {fault:?}"),
             Self::ReservedDomainId => f.write_str("domain-id 0 in a PASID entry"),
+            Self::InterruptEntries { wanted, capacity } => {
+                write!(
+                    f,
+                    "no {wanted} interrupt entries of {capacity} are free together"
+                )
+            }
+            Self::InterruptOffset { offset, count } => {
+                write!(f, "interrupt entry {offset} of a slice of {count}")
+            }
+            Self::Interrupt(refusal) => write!(f, "interrupt refused: {refusal}"),
         }
     }
 }

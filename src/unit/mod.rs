@@ -13,14 +13,15 @@
 //! | [`tables`] | root, context and PASID tables, and the order of stores to them |
 //! | [`queue`] | the invalidation queue, its tickets and its errors |
 //! | [`fault`] | draining fault records |
+//! | [`interrupt`] | interrupt remapping: the table, its slices and its entries |
 //! | [`domain_ids`] | the allocator of domain-ids |
 //! | [`statistics`] | counters |
 //!
 //! # Rules
 //!
 //! - All methods take `&self`. Locks are held for a few register or memory accesses, never across a
-//!   wait for hardware and never while another module is called. Order: tables, queue or faults
-//!   before commands before registers.
+//!   wait for hardware and never while another module is called. Order: tables, interrupts, queue or
+//!   faults before commands before registers.
 //! - Every wait ends: by the platform's clock, and by a count of polls should that clock stand
 //!   still ([`deadline`]).
 //! - What registers say is checked before it is used as an index, a shift or a bound.
@@ -34,6 +35,7 @@ pub mod discovery;
 pub mod domain_ids;
 pub mod error;
 pub mod fault;
+pub mod interrupt;
 pub mod queue;
 pub mod statistics;
 pub mod tables;
@@ -46,6 +48,10 @@ mod testing;
 
 pub use discovery::{DiscoveryError, UnitDescription, discover};
 pub use error::{QueueError, Requirement, UnitError};
+pub use interrupt::{
+    DeviceInterrupt, InterruptConfig, InterruptRefusal, InterruptRemapping, InterruptSlice,
+    StaleInterruptEntries,
+};
 pub use queue::Ticket;
 pub use statistics::{UnitStatistics, lost_table_frames};
 pub use tables::{DetachedDevice, DeviceTables};

@@ -8,11 +8,12 @@ use super::command::CommandSlot;
 use super::domain_ids::DomainIds;
 use super::error::{Requirement, UnitError};
 use super::fault::FaultCursor;
+use super::interrupt::{InterruptConfig, InterruptRemapping, InterruptTable};
 use super::queue::Queue;
 use super::statistics::{Counters, UnitStatistics};
 use super::tables::Tables;
 use crate::arch::capability::{
-    Capability, CapabilityError, ExtendedCapability, Features, validate,
+    Capability, CapabilityError, ExtendedCapability, ExtendedCapabilityField, Features, validate,
 };
 use crate::arch::features::TableFeatures;
 use crate::arch::id::DomainId;
@@ -43,10 +44,13 @@ pub struct UnitConfig {
     pub queue_order: u8,
     /// What to do with what firmware left on.
     pub on_firmware_state: OnFirmwareState,
+    /// Whether and how interrupts are remapped.
+    pub interrupts: InterruptConfig,
 }
 
 impl UnitConfig {
-    /// One second for hardware, a queue of 1024 descriptors, and taking over.
+    /// One second for hardware, a queue of 1024 descriptors, taking over, and interrupts remapped
+    /// where the unit can.
     pub const fn new(segment: u16, host_address_width: u8) -> Self {
         Self {
             segment,
@@ -54,6 +58,7 @@ impl UnitConfig {
             timeout_nanoseconds: 1_000_000_000,
             queue_order: 3,
             on_firmware_state: OnFirmwareState::TakeOver,
+            interrupts: InterruptConfig::new(),
         }
     }
 }
@@ -69,7 +74,7 @@ pub(super) enum Phase {
 
 /// One physical remapping unit.
 ///
-/// About 11 KiB, most of it the bitmap of domain-ids; the queue and the tables lie in frames. It
+/// About 12 KiB, most of it the bitmap of domain-ids; the queue and the tables lie in frames. It
 /// can be shared: any processor may call any method at any time, but changes of one device's
 /// PASID entries must be serialised by the caller.
 #[derive(Debug)]
@@ -85,6 +90,7 @@ pub struct Unit<R> {
     pub(super) queue: Mutex<Queue>,
     pub(super) tables: Mutex<Tables>,
     pub(super) faults: Mutex<FaultCursor>,
+    pub(super) interrupts: Mutex<InterruptTable>,
     domain_ids: Mutex<DomainIds>,
     pub(super) counters: Counters,
 }
@@ -97,14 +103,23 @@ impl<R: Registers> Unit<R> {
     /// # Errors
     ///
     /// [`UnitError::Capability`] if the registers cannot be those of a working unit,
-    /// [`UnitError::Missing`] if this driver cannot drive it, [`UnitError::HostAddressWidth`] and
-    /// [`UnitError::QueueOrder`] for an impossible configuration.
+    /// [`UnitError::Missing`] if this driver cannot drive it, [`UnitError::HostAddressWidth`],
+    /// [`UnitError::QueueOrder`] and [`UnitError::InterruptTableOrder`] for an impossible
+    /// configuration.
     pub fn probe(registers: R, config: UnitConfig) -> Result<Self, UnitError> {
         if !(12..=64).contains(&config.host_address_width) {
             return Err(UnitError::HostAddressWidth(config.host_address_width));
         }
         if config.queue_order > InvalidationQueueAddress::MAX_SIZE_ORDER {
             return Err(UnitError::QueueOrder(config.queue_order));
+        }
+        let InterruptConfig {
+            remapping,
+            table_order,
+            ..
+        } = config.interrupts;
+        if table_order > 15 {
+            return Err(UnitError::InterruptTableOrder(table_order));
         }
         let version = registers.read32(Register32::VERSION);
         let capability = Capability::from_bits(registers.read64(Register64::CAPABILITY));
@@ -118,7 +133,11 @@ impl<R: Registers> Unit<R> {
             }
             Err(error) => return Err(UnitError::Capability(error)),
         }
-        let features = Features::new(capability, extended, config.host_address_width);
+        let mut features = Features::new(capability, extended, config.host_address_width);
+        if remapping == InterruptRemapping::Forbidden {
+            let absent = ExtendedCapabilityField::INTERRUPT_REMAPPING;
+            features.extended = features.extended.with(absent, 0);
+        }
         let missing = [
             (
                 features.extended.has_scalable_mode(),
@@ -136,6 +155,11 @@ impl<R: Registers> Unit<R> {
                 features.largest_address_width().is_some(),
                 Requirement::AddressWidth,
             ),
+            (
+                features.extended.has_interrupt_remapping()
+                    || remapping != InterruptRemapping::Required,
+                Requirement::InterruptRemapping,
+            ),
         ]
         .into_iter()
         .find_map(|(is_there, requirement)| (!is_there).then_some(requirement));
@@ -152,13 +176,14 @@ impl<R: Registers> Unit<R> {
             queue: Mutex::new(Queue::new()),
             tables: Mutex::new(Tables::new()),
             faults: Mutex::new(FaultCursor::default()),
+            interrupts: Mutex::new(InterruptTable::new(&config.interrupts)),
             domain_ids: Mutex::new(DomainIds::new(features.capability.domain_id_bits())),
             counters: Counters::default(),
             features,
         })
     }
 
-    /// The unit's capabilities, without those that lack a prerequisite.
+    /// The unit's capabilities, without those that lack a prerequisite or are not to be used.
     pub const fn features(&self) -> &Features {
         &self.features
     }
