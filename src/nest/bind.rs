@@ -15,12 +15,14 @@
 use crate::arch::descriptor::{Descriptor, IotlbGranularity, PasidCacheGranularity};
 use crate::arch::features::TableFeatures;
 use crate::arch::id::{DomainId, Pasid};
+use crate::arch::interrupt::InterruptIndex;
 use crate::arch::pasid::PasidEntry;
 use crate::mem::{Hypervisor, Owner, Registers};
 use crate::nest::backend::shadow::Shadow;
 use crate::nest::backend::{Target, nested};
 use crate::nest::device::{DeviceList, Quarantine};
 use crate::nest::domain::{DomainKind, DomainSlot, DomainTable};
+use crate::nest::interrupt::MachineInterrupts;
 use crate::nest::invalidate::{Forwarding, is_transient};
 use crate::nest::memory::MachineMemory;
 use crate::nest::offer::Offer;
@@ -28,7 +30,8 @@ use crate::nest::reserve::Reserved;
 use crate::nest::statistics::MachineStatistics;
 use crate::unit::{QueueError, Ticket, Unit, UnitError};
 use crate::viommu::host::{
-    BindError, Desired, DeviceHandle, GuestInvalidation, Host, PageRange, Progress,
+    BindError, Desired, DeviceHandle, GuestInterrupt, GuestInvalidation, Host, InterruptError,
+    PageRange, Progress,
 };
 
 /// The whole input range of a table.
@@ -141,6 +144,7 @@ pub(super) struct HostSide<const DEVICES: usize, const DOMAINS: usize, const SHA
     pub(super) domains: DomainTable<DOMAINS>,
     pub(super) shadows: [Option<Shadow>; SHADOWS],
     pub(super) forwarding: Forwarding,
+    pub(super) interrupts: MachineInterrupts,
     pub(super) reservation: Option<Reservation>,
     pub(super) statistics: MachineStatistics,
 }
@@ -213,6 +217,18 @@ impl<
             return Err(error);
         }
         Ok(progress)
+    }
+
+    fn interrupt_entries(&self) -> u32 {
+        self.interrupt_count()
+    }
+
+    fn set_interrupt_entry(
+        &mut self,
+        index: InterruptIndex,
+        desired: Option<&GuestInterrupt>,
+    ) -> Result<(), InterruptError> {
+        self.follow_guest_interrupt(index, desired)
     }
 
     fn deliver_interrupt(&mut self, address: u64, data: u32) {
@@ -680,6 +696,7 @@ impl<
                     Err(error) => log::error!("{source_id}: {error}"),
                 }
             }
+            self.clear_interrupts_of(device);
             self.h.set_bus_master(source_id, false);
             self.side.statistics.quarantines = self.side.statistics.quarantines.wrapping_add(1);
             log::error!("machine {}: {source_id} is quarantined", self.side.number);

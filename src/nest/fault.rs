@@ -39,7 +39,10 @@ pub enum HostFaultCause {
         /// Where the guest's tables lead.
         address: Gpa,
     },
-    /// The reason code is not one that a DMA request causes.
+    /// The guest's interrupt remapping is off: its device sent a message that the hypervisor has not
+    /// given it.
+    InterruptRemappingOff,
+    /// The reason code is not one that a guest's device can cause.
     UnknownReason,
 }
 

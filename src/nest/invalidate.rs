@@ -279,9 +279,9 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         if self.advance_shadows() {
             return Ok(Progress::Again);
         }
-        // Each round confirms what is in flight and submits what fits; all domains fit in this
-        // many rounds.
-        for _ in 0..DOMAINS.div_ceil(BATCH).saturating_add(2) {
+        // Each round confirms what is in flight and submits what fits; all domains, and interrupt
+        // entries behind them, fit in this many rounds.
+        for _ in 0..DOMAINS.div_ceil(BATCH).saturating_add(3) {
             if self.confirm_in_flight()? == Progress::Wait {
                 return Ok(Progress::Wait);
             }
@@ -331,13 +331,16 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             if !strict && self.is_cut_off(unit) {
                 continue;
             }
-            let batch = self.next_batch(unit);
-            if batch.is_empty() {
-                continue;
-            }
             let Some(physical) = self.units.get(index) else {
                 continue;
             };
+            let mut batch = self.next_batch(unit);
+            let maximum_mask = physical.features().extended.maximum_handle_mask();
+            let interrupts = &mut self.side.interrupts;
+            let stale = interrupts.add_to_batch(unit, maximum_mask, &mut batch);
+            if batch.is_empty() {
+                continue;
+            }
             match physical.submit(self.h, &batch) {
                 Ok(ticket) => {
                     // One place for each unit, and all were confirmed before.
@@ -363,6 +366,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                     {
                         domain.owes_flush = true;
                     }
+                    self.side.interrupts.put_back(unit, stale);
                     let now = self.h.now_nanoseconds();
                     let since = *self.side.forwarding.owed_since.get_or_insert(now);
                     if is_transient(&error) && !self.is_late(physical, since) {
@@ -497,6 +501,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         {
             domain.owes_flush = true;
         }
+        self.side.interrupts.owe_all(unit);
         error
     }
 }

@@ -1,10 +1,12 @@
 //! The virtual machine: its memory, its devices, its virtual unit, and the progress of all three.
+//!
+//! Inside: messages for its devices, and what becomes of those that hardware blocked.
 
 use core::fmt;
 
 use crate::arch::address::{AddressWidth, Gpa, Hpa};
 use crate::arch::capability::{Capability, ExtendedCapability};
-use crate::arch::fault::FaultReason;
+use crate::arch::fault::{FaultMode, FaultReason};
 use crate::arch::features::TableFeatures;
 use crate::arch::register::{FaultRecord, TranslationTableMode};
 use crate::mem::{FrameError, Hypervisor, Owner, Registers};
@@ -18,12 +20,13 @@ use crate::nest::fault::{
     FaultOutcome, HostFault, HostFaultCause, access_of, agrees, outside_machine, pasid_of,
     sent_addresses,
 };
+use crate::nest::interrupt::MachineInterrupts;
 use crate::nest::invalidate::{Forwarding, MAXIMUM_UNITS};
 use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
 use crate::nest::offer::{Backend, Offer, OfferError, Policy, offer};
 use crate::nest::statistics::MachineStatistics;
 use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig, Unmapped};
-use crate::unit::Unit;
+use crate::unit::{Unit, UnitError};
 use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Progress};
 use crate::viommu::{
     ConfigError, DeviceError, DeviceKind, DmaRequest, GuestFault, Poll, STATE_LEN_BYTES,
@@ -66,6 +69,13 @@ pub enum MachineError {
     Offer(OfferError),
     /// The virtual unit cannot be made so.
     VirtualUnit(ConfigError),
+    /// A unit has no run of interrupt entries left that is long enough.
+    Interrupts {
+        /// Index of the unit.
+        unit: u8,
+        /// What it says.
+        error: UnitError,
+    },
     /// No frame for the second stage.
     Frames(FrameError),
     /// The range touches what no device may reach.
@@ -88,6 +98,7 @@ impl fmt::Display for MachineError {
             }
             Self::Offer(error) => write!(f, "nothing can be offered: {error}"),
             Self::VirtualUnit(error) => write!(f, "virtual unit: {error}"),
+            Self::Interrupts { unit, error } => write!(f, "unit {unit}: {error}"),
             Self::Frames(error) => write!(f, "no frames: {error:?}"),
             Self::Protected { range } => {
                 write!(f, "the range touches {}..{}", range.start, range.end)
@@ -147,6 +158,9 @@ macro_rules! port {
     };
 }
 
+// Behind the macro that it uses.
+mod interrupts;
+
 impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SHADOWS: usize>
     VirtualMachine<DEVICES, BINDINGS, DOMAINS, SHADOWS>
 {
@@ -189,8 +203,22 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             leaves_1gib: all(|features| features.second_stage_1gib),
             flush: !all(|features| features.page_walk_coherency),
         };
-        let memory =
-            SecondStage::new(h, config.owner, second_stage).map_err(MachineError::Frames)?;
+        let mut interrupts = MachineInterrupts::new(
+            h,
+            units,
+            config.owner,
+            1 << (config.policy.interrupt_entries_order & 31),
+            config.policy.non_maskable_interrupts,
+        )
+        .map_err(|(unit, error)| MachineError::Interrupts { unit, error })?;
+        let memory = match SecondStage::new(h, config.owner, second_stage) {
+            Ok(memory) => memory,
+            Err(error) => {
+                // None was used, so hardware need not be asked.
+                _ = interrupts.release(h, units);
+                return Err(MachineError::Frames(error));
+            }
+        };
         log::info!(
             "machine {}: back end {}",
             config.number,
@@ -211,6 +239,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
                 domains: DomainTable::new(),
                 shadows: [const { None::<Shadow> }; SHADOWS],
                 forwarding: Forwarding::default(),
+                interrupts,
                 reservation: None,
                 statistics: MachineStatistics::default(),
             },
@@ -312,17 +341,26 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         }
         // Everything joins whatever is pending, so there is room for it.
         _ = port.forward(&GuestInvalidation::All);
+        self.complete_strictly(h, units)
+            .map_err(MachineError::NotConfirmed)?;
+        if let Some(unmapped) = self.unconfirmed.take() {
+            unmapped.settle(h);
+        }
+        Ok(())
+    }
+
+    /// Waits until hardware has confirmed all that is collected.
+    fn complete_strictly<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+    ) -> Result<(), BindError> {
+        let mut port = port!(self, h, units);
         for _ in 0..MAXIMUM_LOOKS {
-            match port
-                .complete_forwarded(true)
-                .map_err(MachineError::NotConfirmed)?
-            {
+            match port.complete_forwarded(true)? {
                 // A shadow that could not be brought in step is empty, which is safe.
                 Progress::Done => {
                     port.side.forwarding.dropped = None;
-                    if let Some(unmapped) = self.unconfirmed.take() {
-                        unmapped.settle(h);
-                    }
                     return Ok(());
                 }
                 Progress::Again => {}
@@ -333,7 +371,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
                 }
             }
         }
-        Err(MachineError::NotConfirmed(BindError::Unit))
+        Err(BindError::Unit)
     }
 
     /// Assigns a device: its tables are made, and its requests are bound as the guest's unit says
@@ -351,8 +389,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         let unit = units
             .get(usize::from(config.unit))
             .ok_or(AssignError::UnknownUnit(config.unit))?;
-        if config.interrupts == InterruptIsolation::Required {
-            // Until the library drives interrupt remapping, no unit has it on.
+        if config.interrupts == InterruptIsolation::Required && !unit.remaps_interrupts() {
             return Err(AssignError::InterruptRemappingMissing(config.source_id));
         }
         if self.host.devices.iter().any(|(_, device)| {
@@ -452,6 +489,10 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             // The virtual unit has let go of it in an earlier call; its tables are still there.
             Err(_) => {}
         }
+        let mut port = port!(self, h, units);
+        if !port.withdraw_interrupts(handle) {
+            return Err(port.isolate(handle));
+        }
         if !self.withdraw_tables(h, units, handle) {
             return Err(BindError::Quarantined { source_id });
         }
@@ -489,6 +530,10 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         }
         if result != Ok(Progress::Done) {
             return result;
+        }
+        if let Err(error) = this.host.interrupts.release(h, units) {
+            log::error!("machine {}: {error}", this.host.number);
+            return Err(BindError::Unit);
         }
         // All units have forgotten all devices of the machine, and their domain-ids with them.
         if let Some(unmapped) = this.unconfirmed.take() {
@@ -611,6 +656,11 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             return FaultOutcome::NotOfThisMachine;
         };
         let guest_source_id = device.config.guest_source_id;
+        if let Some(reason) = FaultReason::from_code(record.reason_code())
+            && reason.mode() == FaultMode::Interrupt
+        {
+            return self.handle_interrupt_fault(h, units, unit, guest_source_id, record, reason);
+        }
         let access = access_of(record);
         let features = units.get(usize::from(unit)).map(Unit::features);
         let has_pasid = features.is_some_and(|features| features.extended.has_pasid());

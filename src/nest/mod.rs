@@ -16,6 +16,7 @@
 //! | [`backend`] | what an entry becomes on hardware: nested, second-stage, shadow |
 //! | `coalesce` | ranges joined while they are collected |
 //! | [`invalidate`] | guest invalidations carried to hardware, completion |
+//! | [`interrupt`] | interrupts of the machine's devices |
 //! | [`fault`] | hardware faults explained by the guest's tables, and routed |
 
 pub mod backend;
@@ -24,6 +25,7 @@ mod coalesce;
 pub mod device;
 pub mod domain;
 pub mod fault;
+pub mod interrupt;
 pub mod invalidate;
 pub mod machine;
 pub mod memory;
@@ -34,6 +36,7 @@ pub mod statistics;
 pub use bind::HostBinding;
 pub use device::{AssignError, DeviceConfig, InterruptIsolation};
 pub use fault::{FaultOutcome, HostFault};
+pub use interrupt::MessageRefusal;
 pub use machine::{MachineConfig, MachineError, VirtualMachine};
 pub use memory::{MachineMemory, PhysicalRange, ProtectedRanges};
 pub use offer::{Backend, Offer, OfferError, Policy};

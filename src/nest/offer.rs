@@ -16,6 +16,8 @@ const FAULT_RECORD_OFFSET_BYTES: u64 = 0x220;
 const IOTLB_OFFSET_BYTES: u64 = 0xf0;
 /// Largest address mask of an IOTLB descriptor: 2^18 pages, one 1-GiB page (`CAP.MAMV`).
 const MAXIMUM_ADDRESS_MASK: u64 = 18;
+/// Largest mask of an interrupt entry cache descriptor: half of the largest table (`ECAP.MHMV`).
+const MAXIMUM_HANDLE_MASK: u64 = 15;
 
 /// How the guest's tables reach hardware.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,16 +49,28 @@ pub struct Policy {
     pub fault_records: u8,
     /// Use shadow tables even where hardware nests.
     pub forbid_nesting: bool,
+    /// The machine gets 2^order interrupt entries of each unit that remaps interrupts: 0 to 16.
+    pub interrupt_entries_order: u8,
+    /// Offer interrupt remapping where all units have it. Without, the hypervisor routes the
+    /// messages of the guest's devices
+    /// ([`route_message`](crate::nest::VirtualMachine::route_message)).
+    pub interrupt_remapping: bool,
+    /// Devices may raise NMIs.
+    pub non_maskable_interrupts: bool,
 }
 
 impl Default for Policy {
-    /// All PASIDs, 16-bit domain-ids, four fault records.
+    /// All PASIDs, 16-bit domain-ids, four fault records, 256 interrupt entries, interrupt
+    /// remapping, no NMIs.
     fn default() -> Self {
         Self {
             pasid_bits: 20,
             domain_id_bits: 16,
             fault_records: 4,
             forbid_nesting: false,
+            interrupt_entries_order: 8,
+            interrupt_remapping: true,
+            non_maskable_interrupts: false,
         }
     }
 }
@@ -198,6 +212,18 @@ pub fn offer<'a>(
             ExtendedCapabilityField::PAGE_WALK_COHERENCY,
             u64::from(all(|unit| unit.extended.has_page_walk_coherency())),
         );
+    if policy.interrupt_remapping && all(|unit| unit.extended.has_interrupt_remapping()) {
+        extended = extended
+            .with(ExtendedCapabilityField::INTERRUPT_REMAPPING, 1)
+            .with(
+                ExtendedCapabilityField::MAXIMUM_HANDLE_MASK,
+                MAXIMUM_HANDLE_MASK,
+            )
+            .with(
+                ExtendedCapabilityField::EXTENDED_INTERRUPT_MODE,
+                u64::from(all(|unit| unit.extended.has_extended_interrupt_mode())),
+            );
+    }
     if pasid_bits > 0 {
         extended = extended
             .with(ExtendedCapabilityField::REQUESTS_WITH_PASID, 1)
@@ -257,6 +283,9 @@ fn check(policy: &Policy) -> Result<(), OfferError> {
     }
     if !(1..=8).contains(&policy.fault_records) {
         return refuse("fault_records", policy.fault_records);
+    }
+    if policy.interrupt_entries_order > 16 {
+        return refuse("interrupt_entries_order", policy.interrupt_entries_order);
     }
     Ok(())
 }

@@ -7,6 +7,7 @@
 //! | [`registers`] | the table of all registers |
 //! | [`tables`] | the guest's root, context and PASID tables, read from hostile memory |
 //! | [`translate`] | translation by the guest's tables in software |
+//! | [`interrupt`] | the guest's interrupt remapping, and messages remapped in software |
 //! | [`fault`] | fault records and the fault event |
 //! | [`state`] | the unit's state, saved and restored |
 //! | [`statistics`] | counters |
@@ -20,6 +21,7 @@
 pub mod fault;
 mod first_stage_roots;
 pub mod host;
+pub mod interrupt;
 mod pasid_cache;
 mod queue;
 pub mod registers;
@@ -34,7 +36,8 @@ pub mod unit;
 
 pub use fault::{GuestFault, MAX_FAULT_RECORDS};
 pub use host::{
-    BindError, Desired, DeviceHandle, GuestBinding, GuestInvalidation, Host, PageRange, Progress,
+    BindError, Desired, DeviceHandle, GuestBinding, GuestInterrupt, GuestInvalidation, Host,
+    InterruptError, PageRange, Progress,
 };
 pub use state::{STATE_LEN_BYTES, StateError};
 pub use statistics::VirtualUnitStatistics;

@@ -15,6 +15,7 @@ use crate::arch::register::{
 use crate::mem::GuestMemory;
 
 use super::host::{GuestInvalidation, Host, PageRange};
+use super::interrupt::InterruptPass;
 use super::registers::Register;
 use super::statistics::count;
 use super::synchronise::{DeviceFilter, EntryFilter};
@@ -156,11 +157,15 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
                     purpose: Purpose::Wait { status, interrupt },
                 });
             }
+            // While remapping is off the host has no entries.
+            Descriptor::InterruptEntryCache { granularity } => self
+                .interrupts
+                .is_followed
+                .then(|| Stage::Interrupts(InterruptPass::of(granularity))),
             // The host invalidates a device's own TLB together with what it caches itself. A
             // foreign source-id has nothing to drop.
             Descriptor::DeviceTlb { .. }
             | Descriptor::PasidDeviceTlb { .. }
-            | Descriptor::InterruptEntryCache { .. }
             | Descriptor::PageGroupResponse { .. } => None,
         };
         match stage {

@@ -35,6 +35,10 @@ pub struct VirtualUnitStatistics {
     pub wait_write_failures: u64,
     /// Invalidation queue errors (`IQE`).
     pub queue_errors: u64,
+    /// Guest interrupt entries that say nothing valid, or what no device may raise; each is absent.
+    pub interrupt_entries_refused: u64,
+    /// Guest interrupt entries that the host could not carry out; each is absent.
+    pub interrupt_entry_failures: u64,
     /// Faults recorded.
     pub faults_recorded: u64,
     /// Faults not recorded because an entry disables fault processing (`FPD`).

@@ -104,18 +104,35 @@ impl InterruptMessage {
                 subhandle,
             });
         }
+        match self.decode_compatibility() {
+            Ok(interrupt) => Ok(MessageFormat::Compatibility(interrupt)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the message asks for in compatibility format, whatever bit 4 of the address says: what
+    /// processors make of it while interrupts are not remapped (§5.1.2.1).
+    ///
+    /// # Errors
+    ///
+    /// [`MessageError::Address`] or [`MessageError::DeliveryMode`].
+    pub const fn decode_compatibility(self) -> Result<Interrupt, MessageError> {
+        let Self { address, data } = self;
+        if address & !0xf_ffff != RANGE {
+            return Err(MessageError::Address(address));
+        }
         let mode = data as u64 >> 8 & 7;
         let Some(delivery) = DeliveryMode::from_field(mode) else {
             return Err(MessageError::DeliveryMode(mode as u8));
         };
-        Ok(MessageFormat::Compatibility(Interrupt {
+        Ok(Interrupt {
             destination: (address >> 12 & 0xff) as u32,
             logical: address >> 2 & 1 == 1,
             redirection_hint: address >> 3 & 1 == 1,
             level_triggered: data >> 15 & 1 == 1,
             delivery,
             vector: data as u8,
-        }))
+        })
     }
 }
 
