@@ -13,10 +13,11 @@ use std::fmt;
 use vtd_nest::arch::address::{Hpa, Iova};
 use vtd_nest::arch::capability::{Capability, ExtendedCapability};
 use vtd_nest::arch::id::{Pasid, SourceId};
+use vtd_nest::arch::interrupt::Interrupt;
 use vtd_nest::arch::register::Register64;
 use vtd_nest::mem::{HostMemory, Registers};
 
-pub(crate) use interposer::{Counts, Hold, Interposer, Observed};
+pub(crate) use interposer::{Counts, Hold, Interposer, Observed, PROCESSORS};
 pub(crate) use model::ModelProfile;
 pub(crate) use qtest::QtestProfile;
 pub(crate) use ranges::{HostRange, Layout};
@@ -59,11 +60,13 @@ pub(crate) enum Ability {
     PageRequests,
     /// Updates of first-stage entries respect read-only second-stage mappings.
     UpdatesObeyReadOnly,
+    /// What reaches processors is seen.
+    SeesInterrupts,
 }
 
 impl Ability {
     /// All of them.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::RequestsWithPasid,
         Self::PrivilegedRequests,
         Self::SeveralUnits,
@@ -72,6 +75,7 @@ impl Ability {
         Self::DeviceTlb,
         Self::PageRequests,
         Self::UpdatesObeyReadOnly,
+        Self::SeesInterrupts,
     ];
 
     /// Why a scenario that needs it is skipped.
@@ -85,6 +89,7 @@ impl Ability {
             Self::DeviceTlb => "deviation: no device has a device-TLB",
             Self::PageRequests => "deviation: no device sends page requests",
             Self::UpdatesObeyReadOnly => "deviation: erratum 772415 SPR17",
+            Self::SeesInterrupts => "deviation: what reaches processors is not seen",
         }
     }
 }
@@ -124,6 +129,12 @@ pub(crate) trait Bench {
 
     /// What software did that the architecture forbids, if the bench can tell.
     fn violations(&self) -> Vec<String>;
+
+    /// What reached processors since the last call, from devices that wrote to 0xFEEx_xxxx: who, and
+    /// what came of it.
+    fn take_interrupts(&self) -> Vec<(SourceId, Interrupt)> {
+        Vec::new()
+    }
 
     /// Lets the device of this source-id answer no device-TLB invalidation.
     fn set_device_silent(&self, _source_id: SourceId, _silent: bool) {}

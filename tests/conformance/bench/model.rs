@@ -1,9 +1,12 @@
 //! The model in process, in each of its profiles and cache modes.
 
-use vtd_model::{Access, CacheMode, Machine, ModelConfig, ModelUnit, Pace, Request};
+use vtd_model::{
+    Access, CacheMode, DeliveryMode as Raised, Machine, ModelConfig, ModelUnit, Pace, Request,
+};
 use vtd_nest::arch::address::Iova;
 use vtd_nest::arch::capability::{CapabilityField, ExtendedCapabilityField};
 use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::interrupt::{DeliveryMode, Interrupt};
 use vtd_nest::mem::{HostMemory, Registers};
 
 use super::{Ability, Bench, HostRange, Layout, Profile, Requester, StartError};
@@ -163,6 +166,7 @@ impl Bench for ModelBench {
                     && !reports(ExtendedCapabilityField::PAGE_WALK_COHERENCY)
             }
             Ability::DeviceTlb => reports(ExtendedCapabilityField::DEVICE_TLB),
+            Ability::SeesInterrupts => true,
             Ability::PageRequests => reports(ExtendedCapabilityField::PAGE_REQUESTS),
         }
     }
@@ -217,6 +221,32 @@ impl Bench for ModelBench {
     fn violations(&self) -> Vec<String> {
         let all = self.units.iter().flat_map(ModelUnit::violations);
         all.map(|violation| format!("{violation:?}")).collect()
+    }
+
+    fn take_interrupts(&self) -> Vec<(SourceId, Interrupt)> {
+        let all = self.units.iter().flat_map(ModelUnit::take_interrupts);
+        let raised = all.filter_map(|sent| {
+            let raised = sent.outcome.interrupt()?;
+            let delivery = match raised.delivery {
+                Raised::Fixed => DeliveryMode::Fixed,
+                Raised::LowestPriority => DeliveryMode::LowestPriority,
+                Raised::SystemManagement => DeliveryMode::SystemManagement,
+                Raised::NonMaskable => DeliveryMode::NonMaskable,
+                Raised::Init => DeliveryMode::Init,
+                Raised::External => DeliveryMode::External,
+                Raised::Undefined(mode) => panic!("delivery mode {mode}"),
+            };
+            let interrupt = Interrupt {
+                destination: raised.destination,
+                logical: raised.is_logical,
+                redirection_hint: raised.has_redirection_hint,
+                level_triggered: raised.is_level,
+                delivery,
+                vector: raised.vector,
+            };
+            Some((sent.source_id, interrupt))
+        });
+        raised.collect()
     }
 
     fn set_device_silent(&self, source_id: SourceId, silent: bool) {

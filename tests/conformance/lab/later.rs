@@ -18,17 +18,6 @@ pub(crate) fn lab_with_erratum_772415(_place: super::Place<'_>) -> std::rc::Rc<s
     panic!("the library cannot be told of a unit's errata yet");
 }
 
-/// Has the hypervisor send a device's interrupt to a processor: the address and data for the
-/// device, in remappable format.
-pub(crate) fn route_interrupt(_lab: &Lab, _source_id: SourceId, _vector: u8) -> (u64, u32) {
-    panic!("the library builds no interrupt remapping entries yet");
-}
-
-/// Tells the library that the chipset's interrupt remapping is broken.
-pub(crate) fn veto_interrupt_remapping(_lab: &Lab) {
-    panic!("the library has no table of errata yet");
-}
-
 /// Tells the library of memory that firmware lets a device use (RMRR).
 pub(crate) fn reserve_memory(_lab: &Lab, _source_id: SourceId, _at: Hpa, _len_bytes: u64) {
     panic!("the library knows no reserved memory regions yet");

@@ -8,6 +8,7 @@ mod expect;
 mod fault;
 mod guest;
 mod hardware;
+mod interrupts;
 mod job;
 mod kinds;
 pub(crate) mod later;
@@ -30,7 +31,7 @@ use vtd_nest::arch::register::{FaultRecord, Register64, RootTableAddress};
 use vtd_nest::arch::root::RootHalf;
 use vtd_nest::mem::Registers;
 use vtd_nest::nest::{FaultOutcome, Policy};
-use vtd_nest::unit::{Unit, UnitConfig};
+use vtd_nest::unit::{InterruptConfig, InterruptRemapping, InterruptSlice, Unit, UnitConfig};
 
 use crate::bench::{Interposer, Observed, Profile, host_offset};
 
@@ -56,6 +57,8 @@ pub(crate) struct Lab {
     unclaimed: RefCell<Vec<(u8, FaultRecord)>>,
     /// Records that were the hypervisor's business.
     pub(crate) host_faults: RefCell<Vec<(FaultRecord, FaultOutcome)>>,
+    /// Interrupt entries of the hypervisor's own devices.
+    slices: RefCell<Vec<(SourceId, InterruptSlice)>>,
 }
 
 /// Where a scenario runs: it starts what it needs from here.
@@ -75,11 +78,21 @@ impl Place<'_> {
         self.lab_with_timeouts(&vec![UnitConfig::new(0, 39).timeout_nanoseconds; units])
     }
 
-    /// A unit for each of these times, in nanoseconds, after which it is given up.
-    pub(crate) fn lab_with_timeouts(self, timeouts: &[u64]) -> Rc<Lab> {
+    /// A unit whose interrupt remapping is known to be broken.
+    pub(crate) fn lab_without_interrupt_remapping(self) -> Rc<Lab> {
+        let timeout = UnitConfig::new(0, 39).timeout_nanoseconds;
+        self.start(&[timeout], InterruptRemapping::Forbidden)
+    }
+
+    fn start(self, timeouts: &[u64], remapping: InterruptRemapping) -> Rc<Lab> {
         let bench = self.profile.start(timeouts.len());
         let bench = bench.expect("the bench starts");
-        Rc::new(Lab::new(Interposer::new(bench), timeouts))
+        Rc::new(Lab::new(Interposer::new(bench), timeouts, remapping))
+    }
+
+    /// A unit for each of these times, in nanoseconds, after which it is given up.
+    pub(crate) fn lab_with_timeouts(self, timeouts: &[u64]) -> Rc<Lab> {
+        self.start(timeouts, InterruptRemapping::WhereAvailable)
     }
 
     /// One machine with both devices, tables and translation on, no PASID entry.
@@ -105,12 +118,16 @@ impl Place<'_> {
 }
 
 impl Lab {
-    fn new(hypervisor: Rc<Interposer>, timeouts: &[u64]) -> Self {
+    fn new(hypervisor: Rc<Interposer>, timeouts: &[u64], remapping: InterruptRemapping) -> Self {
         let width = hypervisor.bench().host_address_width();
         let units = timeouts.iter().enumerate().map(|(index, timeout)| {
             let registers = hypervisor.registers(index).expect("the bench has the unit");
             let config = UnitConfig {
                 timeout_nanoseconds: *timeout,
+                interrupts: InterruptConfig {
+                    remapping,
+                    ..InterruptConfig::new()
+                },
                 ..UnitConfig::new(0, width)
             };
             let unit = Unit::probe(registers, config).expect("a usable unit");
@@ -123,6 +140,7 @@ impl Lab {
             units,
             unclaimed: RefCell::default(),
             host_faults: RefCell::default(),
+            slices: RefCell::default(),
         }
     }
 

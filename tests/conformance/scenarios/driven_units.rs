@@ -126,8 +126,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "hardware blocks interrupts in compatibility format once a unit is up",
         compatibility_format_is_blocked,
     )
-    .needs(&[Need::Extended(Ecap::INTERRUPT_REMAPPING, "IR")])
-    .pending(HOST_SIDE),
+    .needs(&[Need::Extended(Ecap::INTERRUPT_REMAPPING, "IR")]),
 ];
 
 /// Time that passes at each look at the clock when hardware is to be given up quickly.

@@ -13,7 +13,6 @@ use vtd_nest::mem::Registers;
 use crate::harness::{Need, Scenario, scenario};
 use crate::lab::{D0, D1, Guest, Lab, Place};
 
-const GUEST_SIDE: &str = "guest side, complete";
 const NEEDS: &[Need] = &[Need::Extended(Ecap::INTERRUPT_REMAPPING, "IR")];
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -22,29 +21,25 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "delivery modes INIT, SMI, ExtINT and NMI are refused, and told as 24",
         refused_delivery_modes,
     )
-    .needs(NEEDS)
-    .pending(GUEST_SIDE),
+    .needs(NEEDS),
     scenario(
         "S85 R35 G29 G2",
         "an index beyond the table is told as 21, a foreign source-id as 26",
         bad_index_and_source,
     )
-    .needs(NEEDS)
-    .pending(GUEST_SIDE),
+    .needs(NEEDS),
     scenario(
         "S86 R35 G30",
         "a changed entry is in force after the guest's wait, an old one no longer",
         changed_entry,
     )
-    .needs(NEEDS)
-    .pending(GUEST_SIDE),
+    .needs(NEEDS),
     scenario(
         "S87 R35 G1",
         "remapping off and on, CFI set: compatibility format stays blocked, told as 25",
         compatibility_format,
     )
-    .needs(NEEDS)
-    .pending(GUEST_SIDE),
+    .needs(NEEDS),
 ];
 
 /// Entries of the guest's table: 2^(S + 1), S = 3.

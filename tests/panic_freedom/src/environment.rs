@@ -8,6 +8,7 @@ use core::hint::black_box;
 use vtd_nest::arch::address::{Gpa, Hpa};
 use vtd_nest::arch::dmar::PciTopology;
 use vtd_nest::arch::id::{Pasid, SourceId};
+use vtd_nest::arch::interrupt::{Interrupt, InterruptIndex};
 use vtd_nest::arch::register::{Register32, Register64};
 use vtd_nest::mem::{
     FrameError, FrameRun, Frames, GuestMemory, GuestMemoryError, HostMemory, Owner, Platform,
@@ -15,7 +16,10 @@ use vtd_nest::mem::{
 };
 use vtd_nest::nest::bind::HostBinding;
 use vtd_nest::paging::walk::EntrySource;
-use vtd_nest::viommu::host::{BindError, Desired, DeviceHandle, GuestInvalidation, Host, Progress};
+use vtd_nest::viommu::host::{
+    BindError, Desired, DeviceHandle, GuestInterrupt, GuestInvalidation, Host, InterruptError,
+    Progress,
+};
 
 /// The hypervisor: host memory, frames and platform. Also a unit's registers and a guest's memory.
 pub(crate) struct Environment;
@@ -119,6 +123,11 @@ impl Platform for Environment {
         black_box((unit, address, data));
     }
 
+    fn route_interrupt(&self, unit: u32, interrupt: &Interrupt) -> Option<Interrupt> {
+        black_box((unit, interrupt));
+        black_box(Some(*interrupt))
+    }
+
     fn set_bus_master(&self, source_id: SourceId, enabled: bool) {
         black_box((source_id, enabled));
     }
@@ -166,6 +175,19 @@ impl Host for Environment {
     fn invalidate(&mut self, what: &GuestInvalidation) -> Result<Progress, BindError> {
         black_box(what);
         black_box(Ok(Progress::Done))
+    }
+
+    fn interrupt_entries(&self) -> u32 {
+        black_box(0)
+    }
+
+    fn set_interrupt_entry(
+        &mut self,
+        index: InterruptIndex,
+        desired: Option<&GuestInterrupt>,
+    ) -> Result<(), InterruptError> {
+        black_box((index, desired));
+        black_box(Ok(()))
     }
 
     fn flush(&mut self) -> Result<Progress, BindError> {
