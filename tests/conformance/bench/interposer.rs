@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use vtd_nest::arch::address::{Hpa, Iova};
 use vtd_nest::arch::id::SourceId;
-use vtd_nest::arch::interrupt::Interrupt;
+use vtd_nest::arch::interrupt::{Interrupt, InterruptMessage};
 use vtd_nest::arch::register::{InvalidationQueueAddress, Register32, Register64, queue_offset};
 use vtd_nest::mem::frames::zero_run;
 use vtd_nest::mem::{
@@ -16,7 +16,7 @@ use vtd_nest::mem::{
 use super::{Bench, HostRange, Requester, host_offset};
 
 /// Interrupts of guests go to processors with an APIC id below this.
-pub(crate) const PROCESSORS: u32 = 8;
+const PROCESSORS: u32 = 8;
 
 /// When hardware sees what was put into its invalidation queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -259,6 +259,11 @@ impl Interposer {
     /// A device reads.
     pub(crate) fn dma_read(&self, requester: Requester, address: Iova, into: &mut [u8]) {
         self.bench.dma_read(requester, address, into);
+    }
+
+    /// A device sends an interrupt message.
+    pub(crate) fn send_message(&self, source_id: SourceId, message: InterruptMessage) {
+        self.bench.send_message(source_id, message);
     }
 
     /// A device writes.

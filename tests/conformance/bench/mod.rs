@@ -13,11 +13,11 @@ use std::fmt;
 use vtd_nest::arch::address::{Hpa, Iova};
 use vtd_nest::arch::capability::{Capability, ExtendedCapability};
 use vtd_nest::arch::id::{Pasid, SourceId};
-use vtd_nest::arch::interrupt::Interrupt;
+use vtd_nest::arch::interrupt::{Interrupt, InterruptMessage};
 use vtd_nest::arch::register::Register64;
 use vtd_nest::mem::{HostMemory, Registers};
 
-pub(crate) use interposer::{Counts, Hold, Interposer, Observed, PROCESSORS};
+pub(crate) use interposer::{Counts, Hold, Interposer, Observed};
 pub(crate) use model::ModelProfile;
 pub(crate) use qtest::QtestProfile;
 pub(crate) use ranges::{HostRange, Layout};
@@ -62,11 +62,13 @@ pub(crate) enum Ability {
     UpdatesObeyReadOnly,
     /// What reaches processors is seen.
     SeesInterrupts,
+    /// Interrupts in compatibility format can be blocked.
+    BlocksCompatibilityFormat,
 }
 
 impl Ability {
     /// All of them.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::RequestsWithPasid,
         Self::PrivilegedRequests,
         Self::SeveralUnits,
@@ -76,6 +78,7 @@ impl Ability {
         Self::PageRequests,
         Self::UpdatesObeyReadOnly,
         Self::SeesInterrupts,
+        Self::BlocksCompatibilityFormat,
     ];
 
     /// Why a scenario that needs it is skipped.
@@ -90,6 +93,9 @@ impl Ability {
             Self::PageRequests => "deviation: no device sends page requests",
             Self::UpdatesObeyReadOnly => "deviation: erratum 772415 SPR17",
             Self::SeesInterrupts => "deviation: what reaches processors is not seen",
+            Self::BlocksCompatibilityFormat => {
+                "deviation: interrupts in compatibility format always pass"
+            }
         }
     }
 }
@@ -129,6 +135,18 @@ pub(crate) trait Bench {
 
     /// What software did that the architecture forbids, if the bench can tell.
     fn violations(&self) -> Vec<String>;
+
+    /// The device sends an interrupt message.
+    fn send_message(&self, source_id: SourceId, message: InterruptMessage) {
+        let requester = Requester {
+            source_id,
+            pasid: None,
+            privileged: false,
+            execute: false,
+        };
+        let data = message.data.to_le_bytes();
+        self.dma_write(requester, Iova::new(message.address), &data);
+    }
 
     /// What reached processors since the last call, from devices that wrote to 0xFEEx_xxxx: who, and
     /// what came of it.

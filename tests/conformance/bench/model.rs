@@ -166,7 +166,7 @@ impl Bench for ModelBench {
                     && !reports(ExtendedCapabilityField::PAGE_WALK_COHERENCY)
             }
             Ability::DeviceTlb => reports(ExtendedCapabilityField::DEVICE_TLB),
-            Ability::SeesInterrupts => true,
+            Ability::SeesInterrupts | Ability::BlocksCompatibilityFormat => true,
             Ability::PageRequests => reports(ExtendedCapabilityField::PAGE_REQUESTS),
         }
     }

@@ -2,11 +2,11 @@
 //!
 //! A message that is blocked leaves a fault record in the guest's unit; one that is not, none.
 
-use vtd_nest::arch::address::Iova;
 use vtd_nest::arch::capability::ExtendedCapabilityField as Ecap;
 use vtd_nest::arch::descriptor::{Descriptor, InterruptEntryGranularity};
 use vtd_nest::arch::fault::FaultReason;
 use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::interrupt::InterruptMessage;
 use vtd_nest::arch::register::{GlobalCommand, GlobalStatus, Register32, Register64};
 use vtd_nest::mem::Registers;
 
@@ -93,16 +93,15 @@ const fn remappable(index: u64) -> u64 {
 /// A device sends a message: the reason why it was blocked, if it was.
 fn signal(guest: &mut Guest, device: SourceId, address: u64) -> Option<FaultReason> {
     guest.take_faults();
-    let requester = guest.requester(device, None);
+    // Whatever the data, the entry says what it comes to.
     let data = if address & 1 << 4 == 0 {
         VECTOR as u32
     } else {
         0
     };
-    guest
-        .lab
-        .hypervisor
-        .dma_write(requester, Iova::new(address), &data.to_le_bytes());
+    let physical = guest.physical(device);
+    let message = InterruptMessage { address, data };
+    guest.lab.hypervisor.send_message(physical, message);
     let taken = guest.take_faults();
     match taken.faults.as_slice() {
         [] => None,

@@ -64,11 +64,7 @@ fn device(lab: &Lab, index: usize) -> Requester {
 
 /// A device writes a message.
 fn send(lab: &Lab, requester: Requester, message: InterruptMessage) {
-    lab.hypervisor.dma_write(
-        requester,
-        Iova::new(message.address),
-        &message.data.to_le_bytes(),
-    );
+    lab.hypervisor.send_message(requester.source_id, message);
 }
 
 /// A device has raised a vector on processor 0, and nothing else has come, where that is seen.
