@@ -33,7 +33,10 @@ impl ModelProfile {
                 "nesting-server-erratum",
                 ModelConfig::nesting_server_erratum(),
             ),
-            ("caching-mode", ModelConfig::caching_mode()),
+            (
+                "caching-mode",
+                ModelConfig::caching_mode().with_interrupt_remapping(),
+            ),
             ("everything-on", ModelConfig::everything_on()),
             ("legacy-server", ModelConfig::legacy_server()),
             ("qemu-second-stage", ModelConfig::qemu_second_stage()),

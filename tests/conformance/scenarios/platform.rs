@@ -2,17 +2,25 @@
 //! aliases, configuration space. All of it waits for the host side.
 
 use vtd_nest::arch::address::Iova;
-use vtd_nest::arch::capability::ExtendedCapabilityField as Ecap;
+use vtd_nest::arch::capability::{CapabilityField as Cap, ExtendedCapabilityField as Ecap};
 use vtd_nest::arch::id::SourceId;
-use vtd_nest::arch::interrupt::{Interrupt, InterruptMessage};
+use vtd_nest::arch::interrupt::{Interrupt, InterruptAction, InterruptMessage, PostedInterrupt};
+use vtd_nest::mem::{Frames, Owner};
 use vtd_nest::nest::{AssignError, DeviceConfig, InterruptIsolation};
+use vtd_nest::unit::DeviceInterrupt;
 
-use crate::bench::{Ability, Requester};
+use crate::bench::{Ability, Requester, host_offset};
 use crate::harness::{Need, Scenario, scenario};
 use crate::lab::{D0, Guest, GuestOptions, Lab, Place, kind, later};
 
 const HOST_SIDE: &str = "host side, complete";
 const REMAPS: &[Need] = &[Need::Extended(Ecap::INTERRUPT_REMAPPING, "IR")];
+
+const POSTS: &[Need] = &[
+    REMAPS[0],
+    Need::Capability(Cap::POSTED_INTERRUPTS, "PI"),
+    Need::Ability(Ability::SeesInterrupts),
+];
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -21,6 +29,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         sources_are_validated,
     )
     .needs(REMAPS),
+    scenario(
+        "G2 R35",
+        "a posted interrupt sets its bit and notifies; another device's is denied",
+        posted_interrupts,
+    )
+    .needs(POSTS),
     scenario(
         "G3",
         "a chipset with broken interrupt remapping gets no device assigned",
@@ -93,6 +107,38 @@ fn sources_are_validated(place: Place<'_>) {
     let faults = lab.take_unclaimed_faults();
     assert_eq!(faults.len(), 1);
     assert_eq!(faults[0].reason_code(), 0x26);
+    lab.expect_no_violations();
+}
+
+fn posted_interrupts(place: Place<'_>) {
+    let lab = place.lab();
+    let (first, second) = (device(&lab, 0), device(&lab, 1));
+    let run = lab.hypervisor.allocate(Owner::HYPERVISOR, 0);
+    let descriptor = run.expect("a frame").address();
+    let quadword = |at: u64| lab.host_read64(host_offset(descriptor, 8 * at));
+    // NV is bits 279:272 (§9.11); processor 0.
+    let memory = lab.hypervisor.bench().memory();
+    memory.write64(host_offset(descriptor, 32), 0xf2 << 16);
+    let message = lab.set_interrupt(&DeviceInterrupt {
+        source_id: first.source_id,
+        action: InterruptAction::Post(PostedInterrupt {
+            descriptor,
+            vector: 0x45,
+            urgent: false,
+        }),
+    });
+    send(&lab, first, message);
+    raised(&lab, first.source_id, 0xf2);
+    assert_eq!((quadword(0), quadword(1)), (0, 1 << 5));
+    assert_eq!(quadword(4) & 1, 1, "ON");
+    send(&lab, second, message);
+    let faults = lab.take_unclaimed_faults();
+    assert_eq!(faults.len(), 1);
+    assert_eq!(faults[0].reason_code(), 0x26);
+    // Back to remapped format.
+    assert_eq!(lab.route_interrupt(first.source_id, 0x51), message);
+    send(&lab, first, message);
+    raised(&lab, first.source_id, 0x51);
     lab.expect_no_violations();
 }
 
