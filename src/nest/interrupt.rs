@@ -27,9 +27,10 @@ use crate::mem::{Hypervisor, Owner, Registers};
 use crate::nest::bind::HostPort;
 use crate::nest::fault::HostFaultCause;
 use crate::nest::invalidate::MAXIMUM_UNITS;
+use crate::nest::offer::Policy;
 use crate::unit::interrupt::entry::check_interrupt;
 use crate::unit::{DeviceInterrupt, InterruptSlice, StaleInterruptEntries, Unit, UnitError};
-use crate::viommu::host::{BindError, DeviceHandle, GuestInterrupt, InterruptError};
+use crate::viommu::host::{BindError, DeviceHandle, GuestInterrupt, HostState, InterruptError};
 use crate::viommu::{GuestFault, VirtualUnit};
 
 /// Why there is no message for a device. Nothing has changed, unless a variant says so.
@@ -83,48 +84,62 @@ pub(super) struct MachineInterrupts {
 }
 
 /// The part of one unit.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct UnitPart {
     slice: Option<InterruptSlice>,
     /// What hardware may still know of older entries, and has not been told to forget.
     stale: Option<StaleInterruptEntries>,
 }
 
+impl UnitPart {
+    const NONE: Self = Self {
+        slice: None,
+        stale: None,
+    };
+}
+
 impl MachineInterrupts {
-    /// Takes a slice of `count` entries of each unit that remaps interrupts.
+    /// None of any unit.
+    pub(super) const fn vacant() -> Self {
+        Self {
+            count: 0,
+            non_maskable: false,
+            units: [const { UnitPart::NONE }; MAXIMUM_UNITS],
+        }
+    }
+
+    /// Takes a slice of each unit that remaps interrupts, as long as the policy says.
     ///
     /// # Errors
     ///
     /// The index of a unit that has no such slice left, and what it says. Nothing is taken then.
-    pub(super) fn new<H: Hypervisor, R: Registers>(
+    pub(super) fn start<H: Hypervisor, R: Registers>(
+        &mut self,
         h: &H,
         units: &[Unit<R>],
         owner: Owner,
-        count: u32,
-        non_maskable: bool,
-    ) -> Result<Self, (u8, UnitError)> {
-        let mut this = Self {
-            count,
-            non_maskable,
-            units: Default::default(),
-        };
-        for (index, (unit, part)) in (0..).zip(units.iter().zip(&mut this.units)) {
+        policy: &Policy,
+    ) -> Result<(), (u8, UnitError)> {
+        *self = Self::vacant();
+        self.non_maskable = policy.non_maskable_interrupts;
+        let count = 1 << (policy.interrupt_entries_order & 31);
+        for (index, (unit, part)) in (0..).zip(units.iter().zip(&mut self.units)) {
             if unit.interrupt_entries() == 0 {
                 continue;
             }
             match unit.allocate_interrupt_entries(owner, count) {
-                Ok(slice) => part.slice = Some(slice),
+                Ok(slice) => {
+                    part.slice = Some(slice);
+                    self.count = count;
+                }
                 Err(error) => {
                     // None was used, so hardware need not be asked.
-                    _ = this.release(h, units);
+                    _ = self.release(h, units);
                     return Err((index, error));
                 }
             }
         }
-        if this.units.iter().all(|part| part.slice.is_none()) {
-            this.count = 0;
-        }
-        Ok(this)
+        Ok(())
     }
 
     /// Gives the slices back, once hardware has confirmed that it forgot their entries.
@@ -360,7 +375,7 @@ impl<
 
     /// The fault that the guest sees for a message that hardware blocked: found in the guest's table,
     /// by the guest's own index.
-    pub(super) fn explain_interrupt<B: Default, const BINDINGS: usize>(
+    pub(super) fn explain_interrupt<B: HostState, const BINDINGS: usize>(
         &mut self,
         virtual_unit: &VirtualUnit<B, DEVICES, BINDINGS>,
         unit: u8,

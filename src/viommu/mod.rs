@@ -22,6 +22,7 @@ pub mod fault;
 mod first_stage_roots;
 pub mod host;
 pub mod interrupt;
+mod keyed_hash;
 mod pasid_cache;
 mod queue;
 pub mod registers;
@@ -34,10 +35,12 @@ mod testing;
 pub mod translate;
 pub mod unit;
 
+pub(crate) use keyed_hash::KeyedHash;
+
 pub use fault::{GuestFault, MAX_FAULT_RECORDS};
 pub use host::{
     BindError, Desired, DeviceHandle, GuestBinding, GuestInterrupt, GuestInvalidation, Host,
-    InterruptError, PageRange, Progress,
+    HostState, InterruptError, PageRange, Progress,
 };
 pub use state::{STATE_LEN_BYTES, StateError};
 pub use statistics::VirtualUnitStatistics;

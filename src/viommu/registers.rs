@@ -233,13 +233,20 @@ pub(super) struct RegisterFile {
 }
 
 impl RegisterFile {
+    /// That of a unit that has yet to be started.
+    pub(super) const VACANT: Self = Self {
+        values: [0; COUNT],
+        iotlb_offset: 0,
+        has_interrupt_remapping: false,
+        fault_message: false,
+        completion_message: false,
+    };
+
     pub(super) fn new(features: &Features) -> Self {
         let mut file = Self {
-            values: [0; COUNT],
             iotlb_offset: features.extended.iotlb_register_offset(),
             has_interrupt_remapping: features.extended.has_interrupt_remapping(),
-            fault_message: false,
-            completion_message: false,
+            ..Self::VACANT
         };
         for register in Register::ALL {
             file.set(*register, register.description().reset);

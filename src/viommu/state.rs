@@ -30,6 +30,7 @@ use crate::arch::register::{
 };
 
 use super::fault::{FaultRecorder, MAX_FAULT_RECORDS};
+use super::host::HostState;
 use super::interrupt::InterruptState;
 use super::registers::{Event, REGISTERS, Register, RegisterFile};
 use super::statistics::count;
@@ -161,7 +162,7 @@ impl Quadwords<'_> {
     }
 }
 
-impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
+impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
     /// The unit's state, between two [`poll`](Self::poll)s. The unit should do no more work once
     /// its state is in use elsewhere: it would complete the same waits.
     pub fn save(&self) -> [u8; STATE_LEN_BYTES] {
@@ -336,7 +337,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             table_pointer: (flags & INTERRUPT_POINTER != 0)
                 .then_some(InterruptRemappingTableAddress::from_bits(pointer)),
             enable: flags & INTERRUPT_REMAPPING != 0,
-            ..InterruptState::default()
+            ..InterruptState::OFF
         })
     }
 

@@ -13,7 +13,7 @@
 pub mod remap;
 
 use super::fault::GuestFault;
-use super::host::{GuestInterrupt, Host, InterruptError};
+use super::host::{GuestInterrupt, Host, HostState, InterruptError};
 use super::registers::{Register, RegisterWrite};
 use super::statistics::count;
 use super::synchronise::Stepped;
@@ -50,16 +50,15 @@ pub(super) struct InterruptState {
     pub(super) reconcile: bool,
 }
 
-impl Default for InterruptState {
-    fn default() -> Self {
-        Self {
-            table: InterruptRemappingTableAddress::from_bits(0),
-            table_pointer: None,
-            enable: false,
-            is_followed: false,
-            reconcile: false,
-        }
-    }
+impl InterruptState {
+    /// As after power-on.
+    pub(super) const OFF: Self = Self {
+        table: InterruptRemappingTableAddress::from_bits(0),
+        table_pointer: None,
+        enable: false,
+        is_followed: false,
+        reconcile: false,
+    };
 }
 
 /// A pass over guest entries: those from `next` to before `end`.
@@ -89,7 +88,7 @@ impl InterruptPass {
     }
 }
 
-impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
+impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
     const fn shows_interrupt_remapping(&self) -> bool {
         self.features.extended.has_interrupt_remapping()
     }
@@ -160,7 +159,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             .is_some_and(|job| matches!(job.stage, Stage::Interrupts(_)));
         self.interrupts = InterruptState {
             reconcile: self.interrupts.is_followed || self.interrupts.reconcile || is_changing,
-            ..InterruptState::default()
+            ..InterruptState::OFF
         };
     }
 

@@ -12,6 +12,7 @@ use crate::arch::interrupt::{
 use crate::arch::register::RequestType;
 use crate::mem::GuestMemory;
 use crate::viommu::fault::GuestFault;
+use crate::viommu::host::HostState;
 use crate::viommu::unit::VirtualUnit;
 
 impl GuestFault {
@@ -36,7 +37,7 @@ impl GuestFault {
     }
 }
 
-impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
+impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
     /// What a device's message comes to by the guest's table as it reads now; `None` if it means
     /// nothing to processors: a reserved delivery mode while remapping is off.
     ///
