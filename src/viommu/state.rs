@@ -668,7 +668,7 @@ mod tests {
             t.command(SIRTP);
             t.command(IRE);
             t.command(CFI);
-            t.unit.write(IRTA, 8, TABLE + 0x1000 | 7);
+            t.unit.write(IRTA, 8, (TABLE + 0x1000) | 7);
             let status = t.unit.read(GSTS, 4) & 0x96ff_ffff;
             let status = if set {
                 status | command

@@ -484,7 +484,7 @@ mod tests {
         assert_eq!(indices(&t), [1]);
         // Another table.
         t.store(TABLE + 0x2000 + 32, &entry(0x42, D0));
-        t.unit.write(IRTA, 8, TABLE + 0x2000 | 7);
+        t.unit.write(IRTA, 8, (TABLE + 0x2000) | 7);
         t.command_later(SIRTP);
         assert_eq!(t.unit.poll(&mut t.host, 100), Poll::Wait);
         assert_eq!(t.unit.read(GSTS, 4) & SIRTP, 0);
