@@ -20,7 +20,7 @@ impl<R: Registers> Unit<R> {
     /// Every DMA request of every device behind the unit faults from then on, until its device is
     /// attached. The order is: firmware's queue off, own queue on, root table set, caches
     /// invalidated (where setting the root does not do it), translation on, root table checked,
-    /// interrupts remapped by an empty table, protected memory regions off. All events are masked.
+    /// protected memory regions off, interrupts remapped by an empty table. All events are masked.
     ///
     /// Bus mastering of the devices should be off, or their memory protected, until this returns:
     /// a unit without translation lets everything pass. If firmware left translation on with a root
@@ -95,12 +95,11 @@ impl<R: Registers> Unit<R> {
         }
         self.enable_translation(h)?;
         self.check_root(h)?;
-        self.start_interrupt_remapping(h)?;
         let capability = self.features.capability;
         if capability.has_protected_low_memory() || capability.has_protected_high_memory() {
             self.disable_protected_memory(h)?;
         }
-        Ok(())
+        self.start_interrupt_remapping(h)
     }
 
     /// Makes sure that there are a root table and a queue, all zero.
