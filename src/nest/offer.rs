@@ -49,7 +49,8 @@ pub struct Policy {
     pub fault_records: u8,
     /// Use shadow tables even where hardware nests.
     pub forbid_nesting: bool,
-    /// The machine gets 2^order interrupt entries of each unit that remaps interrupts: 0 to 16.
+    /// The machine gets 2^order interrupt entries of each unit that remaps interrupts: 0 to 16. The
+    /// guest's indices beyond are not carried out: their messages are blocked, and told as 23.
     pub interrupt_entries_order: u8,
     /// Offer interrupt remapping where all units have it. Without, the hypervisor routes the
     /// messages of the guest's devices
