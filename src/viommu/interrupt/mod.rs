@@ -232,8 +232,8 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         }
         let entries = bytes.as_chunks::<ENTRY_BYTES>().0;
         for (index, bytes) in (first..last).zip(entries) {
-            let in_table = is_there && index < self.interrupts.table.entry_count();
-            let entry = if in_table {
+            // What is beyond the table was not read, and is zero.
+            let entry = if is_there {
                 InterruptEntry::from_bytes(bytes)
             } else {
                 InterruptEntry::default()
