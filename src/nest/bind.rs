@@ -804,7 +804,7 @@ mod tests {
                 each(size_of::<VirtualMachine<1, 1, 1001, 1>>()),
                 each(size_of::<VirtualMachine<1, 1, 1, 1001>>()),
             ),
-            (312, 124, 24, 416)
+            (296, 124, 24, 416)
         );
         assert!(one <= 14 << 10, "{one}");
     }

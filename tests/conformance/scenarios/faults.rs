@@ -126,7 +126,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S70 R29",
         "faults that the guest did not cause are the hypervisor's",
         s70_host,
-    ),
+    )
+    .needs(&[Need::Ability(Ability::UpdatesObeyReadOnly)]),
 ];
 
 /// Address bits of a table entry.
