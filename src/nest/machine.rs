@@ -22,7 +22,9 @@ use crate::nest::invalidate::{Forwarding, MAXIMUM_UNITS};
 use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
 use crate::nest::offer::{Backend, Offer, OfferError, Policy, offer};
 use crate::nest::statistics::MachineStatistics;
-use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig, Unmapped};
+use crate::paging::{
+    self, MapError, OnPartialLeaf, Rights, SecondStage, SecondStageConfig, StaleMappings,
+};
 use crate::unit::Unit;
 use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Progress};
 use crate::viommu::{
@@ -66,6 +68,8 @@ pub enum MachineError {
     Offer(OfferError),
     /// The virtual unit cannot be made so.
     VirtualUnit(ConfigError),
+    /// The units have no second stage in common as the machine needs it.
+    SecondStage(paging::ConfigError),
     /// No frame for the second stage.
     Frames(FrameError),
     /// The range touches what no device may reach.
@@ -88,11 +92,12 @@ impl fmt::Display for MachineError {
             }
             Self::Offer(error) => write!(f, "nothing can be offered: {error}"),
             Self::VirtualUnit(error) => write!(f, "virtual unit: {error}"),
+            Self::SecondStage(error) => write!(f, "second stage: {error}"),
             Self::Frames(error) => write!(f, "no frames: {error:?}"),
             Self::Protected { range } => {
                 write!(f, "the range touches {}..{}", range.start, range.end)
             }
-            Self::Map(error) => write!(f, "second stage: {error:?}"),
+            Self::Map(error) => write!(f, "second stage: {error}"),
             Self::NotConfirmed(error) => write!(f, "memory is not free to use: {error}"),
         }
     }
@@ -129,10 +134,31 @@ pub struct VirtualMachine<
 > {
     memory: SecondStage<Gpa>,
     /// Table pages that hardware may still use, until everything of the machine is flushed.
-    unconfirmed: Option<Unmapped<Gpa>>,
+    unconfirmed: Option<StaleMappings<Gpa>>,
     protected: ProtectedRanges,
     virtual_unit: VirtualUnit<HostBinding, DEVICES, BINDINGS>,
     host: HostSide<DEVICES, DOMAINS, SHADOWS>,
+}
+
+/// The second stage of a machine: what all its units can walk.
+fn second_stage_config<R: Registers>(
+    units: &[Unit<R>],
+    shown: &Offer,
+    track_dirty_pages: bool,
+) -> Result<SecondStageConfig, MachineError> {
+    let refused = MachineError::SecondStage;
+    let (first, others) = units
+        .split_first()
+        .ok_or(MachineError::Offer(OfferError::NoUnit))?;
+    let mut config =
+        SecondStageConfig::new(shown.width, first.table_features()).map_err(refused)?;
+    for unit in others {
+        config = config.and(unit.table_features()).map_err(refused)?;
+    }
+    if track_dirty_pages {
+        config = config.tracking_access().map_err(refused)?;
+    }
+    Ok(config)
 }
 
 /// The parts of a machine that a call works on, borrowed apart.
@@ -174,21 +200,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             hash_seed: config.hash_seed,
         })
         .map_err(MachineError::VirtualUnit)?;
-        let all = |ability: fn(&TableFeatures) -> bool| {
-            units.iter().all(|unit| ability(unit.table_features()))
-        };
-        let widths = units
-            .iter()
-            .map(|unit| unit.features().host_address_width)
-            .min();
-        let second_stage = SecondStageConfig {
-            width: shown.width,
-            input_bits: shown.input_bits,
-            output_bits: widths.unwrap_or(0),
-            leaves_2mib: all(|features| features.second_stage_2mib),
-            leaves_1gib: all(|features| features.second_stage_1gib),
-            flush: !all(|features| features.page_walk_coherency),
-        };
+        let second_stage = second_stage_config(units, &shown, config.policy.track_dirty_pages)?;
         let memory =
             SecondStage::new(h, config.owner, second_stage).map_err(MachineError::Frames)?;
         log::info!(
@@ -224,7 +236,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
 
     /// Width of the second stage.
     pub const fn second_stage_width(&self) -> AddressWidth {
-        self.memory.config().width
+        self.memory.config().width()
     }
 
     /// The guest's memory, as its devices and its unit see it.
@@ -274,7 +286,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         guest: Gpa,
         len_bytes: u64,
     ) -> Result<(), MachineError> {
-        let unmapped = self.memory.unmap(h, guest, len_bytes)?;
+        let unmapped = self.memory.unmap(h, guest, len_bytes, OnPartialLeaf::Refuse)?;
         match &mut self.unconfirmed {
             Some(before) => before.merge(h, unmapped),
             None => self.unconfirmed = Some(unmapped),

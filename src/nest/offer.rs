@@ -47,6 +47,10 @@ pub struct Policy {
     pub fault_records: u8,
     /// Use shadow tables even where hardware nests.
     pub forbid_nesting: bool,
+    /// Have hardware note which of the machine's pages devices write (`SSADE`, §3.7.2), for
+    /// [`take_dirty_pages`](super::VirtualMachine::take_dirty_pages). Needs `ECAP.SSADS` of all
+    /// units. A guest that nests must keep its first-stage tables in writable memory then (§3.8.1).
+    pub track_dirty_pages: bool,
 }
 
 impl Default for Policy {
@@ -57,6 +61,7 @@ impl Default for Policy {
             domain_id_bits: 16,
             fault_records: 4,
             forbid_nesting: false,
+            track_dirty_pages: false,
         }
     }
 }

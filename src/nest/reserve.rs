@@ -11,7 +11,7 @@ use crate::nest::backend::shadow::{Shadow, Synchronisation};
 use crate::nest::backend::{self, Target, nested};
 use crate::nest::bind::{Bound, HostPort, refused_by_unit};
 use crate::nest::domain::{DomainKind, DomainSlot};
-use crate::paging::{SecondStage, SecondStageConfig};
+use crate::paging::SecondStage;
 use crate::viommu::host::{BindError, DeviceHandle};
 
 /// What a reservation has come to.
@@ -340,11 +340,13 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             .position(Option::is_none)
             .ok_or(full)?;
         let slot = self.side.shadows.get_mut(index).ok_or(full)?;
-        let config = SecondStageConfig {
-            width,
-            input_bits: self.side.offer.input_bits.min(width.bits()),
-            ..*self.memory.second_stage.config()
-        };
+        let config = self.memory.second_stage.config().with_width(width);
+        let config = config.map_err(|error| {
+            // The guest was shown no other widths than all units have.
+            log::error!("machine {}: no shadow: {error}", self.side.number);
+            BindError::Unit
+        })?;
+        let config = config.with_input_bits_up_to(self.side.offer.input_bits);
         let table = SecondStage::new(self.h, self.side.owner, config).map_err(BindError::Frames)?;
         let limit = self.side.shadow_table_limit;
         *slot = Some(Shadow::new(domain_id, guest_root, width, table, limit));

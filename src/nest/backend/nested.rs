@@ -23,10 +23,10 @@ pub fn entry(
         target.paging,
         flags,
         memory.root(),
-        memory.config().width,
         host_domain_id,
         PasidEntryOptions {
             supervisor_requests: target.supervisor_requests,
+            second_stage_accessed_dirty: memory.config().tracks_access(),
             ..options
         },
     )

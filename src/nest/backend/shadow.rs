@@ -20,7 +20,7 @@ use crate::nest::memory::MachineMemory;
 use crate::nest::statistics::MachineStatistics;
 use crate::paging::second_stage::{Mapping, PagesChanged};
 use crate::paging::walk::is_interrupt_address;
-use crate::paging::{MapError, SecondStage, Unmapped};
+use crate::paging::{MapError, OnPartialLeaf, SecondStage, StaleMappings};
 use crate::viommu::host::BindError;
 
 /// Entries of a table page.
@@ -51,9 +51,9 @@ pub(in crate::nest) struct Shadow {
     /// Host domains that use it; 0 while it is built.
     pub(in crate::nest) users: u32,
     /// Table pages taken out since the last flush was submitted.
-    pub(in crate::nest) detached: Option<Unmapped<Iova>>,
+    pub(in crate::nest) detached: Option<StaleMappings<Iova>>,
     /// Table pages that are free once the flush under way is confirmed.
-    pub(in crate::nest) flushing: Option<Unmapped<Iova>>,
+    pub(in crate::nest) flushing: Option<StaleMappings<Iova>>,
     /// What is to be brought in step with the guest's table.
     pending: Spans<(), PENDING>,
     /// What the work on it may still cost.
@@ -330,10 +330,7 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
         rest: u64,
     ) -> Option<PageSize> {
         let config = shadow.table.config();
-        let sizes = [
-            (PageSize::Size1GiB, config.leaves_1gib),
-            (PageSize::Size2MiB, config.leaves_2mib),
-        ];
+        let sizes = [PageSize::Size1GiB, PageSize::Size2MiB];
         let fits = |size: PageSize| {
             let len = size.len_bytes();
             let addresses = here.as_u64() | output.as_u64() | mapping.output.as_u64();
@@ -341,8 +338,8 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
             let meets_interrupts = (output.as_u64() ^ INTERRUPT_RANGE) & !(len - 1) == 0;
             len <= rest && mapping.size >= size && addresses & (len - 1) == 0 && !meets_interrupts
         };
-        let found = sizes.into_iter().find(|(size, has)| *has && fits(*size));
-        found.map(|(size, _)| size)
+        let mut sizes = sizes.into_iter();
+        sizes.find(|size| config.has_leaves_of(*size) && fits(*size))
     }
 
     /// Sets a large leaf of the shadow; `false` if small pages have to do, because a table is in
@@ -434,7 +431,7 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
                 return self.set(shadow, first, &nothing, changes);
             }
         };
-        if let Ok(unmapped) = shadow.table.unmap_covering(h, first, len_bytes) {
+        if let Ok(unmapped) = shadow.table.unmap(h, first, len_bytes, OnPartialLeaf::Widen) {
             if unmapped.leaves > 0 || !unmapped.is_leaf_only() {
                 let (first, len) = (unmapped.first, unmapped.len_bytes);
                 changes.add(first, len, 0, unmapped.leaves.max(1));
@@ -557,7 +554,7 @@ impl Shadow {
 
     /// First address that neither the guest's table nor the shadow can have.
     fn input_end(&self) -> u64 {
-        let bits = self.table.config().input_bits.min(self.width.bits());
+        let bits = self.table.config().input_bits();
         1 << bits.min(57)
     }
 
@@ -588,7 +585,7 @@ impl Shadow {
 
     /// Start and length in bytes of the shadow's large leaf that holds an address, if one does.
     fn large_leaf<H: Hypervisor>(&self, h: &H, address: u64) -> Option<(u64, u64)> {
-        if !self.table.config().leaves_2mib {
+        if !self.table.config().has_leaves_of(PageSize::Size2MiB) {
             return None;
         }
         let mapping = self.table.translate(h, Iova::new(address))?;
@@ -613,7 +610,7 @@ impl Shadow {
         self.pending.clear();
         self.is_dropped = true;
         let len = self.input_end();
-        if let Ok(unmapped) = self.table.unmap_covering(h, Iova::new(0), len) {
+        if let Ok(unmapped) = self.table.unmap(h, Iova::new(0), len, OnPartialLeaf::Widen) {
             match self.detached.as_mut() {
                 Some(detached) => detached.merge(h, unmapped),
                 None => self.detached = Some(unmapped),
