@@ -329,7 +329,11 @@ impl PasidEntry {
         options: PasidEntryOptions,
     ) -> Self {
         Self::with_common(TranslationType::Nested, domain_id, options)
-            .with_second_stage(second_stage.address().as_u64(), second_stage.width(), options)
+            .with_second_stage(
+                second_stage.address().as_u64(),
+                second_stage.width(),
+                options,
+            )
             .with_first_stage(first_stage_root.as_u64(), paging, flags)
     }
 
@@ -709,13 +713,11 @@ mod tests {
             TranslationType::FirstStage => {
                 PasidEntry::first_stage(Hpa::new(0), paging, flags, domain_id, options)
             }
-            TranslationType::SecondStage => {
-                PasidEntry::second_stage(
-                    SecondStagePointer::new(Hpa::new(0), width),
-                    domain_id,
-                    options,
-                )
-            }
+            TranslationType::SecondStage => PasidEntry::second_stage(
+                SecondStagePointer::new(Hpa::new(0), width),
+                domain_id,
+                options,
+            ),
             TranslationType::Nested => PasidEntry::nested(
                 Gpa::new(0),
                 paging,
@@ -890,7 +892,11 @@ mod tests {
                 },
             ),
             (
-                PasidEntry::second_stage(SecondStagePointer::new(Hpa::new(0xa000), width), domain_id, OPTIONS),
+                PasidEntry::second_stage(
+                    SecondStagePointer::new(Hpa::new(0xa000), width),
+                    domain_id,
+                    OPTIONS,
+                ),
                 PasidTranslation::SecondStage {
                     root: Hpa::new(0xa000),
                     width,

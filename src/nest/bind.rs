@@ -742,7 +742,7 @@ mod tests {
                 each(size_of::<VirtualMachine<1, 1, 1001, 1>>()),
                 each(size_of::<VirtualMachine<1, 1, 1, 1001>>()),
             ),
-            (240, 124, 16, 352)
+            (240, 124, 16, 360)
         );
         assert!(one <= 14 << 10, "{one}");
     }

@@ -116,7 +116,7 @@ impl From<MapError> for MachineError {
 /// `DEVICES` assigned devices, `BINDINGS` cached PASID entries, `DOMAINS` host domain-ids and
 /// `SHADOWS` shadow tables at most.
 ///
-/// Memory: 124 bytes a binding, 240 a device, 16 a domain-id, 352 a shadow, and about 13 KiB. With
+/// Memory: 124 bytes a binding, 240 a device, 16 a domain-id, 360 a shadow, and about 13 KiB. With
 /// thousands of bindings it belongs into a static or onto a heap, and [`new`](Self::new) needs a
 /// stack that holds it while it is made.
 ///
@@ -286,7 +286,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         guest: Gpa,
         len_bytes: u64,
     ) -> Result<(), MachineError> {
-        let unmapped = self.memory.unmap(h, guest, len_bytes, OnPartialLeaf::Refuse)?;
+        let unmapped = self
+            .memory
+            .unmap(h, guest, len_bytes, OnPartialLeaf::Refuse)?;
         match &mut self.unconfirmed {
             Some(before) => before.merge(h, unmapped),
             None => self.unconfirmed = Some(unmapped),

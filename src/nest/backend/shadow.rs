@@ -431,10 +431,13 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
                 return self.set(shadow, first, &nothing, changes);
             }
         };
-        if let Ok(unmapped) = shadow.table.unmap(h, first, len_bytes, OnPartialLeaf::Widen) {
+        if let Ok(unmapped) = shadow
+            .table
+            .unmap(h, first, len_bytes, OnPartialLeaf::Widen)
+        {
             if unmapped.leaves > 0 || !unmapped.is_leaf_only() {
                 let (first, len) = (unmapped.first, unmapped.len_bytes);
-                changes.add(first, len, 0, unmapped.leaves.max(1));
+                changes.add(first, len, 0, unmapped.leaves.max(1).into());
             }
             if !unmapped.is_leaf_only() {
                 match shadow.detached.as_mut() {
@@ -672,14 +675,8 @@ mod tests {
     const WRITE: u64 = 2;
     const BOTH: u64 = READ | WRITE;
 
-    const CONFIG: SecondStageConfig = SecondStageConfig {
-        width: AddressWidth::Bits48,
-        input_bits: 48,
-        output_bits: 46,
-        leaves_2mib: false,
-        leaves_1gib: false,
-        flush: false,
-    };
+    const CONFIG: SecondStageConfig =
+        SecondStageConfig::EXAMPLE.with_leaves_up_to(PageSize::Size4KiB);
 
     fn machine_memory(h: &TestHypervisor) -> SecondStage<Gpa> {
         let mut memory = SecondStage::new(h, VM, CONFIG).unwrap();
@@ -710,7 +707,7 @@ mod tests {
         let mut shadow = Shadow::new(
             DomainId::new(7),
             Gpa::new(TABLES[0]),
-            CONFIG.width,
+            CONFIG.width(),
             table,
             LIMIT,
         );
@@ -882,10 +879,7 @@ mod tests {
     // S18: a large leaf where the guest, the machine and hardware have one.
     #[test]
     fn large_leaves_are_large_and_are_split_when_a_page_of_them_changes() {
-        let config = SecondStageConfig {
-            leaves_2mib: true,
-            ..CONFIG
-        };
+        let config = SecondStageConfig::EXAMPLE.with_leaves_up_to(PageSize::Size2MiB);
         let h = TestHypervisor::new(64);
         let mut memory = SecondStage::new(&h, VM, config).unwrap();
         let (low, large) = (Gpa::new(0), Gpa::new(LARGE));

@@ -249,6 +249,32 @@ impl SecondStageConfig {
 }
 
 #[cfg(test)]
+impl SecondStageConfig {
+    /// Four levels, 46-bit host addresses, all page sizes, snooped walks.
+    pub(crate) const EXAMPLE: Self = Self {
+        width: AddressWidth::Bits48,
+        units: CommonAbility {
+            widths: AddressWidths::ALL,
+            input_bits: 48,
+            output_bits: 46,
+            pages: PageAbility {
+                leaves_2mib: true,
+                leaves_1gib: true,
+                snooped: true,
+                accessed_dirty: true,
+            },
+        },
+        tracks_access: false,
+    };
+
+    /// The same, with walks that are not snooped.
+    pub(crate) const fn unsnooped(mut self) -> Self {
+        self.units.pages.snooped = false;
+        self
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -306,9 +332,8 @@ mod tests {
         };
         let both = config.and(&narrow).unwrap();
         assert_eq!((both.input_bits(), both.output_bits()), (40, 39));
-        let sizes = |config: SecondStageConfig| {
-            PageSize::ALL.map(|size| config.has_leaves_of(size))
-        };
+        let sizes =
+            |config: SecondStageConfig| PageSize::ALL.map(|size| config.has_leaves_of(size));
         let without = |change: fn(&mut TableFeatures)| {
             let mut unit = all;
             change(&mut unit);

@@ -26,9 +26,7 @@ struct Request {
 impl Request {
     /// Where an address of the range is to lead.
     fn target(&self, address: u64) -> u64 {
-        address
-            .wrapping_sub(self.first)
-            .wrapping_add(self.output)
+        address.wrapping_sub(self.first).wrapping_add(self.output)
     }
 }
 
@@ -145,13 +143,18 @@ impl<I: InputAddress> SecondStage<I> {
         for level in (2..=level).rev() {
             let span = span_of(level);
             let is_leaf_possible = self.may_be_leaf(level, first ^ request.target(first));
-            if is_leaf_possible && (leaves.is_some() || round_up(first, span) < round_down(end, span))
+            if is_leaf_possible
+                && (leaves.is_some() || round_up(first, span) < round_down(end, span))
             {
                 leaves = Some(span);
             }
             let touched = |first: u64, end: u64| {
                 let len = round_up(end, span).saturating_sub(round_down(first, span));
-                if first < end { len >> shift_of(level) } else { 0 }
+                if first < end {
+                    len >> shift_of(level)
+                } else {
+                    0
+                }
             };
             let tables = match leaves {
                 None => touched(first, end),
@@ -224,13 +227,7 @@ impl<I: InputAddress> SecondStage<I> {
 
     /// Makes an entry point to a table page that is complete. If the entry lies in a page that is not
     /// linked itself, that page is flushed later.
-    pub(super) fn link<H: HostMemory>(
-        &self,
-        h: &H,
-        slot: Hpa,
-        page: Hpa,
-        parent_is_fresh: bool,
-    ) {
+    pub(super) fn link<H: HostMemory>(&self, h: &H, slot: Hpa, page: Hpa, parent_is_fresh: bool) {
         self.publish_page(h, page);
         h.write64(slot, SecondStageEntry::table(page).as_u64());
         if !parent_is_fresh {

@@ -1,8 +1,6 @@
 //! Small pages merged into large ones, on request.
 
-use super::{
-    ENTRIES, ENTRY_BYTES, InputAddress, MapError, MergedLeaves, SecondStage, span_of,
-};
+use super::{ENTRIES, ENTRY_BYTES, InputAddress, MapError, MergedLeaves, SecondStage, span_of};
 use crate::arch::address::{Hpa, PageSize};
 use crate::arch::second_stage::SecondStageEntry;
 use crate::mem::HostMemory;
@@ -31,14 +29,7 @@ impl<I: InputAddress> SecondStage<I> {
         let mut merged = MergedLeaves::new(input, self.owner);
         let mut cursor = self.cursor(first, end);
         while !cursor.is_done() {
-            if merged.is_full() {
-                // From the start of the largest leaf on, because its tables are looked at once all
-                // tables below them are.
-                let block = cursor.address() & !(PageSize::Size1GiB.len_bytes() - 1);
-                merged.stop_at(block.max(first));
-                break;
-            }
-            let level = cursor.level();
+            let (level, start) = (cursor.level(), cursor.address());
             let at = cursor.slot();
             let entry = SecondStageEntry::from_u64(h.read64(at));
             let is_table = entry.is_present() && !entry.is_leaf(level);
@@ -46,16 +37,23 @@ impl<I: InputAddress> SecondStage<I> {
                 cursor.descend(entry.address());
                 continue;
             }
+            let mut has_room = true;
             if is_table && level == 2 && cursor.rest_of_entry() == span_of(level) {
-                let start = cursor.address();
-                self.merge_table(h, at, entry.address(), level, start, &mut merged);
+                has_room = self.merge_table(h, at, entry.address(), level, start, &mut merged);
             }
             cursor.advance(1);
             while let Some(table) = cursor.leave() {
-                if table.level == 3 && table.is_within(first, end) && !merged.is_full() {
+                if has_room && table.level == 3 && table.is_within(first, end) {
                     let (at, page, start) = (table.slot, table.page, table.start);
-                    self.merge_table(h, at, page, table.level, start, &mut merged);
+                    has_room = self.merge_table(h, at, page, table.level, start, &mut merged);
                 }
+            }
+            if !has_room {
+                // From the start of the largest leaf on, because its table is looked at once all
+                // tables below it are.
+                let block = start & !(PageSize::Size1GiB.len_bytes() - 1);
+                merged.stop_at(block.max(first));
+                break;
             }
         }
         h.fence();
@@ -63,6 +61,7 @@ impl<I: InputAddress> SecondStage<I> {
     }
 
     /// Replaces a table page by one leaf of `level`, if its leaves are what one such leaf leads to.
+    /// `false`, and nothing changed, if that has no room in the token.
     fn merge_table<H: HostMemory>(
         &self,
         h: &H,
@@ -71,13 +70,17 @@ impl<I: InputAddress> SecondStage<I> {
         level: u8,
         start: u64,
         merged: &mut MergedLeaves<I>,
-    ) {
+    ) -> bool {
         let Some(leaf) = self.leaf_like(h, page, level) else {
-            return;
+            return true;
         };
+        if merged.is_full() {
+            return false;
+        }
         h.write64(at, leaf.as_u64());
         self.flush_entry(h, at);
         merged.take_table(page, start, span_of(level));
+        true
     }
 
     /// The leaf of `level` that leads where all leaves of a table page below do.

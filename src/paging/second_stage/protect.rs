@@ -28,7 +28,7 @@ impl<I: InputAddress> SecondStage<I> {
             return Err(MapError::NoRights);
         }
         let (first, end, mut stale) = self.prepare(h, input, len_bytes, on_partial)?;
-        let mut leaves = 0u64;
+        let mut leaves = 0u32;
         self.edit_leaves(
             h,
             first,

@@ -1,6 +1,8 @@
 //! Large pages split: the table is built aside, and one store publishes it.
 
-use super::{ENTRIES, ENTRY_BYTES, InputAddress, MapError, SecondStage, StaleMappings, shift_of, span_of};
+use super::{
+    ENTRIES, ENTRY_BYTES, InputAddress, MapError, SecondStage, StaleMappings, shift_of, span_of,
+};
 use crate::arch::address::{Hpa, PageSize};
 use crate::arch::second_stage::SecondStageEntry;
 use crate::mem::{FrameChain, Frames, HostMemory};

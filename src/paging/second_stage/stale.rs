@@ -73,8 +73,8 @@ pub struct StaleMappings<I> {
     pub first: I,
     /// Length in bytes of the range to invalidate, whole leaves.
     pub len_bytes: u64,
-    /// Number of leaves that changed.
-    pub leaves: u64,
+    /// Number of leaves that changed, or the largest there is.
+    pub leaves: u32,
     tables_changed: bool,
     tables: FrameChain,
 }
@@ -92,7 +92,7 @@ impl<I: InputAddress> StaleMappings<I> {
     }
 
     /// Leaves of the range have changed.
-    pub(super) const fn count_leaves(&mut self, leaves: u64) {
+    pub(super) const fn count_leaves(&mut self, leaves: u32) {
         self.leaves = self.leaves.saturating_add(leaves);
     }
 
@@ -206,7 +206,7 @@ impl<I: InputAddress> MergedLeaves<I> {
     }
 
     /// Number of leaves that replaced a table page.
-    pub const fn leaves(&self) -> u64 {
+    pub const fn leaves(&self) -> u32 {
         self.stale.leaves
     }
 
@@ -217,6 +217,11 @@ impl<I: InputAddress> MergedLeaves<I> {
         I: Copy,
     {
         self.resume_at
+    }
+
+    /// The table pages that were replaced.
+    pub fn tables(&self) -> impl Iterator<Item = Hpa> {
+        self.tables.0.iter().copied()
     }
 
     /// What is owed, and owns the table pages. From now on they read as not present: that is for

@@ -43,14 +43,8 @@ impl<I: InputAddress> SecondStage<I> {
 
     /// Removes all leaves of a range that cuts no leaf, and detaches the table pages that the
     /// range covers whole.
-    fn remove<H: HostMemory>(
-        &mut self,
-        h: &H,
-        first: u64,
-        end: u64,
-        stale: &mut StaleMappings<I>,
-    ) {
-        let mut leaves = 0u64;
+    fn remove<H: HostMemory>(&mut self, h: &H, first: u64, end: u64, stale: &mut StaleMappings<I>) {
+        let mut leaves = 0u32;
         self.edit_leaves(
             h,
             first,
