@@ -70,6 +70,9 @@ pub enum MachineError {
     VirtualUnit(ConfigError),
     /// The units have no second stage in common as the machine needs it.
     SecondStage(paging::ConfigError),
+    /// Nobody notes which pages are written: the machine was made without
+    /// [`Policy::track_dirty_pages`].
+    DirtyPagesNotTracked,
     /// No frame for the second stage.
     Frames(FrameError),
     /// The range touches what no device may reach.
@@ -93,6 +96,7 @@ impl fmt::Display for MachineError {
             Self::Offer(error) => write!(f, "nothing can be offered: {error}"),
             Self::VirtualUnit(error) => write!(f, "virtual unit: {error}"),
             Self::SecondStage(error) => write!(f, "second stage: {error}"),
+            Self::DirtyPagesNotTracked => f.write_str("dirty pages are not tracked"),
             Self::Frames(error) => write!(f, "no frames: {error:?}"),
             Self::Protected { range } => {
                 write!(f, "the range touches {}..{}", range.start, range.end)
@@ -121,9 +125,10 @@ impl From<MapError> for MachineError {
 /// stack that holds it while it is made.
 ///
 /// Locking: the embedder serialises calls for one machine, and passes the same units in the same
-/// order each time. No call waits for hardware, except [`unmap_memory`](Self::unmap_memory),
-/// [`map_memory`](Self::map_memory), [`confirm_unmapped`](Self::confirm_unmapped),
-/// [`unassign`](Self::unassign) and [`destroy`](Self::destroy), which wait no longer than the
+/// order each time. No call waits for hardware, except those that change its memory
+/// ([`map_memory`](Self::map_memory), [`unmap_memory`](Self::unmap_memory) and the like),
+/// [`confirm_unmapped`](Self::confirm_unmapped), [`unassign`](Self::unassign) and
+/// [`destroy`](Self::destroy), which wait no longer than the
 /// units' time-outs for each device.
 #[derive(Debug)]
 pub struct VirtualMachine<
@@ -132,9 +137,9 @@ pub struct VirtualMachine<
     const DOMAINS: usize,
     const SHADOWS: usize,
 > {
-    memory: SecondStage<Gpa>,
-    /// Table pages that hardware may still use, until everything of the machine is flushed.
-    unconfirmed: Option<StaleMappings<Gpa>>,
+    pub(super) memory: SecondStage<Gpa>,
+    /// What hardware may still use, until everything of the machine is flushed.
+    pub(super) unconfirmed: Option<StaleMappings<Gpa>>,
     protected: ProtectedRanges,
     virtual_unit: VirtualUnit<HostBinding, DEVICES, BINDINGS>,
     host: HostSide<DEVICES, DOMAINS, SHADOWS>,
@@ -286,18 +291,12 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         guest: Gpa,
         len_bytes: u64,
     ) -> Result<(), MachineError> {
-        let unmapped = self
-            .memory
-            .unmap(h, guest, len_bytes, OnPartialLeaf::Refuse)?;
-        match &mut self.unconfirmed {
-            Some(before) => before.merge(h, unmapped),
-            None => self.unconfirmed = Some(unmapped),
-        }
-        self.flush_everything(h, units)
+        let refuse = OnPartialLeaf::Refuse;
+        self.unmap_memory_with(h, units, guest, len_bytes, refuse)
     }
 
-    /// Tries again to have hardware confirm what [`unmap_memory`](Self::unmap_memory) took away.
-    /// When it returns, all of that is free to use.
+    /// Tries again to have hardware confirm what [`unmap_memory`](Self::unmap_memory) or another edit
+    /// of the memory changed. When it returns, what was taken away is free to use.
     ///
     /// # Errors
     ///
@@ -315,7 +314,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
 
     /// Brings every shadow in step with the machine's memory and drops everything that hardware
     /// knows of the machine, strictly: returns when hardware has confirmed.
-    fn flush_everything<H: Hypervisor, R: Registers>(
+    pub(super) fn flush_everything<H: Hypervisor, R: Registers>(
         &mut self,
         h: &H,
         units: &[Unit<R>],

@@ -116,6 +116,9 @@ impl<'a, H: HostMemory> MachineMemory<'a, H> {
             if !granted {
                 return Err(refused);
             }
+            if write {
+                self.second_stage.note_written(self.h, &mapping);
+            }
             let in_page = (PAGE_SIZE_BYTES - current.page_offset()) as usize;
             let piece = in_page.min(len - done);
             copy(mapping.output, done, piece);

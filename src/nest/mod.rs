@@ -27,6 +27,7 @@ pub mod fault;
 pub mod invalidate;
 pub mod machine;
 pub mod memory;
+mod memory_edits;
 pub mod offer;
 mod reserve;
 pub mod statistics;

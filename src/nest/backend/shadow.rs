@@ -205,6 +205,7 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
                     Ok(mapping) => {
                         let large = self.largest_leaf(shadow, here, output, &mapping, rest);
                         let leads = mapping.rights.intersection(rights);
+                        self.note_writable(&mapping, leads);
                         match large {
                             Some(size)
                                 if self.set_large(
@@ -315,7 +316,18 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
         }
         let mapping = self.memory.second_stage.translate(self.memory.h, page)?;
         let rights = mapping.rights.intersection(guest_rights);
+        self.note_writable(&mapping, rights);
         (!rights.is_none()).then_some((mapping.output, rights))
+    }
+
+    /// Writes through a shadow set no bit in the machine's second stage: what it lets devices write
+    /// counts as written, as long as it does.
+    fn note_writable(&self, mapping: &Mapping, rights: Rights) {
+        if rights.write {
+            self.memory
+                .second_stage
+                .note_written(self.memory.h, mapping);
+        }
     }
 
     /// The largest leaf, beyond a page, by which the shadow may lead from `here` to where the

@@ -1,10 +1,8 @@
 //! Accessed and dirty bits read and cleared (§3.7.2).
 
-use core::ops::BitOr;
-
 use super::edit::Edit;
 use super::leaves::Leaf;
-use super::{InputAddress, MapError, SecondStage, StaleMappings};
+use super::{InputAddress, MapError, Mapping, SecondStage, StaleMappings};
 use crate::arch::second_stage::SecondStageEntry;
 use crate::mem::HostMemory;
 
@@ -26,6 +24,12 @@ impl AccessedDirty {
     /// The Dirty bit alone.
     pub const DIRTY: Self = Self {
         accessed: false,
+        dirty: true,
+    };
+
+    /// Both bits.
+    pub const BOTH: Self = Self {
+        accessed: true,
         dirty: true,
     };
 
@@ -53,17 +57,21 @@ impl AccessedDirty {
     }
 }
 
-impl BitOr for AccessedDirty {
-    type Output = Self;
-    fn bitor(self, other: Self) -> Self {
-        Self {
-            accessed: self.accessed || other.accessed,
-            dirty: self.dirty || other.dirty,
+impl<I: InputAddress> SecondStage<I> {
+    /// Notes that a page is written, or may be from now on, in another way than through this table.
+    /// Does nothing if the table does not track access.
+    pub(crate) fn note_written<H: HostMemory>(&self, h: &H, mapping: &Mapping) {
+        if !self.config.tracks_access() {
+            return;
+        }
+        let entry = SecondStageEntry::from_u64(h.read64(mapping.slot));
+        if !entry.is_dirty() {
+            // Hardware sets no other bits meanwhile.
+            let noted = entry.with(AccessedDirty::BOTH.bits());
+            h.write64(mapping.slot, noted.as_u64());
         }
     }
-}
 
-impl<I: InputAddress> SecondStage<I> {
     /// Clears bits that hardware has set in the leaves of `len_bytes` from `input` on, each by one
     /// atomic operation, and calls `report` with every leaf that had any of them. A large leaf is
     /// reported and cleared whole.

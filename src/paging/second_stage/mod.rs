@@ -107,6 +107,8 @@ pub struct Mapping {
     pub rights: Rights,
     /// Size of the leaf.
     pub size: PageSize,
+    /// Place of the leaf's entry.
+    slot: Hpa,
 }
 
 /// Binary order of the bytes that one entry of this level, 1 to 5, covers.
@@ -178,7 +180,8 @@ impl<I: InputAddress> SecondStage<I> {
         let mut page = self.root;
         let mut level = self.config.width().levels();
         loop {
-            let entry = entry_at(h, page, address, level);
+            let slot = slot_address(page, address, level);
+            let entry = SecondStageEntry::from_u64(h.read64(slot));
             rights = rights.intersection(entry.rights());
             let span = span_of(level);
             let offset = address & (span - 1);
@@ -192,6 +195,7 @@ impl<I: InputAddress> SecondStage<I> {
                         output: Hpa::new(output),
                         rights,
                         size,
+                        slot,
                     });
                 }
                 // Level 1 only has leaves, so the loop ends there at the latest.
@@ -278,9 +282,4 @@ impl<I: InputAddress> SecondStage<I> {
 fn slot_address(page: Hpa, address: u64, level: u8) -> Hpa {
     let index = (address >> shift_of(level)) % ENTRIES;
     Hpa::new(page.as_u64() | (index * ENTRY_BYTES))
-}
-
-#[inline]
-fn entry_at<H: HostMemory>(h: &H, page: Hpa, address: u64, level: u8) -> SecondStageEntry {
-    SecondStageEntry::from_u64(h.read64(slot_address(page, address, level)))
 }

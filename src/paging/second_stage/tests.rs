@@ -15,6 +15,10 @@ const OWNER: Owner = Owner::new(1);
 
 const CONFIG: SecondStageConfig = SecondStageConfig::EXAMPLE;
 
+fn entry_at(h: &TestHypervisor, page: Hpa, address: u64, level: u8) -> SecondStageEntry {
+    SecondStageEntry::from_u64(h.read64(slot_address(page, address, level)))
+}
+
 fn table(h: &TestHypervisor) -> SecondStage<Gpa> {
     SecondStage::new(h, OWNER, CONFIG).unwrap()
 }

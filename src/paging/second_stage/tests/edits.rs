@@ -363,7 +363,7 @@ fn taken_bits_are_reported_once_and_owe_an_invalidation() {
         stale.settle(&h);
         (found, range)
     };
-    let both = AccessedDirty::ACCESSED | AccessedDirty::DIRTY;
+    let both = AccessedDirty::BOTH;
     // Not the last page: it is beyond the range. A part of the large one stands for all of it.
     let (found, range) = take(&mut table, 0x1000, 2 * MIB + 0x5000, AccessedDirty::DIRTY);
     assert_eq!(found, [(0, both), (2 * MIB + 0x3000, both)]);
@@ -398,7 +398,7 @@ fn what_hardware_may_have_set_meanwhile_counts_as_set() {
     };
     let h = TestHypervisor::new(16);
     let mut table = mapped(&h, config, 2 * MIB);
-    let both = AccessedDirty::ACCESSED | AccessedDirty::DIRTY;
+    let both = AccessedDirty::BOTH;
     assert_eq!(touched(&h, &table, 0), AccessedDirty::default());
     table
         .split(&h, gpa(0), 0x1000, PageSize::Size4KiB)
@@ -414,6 +414,11 @@ fn what_hardware_may_have_set_meanwhile_counts_as_set() {
         .unwrap()
         .settle(&h);
     assert_eq!(touched(&h, &table, 0x9000), AccessedDirty::default());
+    let mapping = table.translate(&h, gpa(0x9000)).unwrap();
+    table.note_written(&h, &mapping);
+    assert_eq!(touched(&h, &table, 0x9000), both);
+    let taken = table.take_accessed_dirty(&h, gpa(0), 2 * MIB, both, |_| {});
+    taken.unwrap().settle(&h);
     // It was not writable, so it was not written.
     table
         .protect(&h, gpa(0), 2 * MIB, RW, refuse)

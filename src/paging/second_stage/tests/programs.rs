@@ -340,7 +340,7 @@ fn run(config: SecondStageConfig, program: Vec<Step>) -> TestCaseResult {
 
 fn cases() -> ProptestConfig {
     ProptestConfig {
-        cases: 48,
+        cases: 128,
         failure_persistence: None,
         ..ProptestConfig::default()
     }
