@@ -10,6 +10,7 @@ mod hostile_guests;
 mod interrupts;
 mod isolation;
 mod job;
+mod memory_edits;
 mod mode_changes;
 mod page_requests;
 mod platform;
@@ -31,6 +32,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         walk::SCENARIOS,
         mode_changes::SCENARIOS,
         forwarding::SCENARIOS,
+        memory_edits::SCENARIOS,
         costs::SCENARIOS,
         shadows::SCENARIOS,
         queue_and_registers::SCENARIOS,
