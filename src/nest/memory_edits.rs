@@ -4,7 +4,7 @@
 use super::machine::{MachineError, VirtualMachine};
 use crate::arch::address::{Gpa, PageSize};
 use crate::mem::{Hypervisor, Registers};
-use crate::paging::{AccessedDirty, Leaf, OnPartialLeaf, Rights, StaleMappings};
+use crate::paging::{AccessedDirty, Leaf, OnPartialLeaf, Rights, SecondStage, StaleMappings};
 use crate::unit::Unit;
 
 impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SHADOWS: usize>
@@ -24,7 +24,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         len_bytes: u64,
         on_partial: OnPartialLeaf,
     ) -> Result<(), MachineError> {
-        let stale = self.memory.unmap(h, guest, len_bytes, on_partial)?;
+        let stale = self.editable()?.unmap(h, guest, len_bytes, on_partial)?;
         self.invalidate(h, units, stale)
     }
 
@@ -45,7 +45,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         on_partial: OnPartialLeaf,
     ) -> Result<(), MachineError> {
         let stale = self
-            .memory
+            .editable()?
             .protect(h, guest, len_bytes, rights, on_partial)?;
         self.invalidate(h, units, stale)
     }
@@ -65,7 +65,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         len_bytes: u64,
         size: PageSize,
     ) -> Result<(), MachineError> {
-        let stale = self.memory.split(h, guest, len_bytes, size)?;
+        let stale = self.editable()?.split(h, guest, len_bytes, size)?;
         self.invalidate(h, units, stale)
     }
 
@@ -89,7 +89,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         // Each call but the last one frees table pages.
         loop {
             let rest = end.saturating_sub(from.as_u64());
-            let merged = self.memory.merge(h, from, rest)?;
+            let merged = self.editable()?.merge(h, from, rest)?;
             let resume_at = merged.resume_at();
             if merged.leaves() > 0 {
                 // Hardware goes on through the old table pages until it has confirmed.
@@ -134,9 +134,17 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         }
         let taken = AccessedDirty::DIRTY;
         let stale = self
-            .memory
+            .editable()?
             .take_accessed_dirty(h, guest, len_bytes, taken, report)?;
         self.invalidate(h, units, stale)
+    }
+
+    /// The second stage, to change it.
+    fn editable(&mut self) -> Result<&mut SecondStage<Gpa>, MachineError> {
+        if self.dismantling.is_some() {
+            return Err(MachineError::BeingDestroyed);
+        }
+        Ok(&mut self.memory)
     }
 
     /// Brings to its end what an edit owes, strictly.

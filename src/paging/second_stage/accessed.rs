@@ -94,24 +94,18 @@ impl<I: InputAddress> SecondStage<I> {
         let first = input.to_u64();
         let end = first.saturating_add(len_bytes);
         let mut stale = StaleMappings::new(input, 0, self.owner);
-        self.edit_leaves(
-            h,
-            first,
-            end,
-            |visited| {
-                if visited.entry.as_u64() & take.bits() == 0 {
-                    return Edit::Kept;
-                }
-                let old = h.fetch_and64(visited.slot, !take.bits());
-                let old = SecondStageEntry::from_u64(old);
-                let leaf = Leaf::of(old, visited.level, visited.start);
-                stale.widen(visited.start, leaf.size.len_bytes());
-                stale.count_leaves(1);
-                report(leaf);
-                Edit::Changed
-            },
-            |_| {},
-        );
+        self.edit_leaves(h, first, end, |visited| {
+            if visited.entry.as_u64() & take.bits() == 0 {
+                return Edit::Kept;
+            }
+            let old = h.fetch_and64(visited.slot, !take.bits());
+            let old = SecondStageEntry::from_u64(old);
+            let leaf = Leaf::of(old, visited.level, visited.start);
+            stale.widen(visited.start, leaf.size.len_bytes());
+            stale.count_leaves(1);
+            report(leaf);
+            Edit::Changed
+        });
         h.fence();
         Ok(stale)
     }

@@ -103,6 +103,23 @@ impl CommonAbility {
 }
 
 impl SecondStageConfig {
+    /// Of a table that is never used.
+    pub(super) const VACANT: Self = Self {
+        width: AddressWidth::Bits48,
+        units: CommonAbility {
+            widths: AddressWidths::NONE,
+            input_bits: 0,
+            output_bits: 0,
+            pages: PageAbility {
+                leaves_2mib: false,
+                leaves_1gib: false,
+                snooped: true,
+                accessed_dirty: false,
+            },
+        },
+        tracks_access: false,
+    };
+
     /// Tables of a width, walked by one unit.
     ///
     /// # Errors

@@ -53,6 +53,12 @@ impl Cursor {
         self.address >= self.end
     }
 
+    /// First input address beyond the range.
+    #[inline]
+    pub(super) const fn end(&self) -> u64 {
+        self.end
+    }
+
     /// Level of the table page, 1 to 5.
     #[inline]
     pub(super) const fn level(&self) -> u8 {

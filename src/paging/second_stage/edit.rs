@@ -29,20 +29,33 @@ pub(super) enum Edit {
 }
 
 impl<I: InputAddress> SecondStage<I> {
-    /// Calls `edit` for each present leaf that overlaps the range, and `left` for each table page
-    /// once its last entry in the range has been passed. What `edit` changed is flushed if the units
-    /// need it, each line once; the caller fences.
+    /// Calls `edit` for each present leaf that overlaps the range. What it changed is flushed if the
+    /// units need it, each line once; the caller fences.
     pub(super) fn edit_leaves<H: HostMemory>(
         &self,
         h: &H,
         first: u64,
         end: u64,
+        edit: impl FnMut(VisitedLeaf) -> Edit,
+    ) {
+        let mut cursor = self.cursor(first, end);
+        self.edit_some_leaves(h, &mut cursor, u64::MAX, edit, |_| {});
+    }
+
+    /// As [`edit_leaves`](Self::edit_leaves), from a cursor on until about `budget` entries have been
+    /// looked at; calls `left` for each table page once its last entry in the range has been passed.
+    pub(super) fn edit_some_leaves<H: HostMemory>(
+        &self,
+        h: &H,
+        cursor: &mut Cursor,
+        mut budget: u64,
         mut edit: impl FnMut(VisitedLeaf) -> Edit,
         mut left: impl FnMut(LeftTable),
     ) {
-        let mut cursor = self.cursor(first, end);
-        while !cursor.is_done() {
-            if let Some(page) = self.edit_run(h, &mut cursor, &mut edit) {
+        while !cursor.is_done() && budget > 0 {
+            let (passed, table) = self.edit_run(h, cursor, &mut edit);
+            budget = budget.saturating_sub(passed);
+            if let Some(page) = table {
                 cursor.descend(page);
                 continue;
             }
@@ -52,14 +65,14 @@ impl<I: InputAddress> SecondStage<I> {
         }
     }
 
-    /// Visits the leaves side by side from the cursor on; stops at an entry that points to a table
-    /// and gives that table.
+    /// Visits the leaves side by side from the cursor on, and passes them; stops at an entry that
+    /// points to a table. Gives the number of entries passed, and that table.
     fn edit_run<H: HostMemory>(
         &self,
         h: &H,
         cursor: &mut Cursor,
         edit: &mut impl FnMut(VisitedLeaf) -> Edit,
-    ) -> Option<Hpa> {
+    ) -> (u64, Option<Hpa>) {
         let level = cursor.level();
         let span = span_of(level);
         let run = cursor.run();
@@ -94,6 +107,6 @@ impl<I: InputAddress> SecondStage<I> {
             self.flush_span(h, Hpa::new(changed.0), changed.1);
         }
         cursor.advance(passed);
-        table
+        (passed, table)
     }
 }

@@ -20,6 +20,7 @@
 mod accessed;
 mod config;
 mod cursor;
+mod dismantle;
 mod edit;
 mod error;
 mod leaves;
@@ -46,6 +47,7 @@ use cursor::Cursor;
 pub use crate::arch::second_stage::Rights;
 pub use accessed::AccessedDirty;
 pub use config::{ConfigError, SecondStageConfig};
+pub(crate) use dismantle::Dismantling;
 pub use error::MapError;
 pub use leaves::{Leaf, Leaves};
 pub use pages::{PageChange, PagesChanged};
@@ -145,6 +147,16 @@ impl<I: InputAddress> SecondStage<I> {
         Ok(table)
     }
 
+    /// What stands for the table of a machine that has yet to be started. It is never used.
+    pub(crate) const fn vacant() -> Self {
+        Self {
+            root: Hpa::new(0),
+            config: SecondStageConfig::VACANT,
+            owner: Owner::HYPERVISOR,
+            input: PhantomData,
+        }
+    }
+
     /// The top-level table page and the levels from there on (`SSPTPTR`, `AW`).
     pub const fn root(&self) -> SecondStagePointer {
         self.config.root(self.root)
@@ -203,6 +215,11 @@ impl<I: InputAddress> SecondStage<I> {
             }
             level = level.saturating_sub(1);
         }
+    }
+
+    /// First address beyond all that the table has entries for.
+    pub(crate) const fn end(&self) -> u64 {
+        1 << (self.config.width().bits() & 63)
     }
 
     fn check_input(&self, input: I, len_bytes: u64) -> Result<(), MapError> {

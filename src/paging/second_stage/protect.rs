@@ -29,27 +29,21 @@ impl<I: InputAddress> SecondStage<I> {
         }
         let (first, end, mut stale) = self.prepare(h, input, len_bytes, on_partial)?;
         let mut leaves = 0u32;
-        self.edit_leaves(
-            h,
-            first,
-            end,
-            |leaf| {
-                if leaf.entry.rights() == rights {
-                    return Edit::Kept;
-                }
-                let wanted = leaf.entry.with_rights(rights);
-                let taken = leaf.entry.as_u64() & !wanted.as_u64();
-                if wanted.as_u64() | taken == leaf.entry.as_u64() {
-                    // Hardware may be setting accessed and dirty bits.
-                    h.fetch_and64(leaf.slot, !taken);
-                } else {
-                    h.write64(leaf.slot, self.touched(wanted, leaf.entry).as_u64());
-                }
-                leaves = leaves.saturating_add(1);
-                Edit::Changed
-            },
-            |_| {},
-        );
+        self.edit_leaves(h, first, end, |leaf| {
+            if leaf.entry.rights() == rights {
+                return Edit::Kept;
+            }
+            let wanted = leaf.entry.with_rights(rights);
+            let taken = leaf.entry.as_u64() & !wanted.as_u64();
+            if wanted.as_u64() | taken == leaf.entry.as_u64() {
+                // Hardware may be setting accessed and dirty bits.
+                h.fetch_and64(leaf.slot, !taken);
+            } else {
+                h.write64(leaf.slot, self.touched(wanted, leaf.entry).as_u64());
+            }
+            leaves = leaves.saturating_add(1);
+            Edit::Changed
+        });
         stale.count_leaves(leaves);
         h.fence();
         Ok(stale)

@@ -144,6 +144,11 @@ impl<I: InputAddress> StaleMappings<I> {
         self.tables.append(h, other.tables);
     }
 
+    /// The table pages, for one who returns them in slices once the invalidation has completed.
+    pub(crate) fn into_tables(self) -> FrameChain {
+        self.tables
+    }
+
     /// Returns the table pages to the pool, once the invalidation of the range has completed on
     /// every unit that uses the table. The crate's `nest` layer calls it with that knowledge.
     pub(crate) fn settle<H: HostMemory + Frames>(self, h: &H) {

@@ -1,7 +1,8 @@
 //! Unmapping: leaves removed, and table pages that the range covers whole detached.
 
+use super::cursor::Cursor;
 use super::edit::Edit;
-use super::{InputAddress, MapError, OnPartialLeaf, SecondStage, StaleMappings};
+use super::{ENTRIES, InputAddress, MapError, OnPartialLeaf, SecondStage, StaleMappings};
 use crate::mem::{Frames, HostMemory};
 
 impl<I: InputAddress> SecondStage<I> {
@@ -27,14 +28,7 @@ impl<I: InputAddress> SecondStage<I> {
     /// Takes the whole table apart. Nothing may point to it any more; the frames are free once
     /// the token is settled.
     pub fn destroy<H: HostMemory + Frames>(mut self, h: &H) -> StaleMappings<I> {
-        self.take_apart(h)
-    }
-
-    /// As [`destroy`](Self::destroy), where the table is part of something that goes next: it must
-    /// not be used again.
-    pub(crate) fn take_apart<H: HostMemory + Frames>(&mut self, h: &H) -> StaleMappings<I> {
-        // Not only what hardware accepts: a table page goes once all of it is in the range.
-        let end = 1 << self.config.width().bits().min(63);
+        let end = self.end();
         let mut stale = StaleMappings::new(I::from_u64(0), end, self.owner);
         self.remove(h, 0, end, &mut stale);
         stale.take_table(h, self.root);
@@ -44,11 +38,43 @@ impl<I: InputAddress> SecondStage<I> {
     /// Removes all leaves of a range that cuts no leaf, and detaches the table pages that the
     /// range covers whole.
     fn remove<H: HostMemory>(&mut self, h: &H, first: u64, end: u64, stale: &mut StaleMappings<I>) {
+        let mut cursor = self.cursor(first, end);
+        self.remove_some(h, first, &mut cursor, u64::MAX, stale);
+    }
+
+    /// Goes on with the removal of everything: `next` is where it stands, 0 at first. Looks at no more
+    /// entries than about two table pages have. `next` reaches [`end`](Self::end) with the last slice.
+    pub(crate) fn remove_slice<H: HostMemory>(
+        &mut self,
+        h: &H,
+        next: &mut u64,
+    ) -> StaleMappings<I> {
+        let (first, end) = (*next, self.end());
+        let mut cursor = self.cursor(first, end);
+        let mut stale = StaleMappings::new(I::from_u64(first), 0, self.owner);
+        self.remove_some(h, 0, &mut cursor, ENTRIES, &mut stale);
+        *next = cursor.address().min(end);
+        stale.widen(first, next.saturating_sub(first));
+        stale
+    }
+
+    /// Removes leaves from the cursor on; what lies between `first` and it has been removed before.
+    /// Detaches the table pages that the range from `first` on covers whole. Stops after `budget`
+    /// entries at a place between two table pages.
+    fn remove_some<H: HostMemory>(
+        &mut self,
+        h: &H,
+        first: u64,
+        cursor: &mut Cursor,
+        budget: u64,
+        stale: &mut StaleMappings<I>,
+    ) {
+        let end = cursor.end();
         let mut leaves = 0u32;
-        self.edit_leaves(
+        self.edit_some_leaves(
             h,
-            first,
-            end,
+            cursor,
+            budget,
             |leaf| {
                 h.write64(leaf.slot, 0);
                 leaves = leaves.saturating_add(1);
