@@ -57,7 +57,7 @@ impl<I: InputAddress> SecondStage<I> {
     /// A leaf changes into another leaf of the same size, so hardware sees the old one or the new
     /// one. A large leaf on the way is split by one store: until the invalidation hardware may use
     /// the old leaf and the new ones side by side (§6.5.3.3), which agree for every page that does
-    /// not change.
+    /// not change. What hardware has noted of a page goes with its old entry.
     ///
     /// # Errors
     ///
@@ -96,7 +96,7 @@ impl<I: InputAddress> SecondStage<I> {
                 SecondStageEntry::leaf(output, PageSize::Size4KiB, rights, false)
             });
             let current = SecondStageEntry::from_u64(h.read64(at));
-            if current != entry {
+            if !is_same(current, entry) {
                 h.write64(at, entry.as_u64());
                 *if current.is_present() {
                     &mut changed.replaced
@@ -158,7 +158,7 @@ impl<I: InputAddress> SecondStage<I> {
             return Ok(None);
         }
         let entry = SecondStageEntry::leaf(output, size, rights, false);
-        if current != entry {
+        if !is_same(current, entry) {
             h.write64(at, entry.as_u64());
             self.flush_entry(h, at);
             h.fence();
@@ -207,4 +207,10 @@ impl<I: InputAddress> SecondStage<I> {
         }
         Ok(Some(page))
     }
+}
+
+/// Whether two entries differ at most in what hardware has noted.
+fn is_same(one: SecondStageEntry, other: SecondStageEntry) -> bool {
+    let noted = SecondStageEntry::ACCESSED | SecondStageEntry::DIRTY;
+    one.with(noted) == other.with(noted)
 }

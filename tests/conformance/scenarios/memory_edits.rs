@@ -182,7 +182,7 @@ fn pages_beside_a_change(place: Place<'_>) {
         hypervisor.on_step(move |hypervisor| {
             let look = watched.get();
             watched.set(look + 1);
-            if look < 8 || look % 32 == 0 {
+            if look < 8 || look.is_multiple_of(32) {
                 for (index, offset) in (1..).zip(LargePage::OTHERS) {
                     let found = read(hypervisor, index);
                     assert_eq!(

@@ -75,7 +75,7 @@ fn walk(read: &dyn Fn(Hpa) -> u64, table: Hpa, level: u8, address: u64) -> Page 
         }
         at = entry & 0xf_ffff_ffff_f000;
         if level == 1 || level <= 3 && entry & 1 << 7 != 0 {
-            let page = (at - OUTPUT >> 12) + (address & ((1 << shift) - 1)) / 4096;
+            let page = ((at - OUTPUT) >> 12) + (address & ((1 << shift) - 1)) / 4096;
             let (read, write) = (rights & 1 != 0, rights & 2 != 0);
             return Some((page, Rights { read, write }));
         }
@@ -152,7 +152,7 @@ impl Bench {
         let mut steps = 0u32;
         self.h.on_store(move |h| {
             steps += 1;
-            if steps > 16 && steps % 13 != 0 {
+            if steps > 16 && !steps.is_multiple_of(13) {
                 return;
             }
             let read: Box<dyn Fn(Hpa) -> u64 + '_> = match snooped {
@@ -218,7 +218,7 @@ impl Bench {
         let range = first as usize..(first + count) as usize;
         match edit {
             Edit::Map(shift, rights) => {
-                let to = Hpa::new(OUTPUT + (first + shift << 12));
+                let to = Hpa::new(OUTPUT + ((first + shift) << 12));
                 let new = |page: u64, _| Some((page + shift, rights));
                 let overlaps = self.flat[range.clone()].iter().any(Option::is_some);
                 if !overlaps {
@@ -313,7 +313,7 @@ impl Bench {
         for (page, expected) in (0..).zip(&self.flat) {
             let at = address(page);
             let found = self.table.translate(&self.h, Gpa::new(at));
-            let found = found.map(|found| (found.output.as_u64() - OUTPUT >> 12, found.rights));
+            let found = found.map(|found| ((found.output.as_u64() - OUTPUT) >> 12, found.rights));
             assert_eq!(found, *expected, "page {page}");
             if self.table.config().needs_flush() {
                 let seen = walk(&|at| self.h.read_flushed(at), root, 4, at);
