@@ -1,6 +1,7 @@
 //! Changes of a machine's memory below everything that is bound above it: nested and pass-through
 //! entries by invalidating their domains, shadows by bringing them in step first.
 
+use super::admission::reserved_within;
 use super::machine::{MachineError, VirtualMachine};
 use crate::arch::address::{Gpa, PageSize};
 use crate::mem::{Hypervisor, Registers};
@@ -24,12 +25,16 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         len_bytes: u64,
         on_partial: OnPartialLeaf,
     ) -> Result<(), MachineError> {
+        self.check_reserved(h, units, guest, len_bytes, on_partial)?;
         let stale = self.editable()?.unmap(h, guest, len_bytes, on_partial)?;
         self.invalidate(h, units, stale)
     }
 
     /// Gives mapped memory other rights. When it returns, devices have these and no others; until
     /// then they have the old ones or these. Pages that are not mapped stay so.
+    ///
+    /// Where hardware would write to read-only memory ([`Policy::on_read_only_memory`](crate::nest::Policy)),
+    /// taking the right to write away unmaps it, or is refused.
     ///
     /// # Errors
     ///
@@ -44,9 +49,16 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         rights: Rights,
         on_partial: OnPartialLeaf,
     ) -> Result<(), MachineError> {
-        let stale = self
-            .editable()?
-            .protect(h, guest, len_bytes, rights, on_partial)?;
+        if rights != Rights::READ_WRITE {
+            self.check_reserved(h, units, guest, len_bytes, on_partial)?;
+        }
+        self.editable()?.check_input(guest, len_bytes)?;
+        let stale = if !rights.write && !rights.is_none() && self.leaves_out_read_only(guest)? {
+            self.editable()?.unmap(h, guest, len_bytes, on_partial)?
+        } else {
+            let memory = self.editable()?;
+            memory.protect(h, guest, len_bytes, rights, on_partial)?
+        };
         self.invalidate(h, units, stale)
     }
 
@@ -137,6 +149,22 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             .editable()?
             .take_accessed_dirty(h, guest, len_bytes, taken, report)?;
         self.invalidate(h, units, stale)
+    }
+
+    /// Refuses to take away what firmware reserves for a device of the machine.
+    fn check_reserved<H: Hypervisor, R: Registers>(
+        &self,
+        h: &H,
+        units: &[Unit<R>],
+        guest: Gpa,
+        len_bytes: u64,
+        on_partial: OnPartialLeaf,
+    ) -> Result<(), MachineError> {
+        let (first, len_bytes) = self.memory.edited_range(h, guest, len_bytes, on_partial);
+        match reserved_within(units, &self.host.devices, first, len_bytes) {
+            Some(region) => Err(MachineError::ReservedMemory { region }),
+            None => Ok(()),
+        }
     }
 
     /// The second stage, to change it.

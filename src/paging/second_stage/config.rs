@@ -1,10 +1,9 @@
 //! What a table may look like: its width, checked against the units that walk it, and its pages.
 
-use core::fmt;
-
 use crate::arch::address::{AddressWidth, Hpa, PageSize};
 use crate::arch::features::{AddressWidths, TableFeatures};
 use crate::arch::second_stage::SecondStagePointer;
+use crate::arch::told::{Told, display_as_told};
 
 /// What a table may look like: a width, and the common ability of every unit that walks it.
 ///
@@ -55,19 +54,20 @@ pub enum ConfigError {
     AccessedDirty,
 }
 
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Width { width, supported } => write!(
-                f,
-                "no second-stage tables of {} bits: SAGAW is {:#x}",
-                width.bits(),
-                supported.field()
+impl ConfigError {
+    pub(crate) const fn told(&self) -> Told {
+        match *self {
+            Self::Width { width, supported } => Told::two(
+                "no second-stage tables of this width; SAGAW",
+                width.bits() as u64,
+                supported.field(),
             ),
-            Self::AccessedDirty => f.write_str("no accessed and dirty bits in the second stage"),
+            Self::AccessedDirty => Told::words("no second-stage accessed and dirty bits"),
         }
     }
 }
+
+display_as_told!(ConfigError);
 
 impl core::error::Error for ConfigError {}
 

@@ -1,8 +1,7 @@
 //! Why a table was not changed.
 
-use core::fmt;
-
 use crate::arch::address::{Hpa, PageSize};
+use crate::arch::told::{Told, display_as_told};
 use crate::mem::FrameError;
 
 /// Why a table was not changed. Nothing has changed then.
@@ -52,35 +51,30 @@ pub enum MapError {
     Frames(FrameError),
 }
 
-impl fmt::Display for MapError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Misaligned { value } => write!(f, "{value:#x} is no whole number of pages"),
+impl MapError {
+    pub(crate) const fn told(&self) -> Told {
+        match *self {
+            Self::Misaligned { value } => Told::one("misaligned", value),
             Self::InputBeyondWidth {
-                address,
-                len_bytes,
-                bits,
-            } => write!(
-                f,
-                "{len_bytes:#x} bytes from {address:#x} on do not fit into {bits} bits"
-            ),
+                address, len_bytes, ..
+            } => Told::two("input beyond the width", address, len_bytes),
             Self::OutputBeyondWidth { address, bits } => {
-                write!(f, "the pages at {address} do not fit into {bits} bits")
+                Told::two("output beyond the width", address.as_u64(), bits as u64)
             }
             Self::InterruptRange { address } => {
-                write!(f, "the pages at {address} touch the interrupt range")
+                Told::one("output in the interrupt range", address.as_u64())
             }
-            Self::Overlap { address } => write!(f, "{address:#x} is mapped already"),
-            Self::PartialLeaf { address, size } => write!(
-                f,
-                "the range cuts the page of {:#x} bytes at {address:#x}",
-                size.len_bytes()
-            ),
-            Self::NoRights => f.write_str("a mapping without rights is none"),
-            Self::Frames(error) => write!(f, "no frame for a table: {error:?}"),
+            Self::Overlap { address } => Told::one("mapped already", address),
+            Self::PartialLeaf { address, size } => {
+                Told::two("part of a large page", address, size.len_bytes())
+            }
+            Self::NoRights => Told::words("no rights"),
+            Self::Frames(error) => error.told(),
         }
     }
 }
+
+display_as_told!(MapError);
 
 impl core::error::Error for MapError {}
 

@@ -48,11 +48,7 @@ impl<I: InputAddress> SecondStage<I> {
         len_bytes: u64,
         rights: Rights,
     ) -> Result<(), MapError> {
-        self.check_input(input, len_bytes)?;
-        self.check_output(output, len_bytes)?;
-        if rights.is_none() {
-            return Err(MapError::NoRights);
-        }
+        self.check_mapping(input, output, len_bytes, rights)?;
         let first = input.to_u64();
         let request = Request {
             first,
@@ -72,6 +68,26 @@ impl<I: InputAddress> SecondStage<I> {
             reserve.free(h);
         }
         h.fence();
+        Ok(())
+    }
+
+    /// Whether ranges and rights can be those of a mapping; what is mapped already is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`].
+    pub fn check_mapping(
+        &self,
+        input: I,
+        output: Hpa,
+        len_bytes: u64,
+        rights: Rights,
+    ) -> Result<(), MapError> {
+        self.check_input(input, len_bytes)?;
+        self.check_output(output, len_bytes)?;
+        if rights.is_none() {
+            return Err(MapError::NoRights);
+        }
         Ok(())
     }
 

@@ -222,7 +222,7 @@ impl<I: InputAddress> SecondStage<I> {
         1 << (self.config.width().bits() & 63)
     }
 
-    fn check_input(&self, input: I, len_bytes: u64) -> Result<(), MapError> {
+    pub(crate) fn check_input(&self, input: I, len_bytes: u64) -> Result<(), MapError> {
         let address = input.to_u64();
         if !address.is_multiple_of(PAGE_SIZE_BYTES) {
             return Err(MapError::Misaligned { value: address });

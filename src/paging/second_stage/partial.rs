@@ -52,27 +52,38 @@ impl<I: InputAddress> SecondStage<I> {
         on_partial: OnPartialLeaf,
     ) -> Result<(u64, u64, StaleMappings<I>), MapError> {
         self.check_input(input, len_bytes)?;
+        let (input, len_bytes) = self.edited_range(h, input, len_bytes, on_partial);
         let first = input.to_u64();
         let end = first.saturating_add(len_bytes);
         let mut stale = StaleMappings::new(input, len_bytes, self.owner);
         let cut = [first, end].map(|edge| self.leaf_cut_at(h, edge));
-        match on_partial {
-            OnPartialLeaf::Refuse => match cut.into_iter().flatten().next() {
-                Some(leaf) => Err(leaf.error()),
-                None => Ok((first, end, stale)),
-            },
-            OnPartialLeaf::Widen => {
-                for leaf in cut.into_iter().flatten() {
-                    stale.widen(leaf.start, span_of(leaf.level));
-                }
-                let first = stale.first.to_u64();
-                Ok((first, first.saturating_add(stale.len_bytes), stale))
+        if let Some(leaf) = cut.into_iter().flatten().next() {
+            // A range that was widened cuts none.
+            if on_partial == OnPartialLeaf::Refuse {
+                return Err(leaf.error());
             }
-            OnPartialLeaf::Split => {
-                self.split_at(h, [first, end], cut, &mut stale)?;
-                Ok((first, end, stale))
+            self.split_at(h, [first, end], cut, &mut stale)?;
+        }
+        Ok((first, end, stale))
+    }
+
+    /// First address and length of what an edit of a range changes.
+    pub(crate) fn edited_range<H: HostMemory>(
+        &self,
+        h: &H,
+        input: I,
+        len_bytes: u64,
+        on_partial: OnPartialLeaf,
+    ) -> (I, u64) {
+        let (mut first, mut end) = (input.to_u64(), input.to_u64().saturating_add(len_bytes));
+        if on_partial == OnPartialLeaf::Widen {
+            let cut = [first, end].map(|edge| self.leaf_cut_at(h, edge));
+            for leaf in cut.into_iter().flatten() {
+                first = first.min(leaf.start);
+                end = end.max(leaf.start.saturating_add(span_of(leaf.level)));
             }
         }
+        (I::from_u64(first), end.saturating_sub(first))
     }
 
     /// The large page that an address lies inside of, not at its start.
