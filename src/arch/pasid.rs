@@ -1,9 +1,10 @@
 //! PASID-directory and PASID-table entries (§9.5, §9.6).
 
-use super::address::{AddressWidth, FirstStagePaging, Gpa, Hpa, PhysicalAddress};
+use super::address::{AddressWidth, FirstStagePaging, Gpa, PhysicalAddress};
 use super::features::TableFeatures;
 use super::id::DomainId;
 use super::quadwords::{beyond, bits, first_reserved, mask_if, table_entry};
+use super::second_stage::SecondStagePointer;
 use super::told::{Told, display_as_told};
 
 const PRESENT: u64 = 1;
@@ -319,14 +320,13 @@ impl PasidEntry {
 
     /// A present second-stage entry of the host; the low 12 bits of the root are dropped.
     pub fn second_stage(
-        root: Hpa,
-        width: AddressWidth,
+        root: SecondStagePointer,
         domain_id: DomainId,
         options: PasidEntryOptions,
     ) -> Self {
         Self::with_common(TranslationType::SecondStage, domain_id, options).with_second_stage(
-            root.as_u64(),
-            width,
+            root.address().as_u64(),
+            root.width(),
             options,
         )
     }
@@ -353,13 +353,16 @@ impl PasidEntry {
         first_stage_root: Gpa,
         paging: FirstStagePaging,
         flags: FirstStageFlags,
-        second_stage_root: Hpa,
-        width: AddressWidth,
+        second_stage: SecondStagePointer,
         domain_id: DomainId,
         options: PasidEntryOptions,
     ) -> Self {
         Self::with_common(TranslationType::Nested, domain_id, options)
-            .with_second_stage(second_stage_root.as_u64(), width, options)
+            .with_second_stage(
+                second_stage.address().as_u64(),
+                second_stage.width(),
+                options,
+            )
             .with_first_stage(first_stage_root.as_u64(), paging, flags)
     }
 
@@ -714,6 +717,7 @@ impl PasidEntry {
 
 #[cfg(test)]
 mod tests {
+    use super::super::address::Hpa;
     use super::*;
     use crate::arch::features::AddressWidths;
 
@@ -738,15 +742,16 @@ mod tests {
             TranslationType::FirstStage => {
                 PasidEntry::first_stage(Hpa::new(0), paging, flags, domain_id, options)
             }
-            TranslationType::SecondStage => {
-                PasidEntry::second_stage(Hpa::new(0), width, domain_id, options)
-            }
+            TranslationType::SecondStage => PasidEntry::second_stage(
+                SecondStagePointer::new(Hpa::new(0), width),
+                domain_id,
+                options,
+            ),
             TranslationType::Nested => PasidEntry::nested(
                 Gpa::new(0),
                 paging,
                 flags,
-                Hpa::new(0),
-                width,
+                SecondStagePointer::new(Hpa::new(0), width),
                 domain_id,
                 options,
             ),
@@ -841,8 +846,7 @@ mod tests {
             Gpa::new(0x5_6789_afff),
             FirstStagePaging::Level5,
             flags,
-            Hpa::new(0x12_3456_7fff),
-            AddressWidth::Bits57,
+            SecondStagePointer::new(Hpa::new(0x12_3456_7fff), AddressWidth::Bits57),
             id,
             OPTIONS,
         );
@@ -853,8 +857,7 @@ mod tests {
             &[0x12_3456_72cd, 0x0180_0123, 0x5_6789_a0b5, 0, 0, 0, 0, 0]
         );
         let second = PasidEntry::second_stage(
-            Hpa::new(0x1_2345_6000),
-            AddressWidth::Bits39,
+            SecondStagePointer::new(Hpa::new(0x1_2345_6000), AddressWidth::Bits39),
             id,
             PasidEntryOptions::default(),
         );
@@ -918,7 +921,11 @@ mod tests {
                 },
             ),
             (
-                PasidEntry::second_stage(Hpa::new(0xa000), width, domain_id, OPTIONS),
+                PasidEntry::second_stage(
+                    SecondStagePointer::new(Hpa::new(0xa000), width),
+                    domain_id,
+                    OPTIONS,
+                ),
                 PasidTranslation::SecondStage {
                     root: Hpa::new(0xa000),
                     width,
@@ -929,8 +936,7 @@ mod tests {
                     Gpa::new(0xb000),
                     paging,
                     flags,
-                    Hpa::new(0xc000),
-                    width,
+                    SecondStagePointer::new(Hpa::new(0xc000), width),
                     domain_id,
                     OPTIONS,
                 ),
@@ -1205,8 +1211,7 @@ mod tests {
                     Gpa::new(root),
                     FirstStagePaging::Level4,
                     FirstStageFlags::default(),
-                    Hpa::new(0),
-                    width,
+                    SecondStagePointer::new(Hpa::new(0), width),
                     DomainId::new(1),
                     PasidEntryOptions::default(),
                 )

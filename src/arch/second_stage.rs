@@ -1,6 +1,6 @@
 //! Second-stage paging entries (§9.8).
 
-use super::address::{PageSize, PhysicalAddress};
+use super::address::{AddressWidth, Hpa, PageSize, PhysicalAddress};
 use super::features::TableFeatures;
 use super::quadwords::{beyond, bits, mask_if};
 
@@ -55,6 +55,36 @@ impl Rights {
     #[inline]
     pub const fn is_none(self) -> bool {
         !self.read && !self.write
+    }
+}
+
+/// Where a second-stage table of the host begins and how many levels it has: one value, because
+/// hardware that walks other levels than were built takes pages for tables (§9.6, `SSPTPTR` and
+/// `AW`).
+///
+/// The tables that the library builds give it, for a width that their units have.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SecondStagePointer {
+    address: Hpa,
+    width: AddressWidth,
+}
+
+impl SecondStagePointer {
+    /// The top-level page at `address` of a table of this width, built for units that have it.
+    pub const fn new(address: Hpa, width: AddressWidth) -> Self {
+        Self { address, width }
+    }
+
+    /// Address of the top-level page (`SSPTPTR`).
+    #[doc(alias = "SSPTPTR")]
+    pub const fn address(self) -> Hpa {
+        self.address
+    }
+
+    /// Input width, which also is the number of levels (`AW`).
+    #[doc(alias = "AW")]
+    pub const fn width(self) -> AddressWidth {
+        self.width
     }
 }
 
@@ -150,6 +180,17 @@ impl SecondStageEntry {
                 | mask_if(rights.read, Self::READ)
                 | mask_if(rights.write, Self::WRITE)
                 | mask_if(snoop, Self::SNOOP),
+        )
+    }
+
+    /// The entry with these rights instead of its own.
+    #[inline]
+    #[must_use]
+    pub const fn with_rights(self, rights: Rights) -> Self {
+        Self(
+            self.0 & !(Self::READ | Self::WRITE)
+                | mask_if(rights.read, Self::READ)
+                | mask_if(rights.write, Self::WRITE),
         )
     }
 
@@ -273,7 +314,7 @@ impl core::fmt::Debug for SecondStageEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::address::{Gpa, Hpa};
+    use crate::arch::address::Gpa;
 
     const FEATURES: TableFeatures = TableFeatures {
         host_address_width: 46,

@@ -126,13 +126,18 @@ pub trait Frames {
     fn free(&self, run: FrameRun);
 }
 
-/// Frames lost because a chain was dropped instead of being freed or put aside. Stays 0 in a
+/// Frames lost because a token was dropped instead of being freed or put aside. Stays 0 in a
 /// correct program.
 static LOST_FRAMES: AtomicU64 = AtomicU64::new(0);
 
-/// Number of frames lost by dropped chains since the start.
+/// Number of frames lost by dropped tokens since the start.
 pub fn lost_frames() -> u64 {
     LOST_FRAMES.load(Ordering::Relaxed)
+}
+
+/// Frames of a dropped token are lost.
+pub(crate) fn count_lost(frames: u64) {
+    LOST_FRAMES.fetch_add(frames, Ordering::Relaxed);
 }
 
 /// Single frames linked through their own first quadword.
@@ -245,7 +250,7 @@ impl FrameChain {
 
 impl Drop for FrameChain {
     fn drop(&mut self) {
-        LOST_FRAMES.fetch_add(u64::from(self.len), Ordering::Relaxed);
+        count_lost(u64::from(self.len));
     }
 }
 

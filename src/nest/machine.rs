@@ -6,9 +6,8 @@ use core::fmt;
 
 use crate::arch::address::{AddressWidth, Gpa, Hpa};
 use crate::arch::capability::ExtendedCapability;
-use crate::arch::features::TableFeatures;
 use crate::mem::{FrameChain, FrameError, Hypervisor, Owner, Registers};
-use crate::nest::admission::{self, reserved_within};
+use crate::nest::admission;
 use crate::nest::bind::{HostBinding, HostSide, owes_after_set_up};
 use crate::nest::device::{
     AssignError, AssignedDevice, DeviceConfig, InterruptIsolation, Quarantine, Storm,
@@ -18,7 +17,9 @@ use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
 use crate::nest::offer::{Backend, Offer, OfferError, OnReadOnlyMemory, Policy, offer};
 use crate::nest::statistics::MachineStatistics;
 use crate::paging::second_stage::Dismantling;
-use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig, Unmapped};
+use crate::paging::{
+    self, MapError, OnPartialLeaf, Rights, SecondStage, SecondStageConfig, StaleMappings,
+};
 use crate::unit::discovery::ReservedRegion;
 use crate::unit::{Unit, UnitError};
 use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Progress};
@@ -63,6 +64,11 @@ pub enum MachineError {
     Offer(OfferError),
     /// The virtual unit cannot be made so.
     VirtualUnit(ConfigError),
+    /// The units have no second stage in common as the machine needs it.
+    SecondStage(paging::ConfigError),
+    /// Nobody notes which pages are written: the machine was made without
+    /// [`Policy::track_dirty_pages`].
+    DirtyPagesNotTracked,
     /// A unit has no run of interrupt entries left that is long enough.
     Interrupts {
         /// Index of the unit.
@@ -107,6 +113,8 @@ impl fmt::Display for MachineError {
             }
             Self::Offer(error) => write!(f, "nothing can be offered: {error}"),
             Self::VirtualUnit(error) => write!(f, "virtual unit: {error}"),
+            Self::SecondStage(error) => write!(f, "second stage: {error}"),
+            Self::DirtyPagesNotTracked => f.write_str("dirty pages are not tracked"),
             Self::Interrupts { unit, error } => write!(f, "unit {unit}: {error}"),
             Self::Frames(error) => write!(f, "no frames: {error}"),
             Self::Protected { range } => {
@@ -140,14 +148,15 @@ impl From<MapError> for MachineError {
 /// `DEVICES` assigned devices, `BINDINGS` cached PASID entries, `DOMAINS` host domain-ids and
 /// `SHADOWS` shadow tables at most.
 ///
-/// Memory: 124 bytes a binding, 320 a device, 24 a domain-id, 416 a shadow, and about 19 KiB.
+/// Memory: 124 bytes a binding, 320 a device, 24 a domain-id, 424 a shadow, and about 19 KiB.
 /// [`new`](Self::new) needs a stack that holds it while it is made: with thousands of bindings a
 /// [`MachineStore`](crate::nest::MachineStore) makes it in its place.
 ///
 /// Locking: the embedder serialises calls for one machine, and passes the same units in the same
-/// order each time. No call waits for hardware, except [`unmap_memory`](Self::unmap_memory),
-/// [`map_memory`](Self::map_memory), [`confirm_unmapped`](Self::confirm_unmapped),
-/// [`unassign`](Self::unassign) and [`destroy`](Self::destroy), which wait no longer than the
+/// order each time. No call waits for hardware, except those that change its memory
+/// ([`map_memory`](Self::map_memory), [`unmap_memory`](Self::unmap_memory) and the like),
+/// [`confirm_unmapped`](Self::confirm_unmapped), [`unassign`](Self::unassign) and
+/// [`destroy`](Self::destroy), which wait no longer than the
 /// units' time-outs for each device.
 #[derive(Debug)]
 pub struct VirtualMachine<
@@ -157,15 +166,36 @@ pub struct VirtualMachine<
     const SHADOWS: usize,
 > {
     pub(super) memory: SecondStage<Gpa>,
-    /// Table pages that hardware may still use, until everything of the machine is flushed.
-    unconfirmed: Option<Unmapped<Gpa>>,
+    /// What hardware may still use, until everything of the machine is flushed.
+    pub(super) unconfirmed: Option<StaleMappings<Gpa>>,
     /// While the machine is destroyed: how far its second stage has been taken apart.
-    dismantling: Option<Dismantling>,
+    pub(super) dismantling: Option<Dismantling>,
     protected: ProtectedRanges,
     /// What becomes of read-only memory, if some unit would write to it.
     read_only: Option<OnReadOnlyMemory>,
     pub(super) virtual_unit: VirtualUnit<HostBinding, DEVICES, BINDINGS>,
     pub(super) host: HostSide<DEVICES, DOMAINS, SHADOWS>,
+}
+
+/// The second stage of a machine: what all its units can walk.
+fn second_stage_config<R: Registers>(
+    units: &[Unit<R>],
+    shown: &Offer,
+    track_dirty_pages: bool,
+) -> Result<SecondStageConfig, MachineError> {
+    let refused = MachineError::SecondStage;
+    let (first, others) = units
+        .split_first()
+        .ok_or(MachineError::Offer(OfferError::NoUnit))?;
+    let mut config =
+        SecondStageConfig::new(shown.width, first.table_features()).map_err(refused)?;
+    for unit in others {
+        config = config.and(unit.table_features()).map_err(refused)?;
+    }
+    if track_dirty_pages {
+        config = config.tracking_access().map_err(refused)?;
+    }
+    Ok(config)
 }
 
 /// The parts of a machine that a call works on, borrowed apart.
@@ -234,21 +264,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
                 hash_seed: config.hash_seed,
             })
             .map_err(MachineError::VirtualUnit)?;
-        let all = |ability: fn(&TableFeatures) -> bool| {
-            units.iter().all(|unit| ability(unit.table_features()))
-        };
-        let widths = units
-            .iter()
-            .map(|unit| unit.features().host_address_width)
-            .min();
-        let second_stage = SecondStageConfig {
-            width: shown.width,
-            input_bits: shown.input_bits,
-            output_bits: widths.unwrap_or(0),
-            leaves_2mib: all(|features| features.second_stage_2mib),
-            leaves_1gib: all(|features| features.second_stage_1gib),
-            flush: !all(|features| features.page_walk_coherency),
-        };
+        let second_stage = second_stage_config(units, &shown, config.policy.track_dirty_pages)?;
         self.host
             .interrupts
             .start(h, units, config.owner, &config.policy)
@@ -280,7 +296,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
 
     /// Width of the second stage.
     pub const fn second_stage_width(&self) -> AddressWidth {
-        self.memory.config().width
+        self.memory.config().width()
     }
 
     /// The guest's memory, as its devices and its unit see it.
@@ -325,7 +341,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
     }
 
     /// Whether read-only memory at an address stays unmapped, because devices would write to it.
-    fn leaves_out_read_only(&mut self, guest: Gpa) -> Result<bool, MachineError> {
+    pub(super) fn leaves_out_read_only(&mut self, guest: Gpa) -> Result<bool, MachineError> {
         match self.read_only {
             None => Ok(false),
             Some(OnReadOnlyMemory::Refuse) => Err(MachineError::ReadOnlyUnderErratum { guest }),
@@ -356,19 +372,12 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         guest: Gpa,
         len_bytes: u64,
     ) -> Result<(), MachineError> {
-        if let Some(region) = reserved_within(units, &self.host.devices, guest, len_bytes) {
-            return Err(MachineError::ReservedMemory { region });
-        }
-        let unmapped = self.memory.unmap(h, guest, len_bytes)?;
-        match &mut self.unconfirmed {
-            Some(before) => before.merge(h, unmapped),
-            None => self.unconfirmed = Some(unmapped),
-        }
-        self.flush_everything(h, units)
+        let refuse = OnPartialLeaf::Refuse;
+        self.unmap_memory_with(h, units, guest, len_bytes, refuse)
     }
 
-    /// Tries again to have hardware confirm what [`unmap_memory`](Self::unmap_memory) took away.
-    /// When it returns, all of that is free to use.
+    /// Tries again to have hardware confirm what [`unmap_memory`](Self::unmap_memory) or another edit
+    /// of the memory changed. When it returns, what was taken away is free to use.
     ///
     /// # Errors
     ///
@@ -386,7 +395,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
 
     /// Brings every shadow in step with the machine's memory and drops everything that hardware
     /// knows of the machine, strictly: returns when hardware has confirmed.
-    fn flush_everything<H: Hypervisor, R: Registers>(
+    pub(super) fn flush_everything<H: Hypervisor, R: Registers>(
         &mut self,
         h: &H,
         units: &[Unit<R>],

@@ -116,6 +116,9 @@ impl<'a, H: HostMemory> MachineMemory<'a, H> {
             if !granted {
                 return Err(refused);
             }
+            if write {
+                self.second_stage.note_written(self.h, &mapping);
+            }
             let in_page = (PAGE_SIZE_BYTES - current.page_offset()) as usize;
             let piece = in_page.min(len - done);
             copy(mapping.output, done, piece);
@@ -158,7 +161,6 @@ impl<H: HostMemory> GuestMemory for MachineMemory<'_, H> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::address::AddressWidth;
     use crate::mem::Owner;
     use crate::mem::testing::TestHypervisor;
     use crate::paging::{Rights, SecondStageConfig};
@@ -184,14 +186,7 @@ mod tests {
     /// Guest pages 0 and 2 lie apart on the host, page 1 is read-only, page 4 write-only; there is
     /// no page 3.
     fn guest(h: &TestHypervisor) -> SecondStage<Gpa> {
-        let config = SecondStageConfig {
-            width: AddressWidth::Bits48,
-            input_bits: 48,
-            output_bits: 46,
-            leaves_2mib: true,
-            leaves_1gib: false,
-            flush: false,
-        };
+        let config = SecondStageConfig::EXAMPLE;
         let mut memory = SecondStage::new(h, Owner::new(1), config).unwrap();
         for (guest, host, rights) in [
             (0x0000, 0x9000, Rights::READ_WRITE),

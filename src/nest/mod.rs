@@ -39,6 +39,7 @@ pub mod interrupt;
 pub mod invalidate;
 pub mod machine;
 pub mod memory;
+mod memory_edits;
 mod message;
 pub mod offer;
 mod reserve;

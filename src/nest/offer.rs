@@ -59,6 +59,10 @@ pub struct Policy {
     pub device_tlbs: bool,
     /// Use shadow tables even where hardware nests.
     pub forbid_nesting: bool,
+    /// Have hardware note which of the machine's pages devices write (`SSADE`, §3.7.2), for
+    /// [`take_dirty_pages`](super::VirtualMachine::take_dirty_pages). Needs `ECAP.SSADS` of all
+    /// units. A guest that nests must keep its first-stage tables in writable memory then (§3.8.1).
+    pub track_dirty_pages: bool,
     /// How many faults of one device are explained to the guest in a while. With one more, hardware
     /// is told to record none until that while is over.
     pub storm_limit: StormLimit,
@@ -96,6 +100,7 @@ impl Default for Policy {
             fault_records: 4,
             device_tlbs: false,
             forbid_nesting: false,
+            track_dirty_pages: false,
             on_read_only_memory: OnReadOnlyMemory::LeaveOut,
             storm_limit: StormLimit::default(),
             interrupt_entries_order: 8,

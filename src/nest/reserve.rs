@@ -11,7 +11,7 @@ use crate::nest::backend::shadow::{Shadow, Synchronisation};
 use crate::nest::backend::{self, Target, nested};
 use crate::nest::bind::{Bound, HostPort, refused_by_unit};
 use crate::nest::domain::{DomainKind, DomainSlot};
-use crate::paging::{SecondStage, SecondStageConfig};
+use crate::paging::SecondStage;
 use crate::viommu::host::{BindError, DeviceHandle};
 
 /// What a reservation has come to.
@@ -293,11 +293,13 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         guest_root: Gpa,
         width: AddressWidth,
     ) -> Result<u16, BindError> {
-        let config = SecondStageConfig {
-            width,
-            input_bits: self.side.offer.input_bits.min(width.bits()),
-            ..*self.memory.second_stage.config()
-        };
+        let config = self.memory.second_stage.config().with_width(width);
+        let config = config.map_err(|error| {
+            // The guest was shown no other widths than all units have.
+            log::error!("machine {}: no shadow: {error}", self.side.number);
+            BindError::Unit
+        })?;
+        let config = config.with_input_bits_up_to(self.side.offer.input_bits);
         let (h, owner) = (self.h, self.side.owner);
         let limit = self.side.shadow_table_limit;
         self.side.shadows.insert(|| {

@@ -3,4 +3,7 @@
 pub mod second_stage;
 pub mod walk;
 
-pub use second_stage::{InputAddress, MapError, Rights, SecondStage, SecondStageConfig, Unmapped};
+pub use second_stage::{
+    AccessedDirty, ConfigError, InputAddress, Leaf, MapError, OnPartialLeaf, Rights, SecondStage,
+    SecondStageConfig, StaleMappings,
+};

@@ -12,7 +12,7 @@ use super::unit::Unit;
 use crate::arch::descriptor::{Descriptor, IotlbGranularity};
 use crate::arch::id::DomainId;
 use crate::mem::{Hypervisor, Registers};
-use crate::paging::{InputAddress, Unmapped};
+use crate::paging::{InputAddress, StaleMappings};
 
 /// Mappings taken from second-stage tables that one unit alone uses, whose invalidation is put off.
 ///
@@ -28,8 +28,8 @@ pub struct DeferredInvalidations<I, const DOMAINS: usize> {
     domains: Vec<DomainId, DOMAINS>,
     /// More domains are waiting than there is room for.
     is_global: bool,
-    waiting: Option<Unmapped<I>>,
-    in_flight: Option<(Ticket, Option<Unmapped<I>>)>,
+    waiting: Option<StaleMappings<I>>,
+    in_flight: Option<(Ticket, Option<StaleMappings<I>>)>,
 }
 
 impl<I: InputAddress, const DOMAINS: usize> DeferredInvalidations<I, DOMAINS> {
@@ -53,7 +53,12 @@ impl<I: InputAddress, const DOMAINS: usize> DeferredInvalidations<I, DOMAINS> {
 
     /// Puts off what an unmapping owes for one of the domain-ids that use the table; for further ones
     /// see [`put_off_domain`](Self::put_off_domain).
-    pub fn put_off<H: Hypervisor>(&mut self, h: &H, domain_id: DomainId, unmapped: Unmapped<I>) {
+    pub fn put_off<H: Hypervisor>(
+        &mut self,
+        h: &H,
+        domain_id: DomainId,
+        unmapped: StaleMappings<I>,
+    ) {
         self.put_off_domain(domain_id);
         keep(h, &mut self.waiting, unmapped);
     }
@@ -130,8 +135,8 @@ impl<I: InputAddress, const DOMAINS: usize> Default for DeferredInvalidations<I,
 
 fn keep<H: Hypervisor, I: InputAddress>(
     h: &H,
-    place: &mut Option<Unmapped<I>>,
-    unmapped: Unmapped<I>,
+    place: &mut Option<StaleMappings<I>>,
+    unmapped: StaleMappings<I>,
 ) {
     match place {
         Some(before) => before.merge(h, unmapped),
@@ -144,19 +149,12 @@ mod tests {
     extern crate std;
     use super::super::testing::{Bench, Completion, IQE, OWNER, up};
     use super::*;
-    use crate::arch::address::{AddressWidth, Hpa, Iova};
-    use crate::paging::{Rights, SecondStage, SecondStageConfig};
+    use crate::arch::address::{Hpa, Iova, PageSize};
+    use crate::paging::{OnPartialLeaf, Rights, SecondStage, SecondStageConfig};
     use std::vec::Vec as StdVec;
 
     fn table(bench: &Bench) -> SecondStage<Iova> {
-        let config = SecondStageConfig {
-            width: AddressWidth::Bits48,
-            input_bits: 48,
-            output_bits: 39,
-            leaves_2mib: false,
-            leaves_1gib: false,
-            flush: false,
-        };
+        let config = SecondStageConfig::EXAMPLE.with_leaves_up_to(PageSize::Size4KiB);
         let mut table = SecondStage::new(&bench.h, OWNER, config).unwrap();
         for page in 0..4u64 {
             let at = page << 30;
@@ -174,9 +172,11 @@ mod tests {
     }
 
     /// Unmaps a page with the tables that lead to nothing else.
-    fn unmap(bench: &Bench, table: &mut SecondStage<Iova>, page: u64) -> Unmapped<Iova> {
+    fn unmap(bench: &Bench, table: &mut SecondStage<Iova>, page: u64) -> StaleMappings<Iova> {
         let at = Iova::new(page << 30);
-        table.unmap(&bench.h, at, 1 << 30).unwrap()
+        table
+            .unmap(&bench.h, at, 1 << 30, OnPartialLeaf::Refuse)
+            .unwrap()
     }
 
     fn domains(bench: &Bench) -> StdVec<Option<DomainId>> {

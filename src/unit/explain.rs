@@ -626,7 +626,7 @@ mod tests {
     use crate::arch::context::{ContextAttributes, DirectoryOrder};
     use crate::arch::id::DomainId;
     use crate::arch::pasid::{FirstStageFlags, PasidEntryOptions};
-    use crate::arch::second_stage::SecondStageEntry;
+    use crate::arch::second_stage::{SecondStageEntry, SecondStagePointer};
     use crate::mem::testing::TestHypervisor;
 
     const ROOT: u64 = 0x1000;
@@ -671,8 +671,7 @@ mod tests {
             Gpa::new(FIRST[0]),
             FirstStagePaging::Level4,
             FirstStageFlags::default(),
-            Hpa::new(SECOND[0]),
-            AddressWidth::Bits48,
+            SecondStagePointer::new(Hpa::new(SECOND[0]), AddressWidth::Bits48),
             DomainId::new(3),
             PasidEntryOptions {
                 page_walk_snoop: true,

@@ -289,19 +289,13 @@ impl ReservedDevice {
         h: &H,
         unit: &Unit<R>,
     ) -> Result<Mapped, ReservedMemoryError> {
-        let features = unit.table_features();
         let width = unit
             .features()
             .largest_address_width()
             .ok_or(UnitError::Missing(Requirement::AddressWidth))?;
-        let config = SecondStageConfig {
-            width,
-            input_bits: unit.features().second_stage_address_bits(width),
-            output_bits: features.host_address_width,
-            leaves_2mib: features.second_stage_2mib,
-            leaves_1gib: features.second_stage_1gib,
-            flush: !features.page_walk_coherency,
-        };
+        // The width is one that the unit has.
+        let config = SecondStageConfig::new(width, unit.table_features())
+            .map_err(|_| UnitError::Missing(Requirement::AddressWidth))?;
         let memory =
             SecondStage::new(h, Owner::HYPERVISOR, config).map_err(ReservedMemoryError::Frames)?;
         let Some(domain_id) = unit.allocate_domain_id() else {
@@ -346,12 +340,7 @@ fn publish<H: Hypervisor, R: Registers>(
         page_walk_snoop: unit.table_features().page_walk_coherency,
         ..PasidEntryOptions::default()
     };
-    let entry = PasidEntry::second_stage(
-        mapped.memory.root(),
-        mapped.memory.config().width,
-        mapped.domain_id,
-        options,
-    );
+    let entry = PasidEntry::second_stage(mapped.memory.root(), mapped.domain_id, options);
     unit.publish_entry(h, tables, Pasid::ZERO, &entry)?;
     if unit.needs_invalidation_after_set_up() {
         let ticket = unit.submit(h, &EVERYTHING)?;

@@ -605,6 +605,7 @@ mod tests {
     use super::*;
     use crate::arch::address::{AddressWidth, FirstStagePaging, Gpa};
     use crate::arch::pasid::{FirstStageFlags, PasidEntryFault, PasidEntryOptions};
+    use crate::arch::second_stage::SecondStagePointer;
     use crate::mem::FrameError;
     use std::sync::Mutex;
     use std::vec::Vec;
@@ -624,8 +625,7 @@ mod tests {
 
     fn second_stage(domain_id: u16) -> PasidEntry {
         PasidEntry::second_stage(
-            Hpa::new(0x1234_5000),
-            AddressWidth::Bits48,
+            SecondStagePointer::new(Hpa::new(0x1234_5000), AddressWidth::Bits48),
             DomainId::new(domain_id),
             PasidEntryOptions::default(),
         )
@@ -636,8 +636,7 @@ mod tests {
             Gpa::new(first_stage_root),
             FirstStagePaging::Level4,
             FirstStageFlags::default(),
-            Hpa::new(0x1234_5000),
-            AddressWidth::Bits48,
+            SecondStagePointer::new(Hpa::new(0x1234_5000), AddressWidth::Bits48),
             DomainId::new(9),
             PasidEntryOptions::default(),
         )

@@ -129,6 +129,7 @@ mod tests {
     use super::*;
     use crate::arch::address::Hpa;
     use crate::arch::pasid::PasidEntry;
+    use crate::arch::second_stage::SecondStagePointer;
 
     #[test]
     fn a_type_that_is_not_offered_is_refused_with_device_and_pasid() {
@@ -176,8 +177,7 @@ mod tests {
             [(false, false), (false, true), (true, false), (true, true)]
         {
             let entry = PasidEntry::second_stage(
-                Hpa::new(0x1000),
-                AddressWidth::Bits48,
+                SecondStagePointer::new(Hpa::new(0x1000), AddressWidth::Bits48),
                 DomainId::new(9),
                 entry_options(page_walk_coherency, snoop_control),
             );

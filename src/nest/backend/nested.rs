@@ -23,10 +23,10 @@ pub fn entry(
         target.paging,
         flags,
         memory.root(),
-        memory.config().width,
         host_domain_id,
         PasidEntryOptions {
             supervisor_requests: target.supervisor_requests,
+            second_stage_accessed_dirty: memory.config().tracks_access(),
             ..options
         },
     )
@@ -48,7 +48,7 @@ pub const FIRST_STAGE_QUADWORD: usize = 2;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::address::{AddressWidth, FirstStagePaging};
+    use crate::arch::address::FirstStagePaging;
     use crate::mem::Owner;
     use crate::mem::testing::TestHypervisor;
     use crate::paging::SecondStageConfig;
@@ -57,14 +57,7 @@ mod tests {
     #[test]
     fn flags_of_the_guest_are_carried_one_by_one_and_nxe_is_always_set() {
         let h = TestHypervisor::new(1);
-        let config = SecondStageConfig {
-            width: AddressWidth::Bits48,
-            input_bits: 48,
-            output_bits: 46,
-            leaves_2mib: false,
-            leaves_1gib: false,
-            flush: false,
-        };
+        let config = SecondStageConfig::EXAMPLE;
         let memory = SecondStage::new(&h, Owner::new(1), config).unwrap();
         let plain = NestedTarget {
             domain_id: DomainId::new(7),

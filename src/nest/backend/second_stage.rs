@@ -11,5 +11,9 @@ pub fn entry<I: crate::paging::InputAddress>(
     host_domain_id: DomainId,
     options: PasidEntryOptions,
 ) -> PasidEntry {
-    PasidEntry::second_stage(table.root(), table.config().width, host_domain_id, options)
+    let options = PasidEntryOptions {
+        second_stage_accessed_dirty: table.config().tracks_access(),
+        ..options
+    };
+    PasidEntry::second_stage(table.root(), host_domain_id, options)
 }

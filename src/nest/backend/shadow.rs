@@ -20,7 +20,7 @@ use crate::nest::memory::MachineMemory;
 use crate::nest::statistics::MachineStatistics;
 use crate::paging::second_stage::{Mapping, PagesChanged};
 use crate::paging::walk::is_interrupt_address;
-use crate::paging::{MapError, SecondStage, Unmapped};
+use crate::paging::{MapError, OnPartialLeaf, SecondStage, StaleMappings};
 use crate::viommu::host::BindError;
 
 /// Entries of a table page.
@@ -55,9 +55,9 @@ pub(in crate::nest) struct Shadow {
     /// Host domains that use it; 0 while it is built.
     pub(in crate::nest) users: u32,
     /// Table pages taken out since the last flush was submitted.
-    pub(in crate::nest) detached: Option<Unmapped<Iova>>,
+    pub(in crate::nest) detached: Option<StaleMappings<Iova>>,
     /// Table pages that are free once the flush under way is confirmed.
-    pub(in crate::nest) flushing: Option<Unmapped<Iova>>,
+    pub(in crate::nest) flushing: Option<StaleMappings<Iova>>,
     /// Table pages that are free, on their way back to the pool.
     returned: FrameChain,
     /// What is to be brought in step with the guest's table.
@@ -211,6 +211,7 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
                     Ok(mapping) => {
                         let large = self.largest_leaf(shadow, here, output, &mapping, rest);
                         let leads = mapping.rights.intersection(rights);
+                        self.note_writable(&mapping, leads);
                         match large {
                             Some(size)
                                 if self.set_large(
@@ -321,7 +322,18 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
         }
         let mapping = self.memory.second_stage.translate(self.memory.h, page)?;
         let rights = mapping.rights.intersection(guest_rights);
+        self.note_writable(&mapping, rights);
         (!rights.is_none()).then_some((mapping.output, rights))
+    }
+
+    /// Writes through a shadow set no bit in the machine's second stage: what it lets devices write
+    /// counts as written, as long as it does.
+    fn note_writable(&self, mapping: &Mapping, rights: Rights) {
+        if rights.write {
+            self.memory
+                .second_stage
+                .note_written(self.memory.h, mapping);
+        }
     }
 
     /// The largest leaf, beyond a page, by which the shadow may lead from `here` to where the
@@ -336,10 +348,7 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
         rest: u64,
     ) -> Option<PageSize> {
         let config = shadow.table.config();
-        let sizes = [
-            (PageSize::Size1GiB, config.leaves_1gib),
-            (PageSize::Size2MiB, config.leaves_2mib),
-        ];
+        let sizes = [PageSize::Size1GiB, PageSize::Size2MiB];
         let fits = |size: PageSize| {
             let len = size.len_bytes();
             let addresses = here.as_u64() | output.as_u64() | mapping.output.as_u64();
@@ -347,8 +356,8 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
             let meets_interrupts = (output.as_u64() ^ INTERRUPT_RANGE) & !(len - 1) == 0;
             len <= rest && mapping.size >= size && addresses & (len - 1) == 0 && !meets_interrupts
         };
-        let found = sizes.into_iter().find(|(size, has)| *has && fits(*size));
-        found.map(|(size, _)| size)
+        let mut sizes = sizes.into_iter();
+        sizes.find(|size| config.has_leaves_of(*size) && fits(*size))
     }
 
     /// Sets a large leaf of the shadow; `false` if small pages have to do, because a table is in
@@ -440,10 +449,13 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
                 return self.set(shadow, first, &nothing, changes);
             }
         };
-        if let Ok(unmapped) = shadow.table.unmap_covering(h, first, len_bytes) {
+        if let Ok(unmapped) = shadow
+            .table
+            .unmap(h, first, len_bytes, OnPartialLeaf::Widen)
+        {
             if unmapped.leaves > 0 || !unmapped.is_leaf_only() {
                 let (first, len) = (unmapped.first, unmapped.len_bytes);
-                changes.add(first, len, 0, unmapped.leaves.max(1));
+                changes.add(first, len, 0, unmapped.leaves.max(1).into());
             }
             if !unmapped.is_leaf_only() {
                 shadow.detach(h, unmapped);
@@ -563,7 +575,7 @@ impl Shadow {
 
     /// First address that neither the guest's table nor the shadow can have.
     fn input_end(&self) -> u64 {
-        let bits = self.table.config().input_bits.min(self.width.bits());
+        let bits = self.table.config().input_bits();
         1 << bits.min(57)
     }
 
@@ -594,7 +606,7 @@ impl Shadow {
 
     /// Start and length in bytes of the shadow's large leaf that holds an address, if one does.
     fn large_leaf<H: Hypervisor>(&self, h: &H, address: u64) -> Option<(u64, u64)> {
-        if !self.table.config().leaves_2mib {
+        if !self.table.config().has_leaves_of(PageSize::Size2MiB) {
             return None;
         }
         let mapping = self.table.translate(h, Iova::new(address))?;
@@ -629,12 +641,12 @@ impl Shadow {
         };
         let unmapped = self.table.remove_slice(h, &mut next);
         self.detach(h, unmapped);
-        self.emptied = (next < self.table.input_end()).then_some(next);
+        self.emptied = (next < self.table.end()).then_some(next);
         true
     }
 
     /// What was taken out waits for the next flush.
-    fn detach<H: HostMemory>(&mut self, h: &H, unmapped: Unmapped<Iova>) {
+    fn detach<H: HostMemory>(&mut self, h: &H, unmapped: StaleMappings<Iova>) {
         match self.detached.as_mut() {
             Some(detached) => detached.merge(h, unmapped),
             None => self.detached = Some(unmapped),
@@ -709,14 +721,8 @@ mod tests {
     const WRITE: u64 = 2;
     const BOTH: u64 = READ | WRITE;
 
-    const CONFIG: SecondStageConfig = SecondStageConfig {
-        width: AddressWidth::Bits48,
-        input_bits: 48,
-        output_bits: 46,
-        leaves_2mib: false,
-        leaves_1gib: false,
-        flush: false,
-    };
+    const CONFIG: SecondStageConfig =
+        SecondStageConfig::EXAMPLE.with_leaves_up_to(PageSize::Size4KiB);
 
     fn machine_memory(h: &TestHypervisor) -> SecondStage<Gpa> {
         let mut memory = SecondStage::new(h, VM, CONFIG).unwrap();
@@ -747,7 +753,7 @@ mod tests {
         let mut shadow = Shadow::new(
             DomainId::new(7),
             Gpa::new(TABLES[0]),
-            CONFIG.width,
+            CONFIG.width(),
             table,
             LIMIT,
         );
@@ -928,10 +934,7 @@ mod tests {
     // S18: a large leaf where the guest, the machine and hardware have one.
     #[test]
     fn large_leaves_are_large_and_are_split_when_a_page_of_them_changes() {
-        let config = SecondStageConfig {
-            leaves_2mib: true,
-            ..CONFIG
-        };
+        let config = SecondStageConfig::EXAMPLE.with_leaves_up_to(PageSize::Size2MiB);
         let h = TestHypervisor::new(64);
         let mut memory = SecondStage::new(&h, VM, config).unwrap();
         let (low, large) = (Gpa::new(0), Gpa::new(LARGE));

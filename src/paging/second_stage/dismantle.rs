@@ -34,10 +34,10 @@ impl<I: InputAddress> SecondStage<I> {
         h: &H,
         state: &mut Dismantling,
     ) -> bool {
-        let end = self.input_end();
+        let end = self.end();
         if state.frames.is_empty() && state.next < end {
             let unmapped = self.remove_slice(h, &mut state.next);
-            state.frames.append(h, unmapped.tables);
+            state.frames.append(h, unmapped.into_tables());
             if state.next >= end {
                 state.frames.push(h, self.root);
             }

@@ -1,27 +1,32 @@
-//! Mapping: runs of entries, missing tables, overlaps.
+//! Mapping: what is missing is counted and what overlaps is found first, then all is written in one
+//! walk, each new table page before the entry that leads to it.
 
-use core::marker::PhantomData;
-
-use super::{
-    ENTRIES, ENTRY_BYTES, InputAddress, MAX_LEVELS, MapError, SecondStage, entry_at, slot_address,
-    span_of,
-};
-use crate::arch::address::{Gpa, Hpa, PageSize};
+use super::cursor::Cursor;
+use super::{ENTRY_BYTES, InputAddress, MAX_LEVELS, MapError, SecondStage, shift_of, span_of};
+use crate::arch::address::{Hpa, PAGE_SIZE_BYTES, PageSize};
 use crate::arch::second_stage::{Rights, SecondStageEntry};
 use crate::mem::{FrameChain, Frames, HostMemory};
 
-/// Entries of one size that lie side by side in one table page.
-#[derive(Clone, Copy)]
-struct Run {
-    size: PageSize,
-    count: u64,
-    /// Highest level whose entry on the path is not present; 0 if the table page exists.
-    missing_from: u8,
+/// What a mapping needs before it can be written.
+struct Plan {
+    /// Table pages that are missing.
+    tables: u32,
+    /// The first entry, if the whole range is 4-KiB pages of one table page that exists.
+    single_run: Option<Hpa>,
 }
 
-impl Run {
-    fn len_bytes(&self) -> u64 {
-        self.count.saturating_mul(self.size.len_bytes())
+/// What is to be mapped.
+#[derive(Clone, Copy)]
+struct Request {
+    first: u64,
+    end: u64,
+    output: u64,
+}
+
+impl Request {
+    /// Where an address of the range is to lead.
+    fn target(&self, address: u64) -> u64 {
+        address.wrapping_sub(self.first).wrapping_add(self.output)
     }
 }
 
@@ -43,51 +48,26 @@ impl<I: InputAddress> SecondStage<I> {
         len_bytes: u64,
         rights: Rights,
     ) -> Result<(), MapError> {
-        self.untyped()
-            .map_untyped(h, Gpa::new(input.to_u64()), output, len_bytes, rights)
-    }
-}
-
-impl<I> SecondStage<I> {
-    /// The same table: the space of its input is a matter of those who use it, and the code below is
-    /// there once.
-    const fn untyped(&self) -> SecondStage<Gpa> {
-        SecondStage {
-            root: self.root,
-            config: self.config,
-            owner: self.owner,
-            input: PhantomData,
-        }
-    }
-}
-
-impl SecondStage<Gpa> {
-    fn map_untyped<H: HostMemory + Frames>(
-        &mut self,
-        h: &H,
-        input: Gpa,
-        output: Hpa,
-        len_bytes: u64,
-        rights: Rights,
-    ) -> Result<(), MapError> {
         self.check_mapping(input, output, len_bytes, rights)?;
-        let wanted = self.count_missing_tables(h, input, output, len_bytes)?;
-        let mut reserve = FrameChain::allocate(h, self.owner, wanted)?;
-
-        let mut done = 0;
-        while done < len_bytes {
-            let address = input.to_u64().saturating_add(done);
-            let target = output.as_u64().saturating_add(done);
-            let run = self.next_run(h, address, target, len_bytes - done)?;
-            let Some(at) = self.descend(h, address, run.size.level(), &mut reserve) else {
-                break;
-            };
-            let first = SecondStageEntry::leaf(Hpa::new(target), run.size, rights, false);
-            self.fill(h, at, first, run);
-            done = done.saturating_add(run.len_bytes());
+        let first = input.to_u64();
+        let request = Request {
+            first,
+            end: first.saturating_add(len_bytes),
+            output: output.as_u64(),
+        };
+        let plan = self.plan(h, &request)?;
+        if let Some(at) = plan.single_run {
+            let size = PageSize::Size4KiB;
+            let leaf = SecondStageEntry::leaf(output, size, rights, false);
+            let count = len_bytes / PAGE_SIZE_BYTES;
+            self.fill(h, at, leaf, size, count);
+            self.flush_entries(h, at, count);
+        } else {
+            let mut reserve = FrameChain::allocate(h, self.owner, plan.tables)?;
+            self.write(h, &request, rights, &mut reserve);
+            reserve.free(h);
         }
         h.fence();
-        reserve.free(h);
         Ok(())
     }
 
@@ -98,170 +78,221 @@ impl SecondStage<Gpa> {
     /// [`MapError`].
     pub fn check_mapping(
         &self,
-        input: Gpa,
+        input: I,
         output: Hpa,
         len_bytes: u64,
         rights: Rights,
     ) -> Result<(), MapError> {
         self.check_input(input, len_bytes)?;
         self.check_output(output, len_bytes)?;
-        if !rights.read && !rights.write {
+        if rights.is_none() {
             return Err(MapError::NoRights);
         }
         Ok(())
     }
 
-    /// The next entries to write for a mapping: their size and how many lie side by side.
-    ///
-    /// A leaf is as large as alignment, length and the table allow: where a lower table exists,
-    /// even an empty one, it is used, because replacing it by a leaf would owe an invalidation.
+    /// Counts the table pages that are missing, and looks for pages that are mapped already: each
+    /// entry in the range is read once.
     ///
     /// # Errors
     ///
-    /// [`MapError::Overlap`] if any of the entries is a leaf already.
-    fn next_run<H: HostMemory>(
+    /// [`MapError::Overlap`] for the first of those.
+    fn plan<H: HostMemory>(&self, h: &H, request: &Request) -> Result<Plan, MapError> {
+        let mut plan = Plan {
+            tables: 0,
+            single_run: None,
+        };
+        let mut cursor = self.cursor(request.first, request.end);
+        while !cursor.is_done() {
+            let (address, level) = (cursor.address(), cursor.level());
+            if level == 1 {
+                let (at, count) = (cursor.slot(), cursor.run());
+                self.check_free(h, at, address, count)?;
+                cursor.advance(count);
+                if address == request.first && cursor.is_done() {
+                    plan.single_run = Some(at);
+                }
+            } else {
+                let entry = SecondStageEntry::from_u64(h.read64(cursor.slot()));
+                if entry.is_present() {
+                    if entry.is_leaf(level) {
+                        return Err(MapError::Overlap { address });
+                    }
+                    cursor.descend(entry.address());
+                    continue;
+                }
+                let end = address.saturating_add(cursor.rest_of_entry());
+                let missing = self.missing_tables(request, address, end, level);
+                plan.tables = plan.tables.saturating_add(missing);
+                cursor.advance(1);
+            }
+            while cursor.leave().is_some() {}
+        }
+        Ok(plan)
+    }
+
+    /// Looks for mapped pages in a run of entries of level 1.
+    fn check_free<H: HostMemory>(
         &self,
         h: &H,
+        at: Hpa,
         address: u64,
-        target: u64,
-        rest: u64,
-    ) -> Result<Run, MapError> {
-        let mut page = Some(self.root);
-        let mut level = self.config.width.levels();
-        let mut missing_from = 0;
-        loop {
-            let entry = page
-                .map(|page| entry_at(h, page, address, level))
-                .filter(|entry| entry.is_present());
-            if entry.is_some_and(|entry| level == 1 || entry.is_leaf(level)) {
+        count: u64,
+    ) -> Result<(), MapError> {
+        let mut slot = at.as_u64();
+        for index in 0..count {
+            if SecondStageEntry::from_u64(h.read64(Hpa::new(slot))).is_present() {
+                let offset = index.saturating_mul(PAGE_SIZE_BYTES);
+                let address = address.saturating_add(offset);
                 return Err(MapError::Overlap { address });
             }
-            if let Some(entry) = entry {
-                page = Some(entry.address());
-            } else if let Some(size) = self.leaf_size(level, address, target, rest) {
-                let count = self.free_run(h, page, address, rest, size)?;
-                return Ok(Run {
-                    size,
-                    count,
-                    missing_from,
-                });
-            } else if page.take().is_some() {
-                missing_from = level;
-            }
-            // `leaf_size` always allows level 1, so the loop ends there at the latest.
-            level = level.saturating_sub(1);
+            slot = slot.wrapping_add(ENTRY_BYTES);
         }
+        Ok(())
     }
 
-    /// The leaf size of `level`, if such a leaf may map `address` to `target` within `rest` bytes.
-    fn leaf_size(&self, level: u8, address: u64, target: u64, rest: u64) -> Option<PageSize> {
-        let size = PageSize::of_level(level.max(1))?;
-        let supported = match size {
-            PageSize::Size4KiB => return Some(size),
-            PageSize::Size2MiB => self.config.leaves_2mib,
-            PageSize::Size1GiB => self.config.leaves_1gib,
-        };
-        let fits = (address | target) & (size.len_bytes() - 1) == 0 && rest >= size.len_bytes();
-        (supported && fits).then_some(size)
-    }
-
-    /// Number of entries of this size from `address` on, in one table page and within `rest`, that
-    /// are free; at least one.
-    fn free_run<H: HostMemory>(
-        &self,
-        h: &H,
-        page: Option<Hpa>,
-        address: u64,
-        rest: u64,
-        size: PageSize,
-    ) -> Result<u64, MapError> {
-        let level = size.level();
-        let index = (address >> (12 + 9 * (u32::from(level) - 1))) % ENTRIES;
-        let most = (rest / size.len_bytes()).min(ENTRIES - index).max(1);
-        let Some(page) = page else { return Ok(most) };
-        let mut at = slot_address(page, address, level).as_u64();
-        for count in 0..most {
-            let entry = SecondStageEntry::from_u64(h.read64(Hpa::new(at)));
-            if entry.is_present() {
-                if level == 1 || entry.is_leaf(level) {
-                    return Err(MapError::Overlap {
-                        address: address.saturating_add(count * size.len_bytes()),
-                    });
+    /// Table pages that a range takes inside one entry of a level that is not present.
+    fn missing_tables(&self, request: &Request, first: u64, end: u64, level: u8) -> u32 {
+        let mut missing = 0u64;
+        // Size of the smallest leaves that cover the middle of the range; tables are for its ends.
+        let mut leaves = None;
+        for level in (2..=level).rev() {
+            let span = span_of(level);
+            let is_leaf_possible = self.may_be_leaf(level, first ^ request.target(first));
+            if is_leaf_possible
+                && (leaves.is_some() || round_up(first, span) < round_down(end, span))
+            {
+                leaves = Some(span);
+            }
+            let touched = |first: u64, end: u64| {
+                let len = round_up(end, span).saturating_sub(round_down(first, span));
+                if first < end {
+                    len >> shift_of(level)
+                } else {
+                    0
                 }
-                return Ok(count.max(1));
-            }
-            at = at.saturating_add(ENTRY_BYTES);
+            };
+            let tables = match leaves {
+                None => touched(first, end),
+                Some(leaf) => {
+                    let (head, tail) = (round_up(first, leaf), round_down(end, leaf));
+                    touched(first, head).saturating_add(touched(tail, end))
+                }
+            };
+            missing = missing.saturating_add(tables);
         }
-        Ok(most)
+        u32::try_from(missing).unwrap_or(u32::MAX)
     }
 
-    /// Writes a run of entries from `at` on, each leading one page further.
-    fn fill<H: HostMemory>(&self, h: &H, at: Hpa, first: SecondStageEntry, run: Run) {
-        let mut entry = first.as_u64();
-        let end = at
-            .as_u64()
-            .saturating_add(run.count.saturating_mul(ENTRY_BYTES));
-        let mut slot = at.as_u64();
-        while slot < end {
-            h.write64(Hpa::new(slot), entry);
-            entry = entry.wrapping_add(run.size.len_bytes());
-            slot += ENTRY_BYTES;
-        }
-        self.flush_span(h, at, end);
+    /// Whether entries of a level may be leaves, as far as the sizes that hardware has go and the low
+    /// bits in which input and output differ.
+    fn may_be_leaf(&self, level: u8, difference: u64) -> bool {
+        PageSize::of_level(level).is_some_and(|size| {
+            self.config.has_leaves_of(size) && difference & (size.len_bytes() - 1) == 0
+        })
     }
 
-    /// The entry's place for `address` at `level`; missing tables come from `reserve`.
-    fn descend<H: HostMemory>(
+    /// Writes a mapping that has been planned. A missing table page is filled before the entry that
+    /// points to it is stored, lowest level first: until then hardware does not see it.
+    fn write<H: HostMemory>(
         &self,
         h: &H,
-        address: u64,
-        level: u8,
+        request: &Request,
+        rights: Rights,
         reserve: &mut FrameChain,
-    ) -> Option<Hpa> {
-        let mut page = self.root;
-        let mut current = self.config.width.levels();
-        while current > level {
-            let at = slot_address(page, address, current);
-            let entry = SecondStageEntry::from_u64(h.read64(at));
-            if entry.is_present() {
-                page = entry.address();
+    ) {
+        let mut cursor = self.cursor(request.first, request.end);
+        // Whether the table page of a level is not linked yet.
+        let mut is_fresh = [false; MAX_LEVELS + 2];
+        while !cursor.is_done() {
+            let level = cursor.level();
+            let fresh = is_fresh.get(usize::from(level)) == Some(&true);
+            let count = self.leaves_that_fit(h, request, &cursor, fresh);
+            if let Some(size) = PageSize::of_level(level).filter(|_| count > 0) {
+                let (at, target) = (cursor.slot(), request.target(cursor.address()));
+                let leaf = SecondStageEntry::leaf(Hpa::new(target), size, rights, false);
+                self.fill(h, at, leaf, size, count);
+                if !fresh {
+                    self.flush_entries(h, at, count);
+                }
+                cursor.advance(count);
             } else {
-                page = reserve.pop(h)?;
-                self.publish_page(h, page);
-                h.write64(at, SecondStageEntry::table(page).as_u64());
-                self.flush_entry(h, at);
+                let entry = SecondStageEntry::from_u64(h.read64(cursor.slot()));
+                let page = if entry.is_present() {
+                    Some(entry.address())
+                } else {
+                    reserve.pop(h)
+                };
+                // As many as were counted.
+                let Some(page) = page else { return };
+                cursor.descend(page);
+                if let Some(fresh) = is_fresh.get_mut(usize::from(cursor.level())) {
+                    *fresh = !entry.is_present();
+                }
+                continue;
             }
-            current -= 1;
-        }
-        Some(slot_address(page, address, level))
-    }
-
-    /// Counts the table pages that mapping the range needs, and finds overlaps.
-    fn count_missing_tables<H: HostMemory>(
-        &self,
-        h: &H,
-        input: Gpa,
-        output: Hpa,
-        len_bytes: u64,
-    ) -> Result<u32, MapError> {
-        let mut missing = 0u32;
-        let mut done = 0;
-        // End of the input range of the missing table counted last, by the level of its parent.
-        let mut counted_to = [0u64; MAX_LEVELS + 1];
-        while done < len_bytes {
-            let address = input.to_u64().saturating_add(done);
-            let target = output.as_u64().saturating_add(done);
-            let run = self.next_run(h, address, target, len_bytes - done)?;
-            for (level, counted_to) in counted_to.iter_mut().enumerate() {
-                // An entry of this level will have to point to a new table.
-                let level = level as u8;
-                if level > run.size.level() && level <= run.missing_from && address >= *counted_to {
-                    missing = missing.saturating_add(1);
-                    *counted_to = (address & !(span_of(level) - 1)).saturating_add(span_of(level));
+            while let Some(table) = cursor.leave() {
+                let below = usize::from(table.level).saturating_sub(1);
+                if is_fresh.get(below) == Some(&true) {
+                    let parent_is_fresh = is_fresh.get(usize::from(table.level)) == Some(&true);
+                    self.link(h, table.slot, table.page, parent_is_fresh);
                 }
             }
-            done = done.saturating_add(run.len_bytes());
         }
-        Ok(missing)
     }
+
+    /// Makes an entry point to a table page that is complete. If the entry lies in a page that is not
+    /// linked itself, that page is flushed later.
+    pub(super) fn link<H: HostMemory>(&self, h: &H, slot: Hpa, page: Hpa, parent_is_fresh: bool) {
+        self.publish_page(h, page);
+        h.write64(slot, SecondStageEntry::table(page).as_u64());
+        if !parent_is_fresh {
+            self.flush_entry(h, slot);
+        }
+    }
+
+    /// Number of entries from the cursor's on that are to be leaves: those in this table page that
+    /// are free and whole in the range. 0 if the first one has to be a table.
+    ///
+    /// Where a lower table exists, even an empty one, it is used, because replacing it by a leaf
+    /// would owe an invalidation.
+    fn leaves_that_fit<H: HostMemory>(
+        &self,
+        h: &H,
+        request: &Request,
+        cursor: &Cursor,
+        fresh: bool,
+    ) -> u64 {
+        let (level, address) = (cursor.level(), cursor.address());
+        if level == 1 {
+            return cursor.run();
+        }
+        let span = span_of(level);
+        let target = request.target(address);
+        if !self.may_be_leaf(level, address ^ target) || round_down(address, span) != address {
+            return 0;
+        }
+        let whole = request.end.saturating_sub(address) >> shift_of(level);
+        let most = cursor.run().min(whole);
+        let mut slot = cursor.slot().as_u64();
+        if fresh {
+            return most;
+        }
+        for count in 0..most {
+            if SecondStageEntry::from_u64(h.read64(Hpa::new(slot))).is_present() {
+                return count;
+            }
+            slot = slot.wrapping_add(ENTRY_BYTES);
+        }
+        most
+    }
+}
+
+const fn round_down(address: u64, span: u64) -> u64 {
+    address & !span.wrapping_sub(1)
+}
+
+/// Addresses have 57 bits at most, so this does not wrap.
+const fn round_up(address: u64, span: u64) -> u64 {
+    round_down(address.wrapping_add(span.wrapping_sub(1)), span)
 }

@@ -1,15 +1,36 @@
-//! Second-stage tables that the library builds (§3.7, §9.8): map, unmap, translate, destroy.
+//! Second-stage tables that the library builds (§3.7, §9.8).
 //!
-//! A table is changed by one thread at a time while hardware walks it. Entries change from not
-//! present to present and back by one 8-byte store each; a table page is complete and written
-//! back before an entry points to it. What hardware may still have cached after an [`unmap`]
-//! travels in an [`Unmapped`] token, which owns the table pages until the invalidation is done.
+//! | edit | module | what hardware sees meanwhile |
+//! |---|---|---|
+//! | [`map`](SecondStage::map) | `map` | each page absent, then mapped |
+//! | [`unmap`](SecondStage::unmap) | `unmap` | each page mapped, then absent |
+//! | [`protect`](SecondStage::protect) | `protect` | the old rights, then the new ones |
+//! | [`split`](SecondStage::split), [`merge`](SecondStage::merge) | `split`, `merge` | every page as it was |
+//! | [`take_accessed_dirty`](SecondStage::take_accessed_dirty) | `accessed` | every page as it was |
+//! | [`set_pages`](SecondStage::set_pages), [`set_leaf`](SecondStage::set_leaf) | `pages` | each page as it was, then as wanted (shadows) |
 //!
-//! [`unmap`]: SecondStage::unmap
+//! A table is changed by one thread at a time while hardware walks it. An entry changes by one
+//! 8-byte store; a table page is complete and written back before an entry points to it. An edit
+//! that is refused has changed nothing: ranges are checked and frames taken before the first store.
+//! What hardware may still use after an edit of present entries travels in a [`StaleMappings`] token,
+//! which owns the detached table pages until the invalidation is done.
+//!
+//! An edit goes through its range once, from the lowest address to the highest (`cursor`, `edit`).
 
+mod accessed;
+mod config;
+mod cursor;
 mod dismantle;
+mod edit;
+mod error;
+mod leaves;
 mod map;
+mod merge;
 mod pages;
+mod partial;
+mod protect;
+mod split;
+mod stale;
 #[cfg(test)]
 mod tests;
 mod unmap;
@@ -17,15 +38,21 @@ mod unmap;
 use core::fmt;
 use core::marker::PhantomData;
 
-use crate::arch::address::{AddressWidth, Gpa, Hpa, Iova, PAGE_SIZE_BYTES, PageSize};
-use crate::arch::second_stage::SecondStageEntry;
-use crate::arch::told::Told;
+use crate::arch::address::{Gpa, Hpa, Iova, PAGE_SIZE_BYTES, PageSize};
+use crate::arch::second_stage::{SecondStageEntry, SecondStagePointer};
 use crate::mem::host_memory::LINE_SIZE_BYTES;
-use crate::mem::{FrameChain, FrameError, Frames, HostMemory, Owner};
+use crate::mem::{FrameError, Frames, HostMemory, Owner};
+use cursor::Cursor;
 
 pub use crate::arch::second_stage::Rights;
+pub use accessed::AccessedDirty;
+pub use config::{ConfigError, SecondStageConfig};
 pub(crate) use dismantle::Dismantling;
+pub use error::MapError;
+pub use leaves::{Leaf, Leaves};
 pub use pages::{PageChange, PagesChanged};
+pub use partial::OnPartialLeaf;
+pub use stale::{MERGED_TABLES, MergedLeaves, StaleMappings};
 
 /// Entries of one table page.
 const ENTRIES: u64 = 512;
@@ -61,156 +88,6 @@ impl InputAddress for Iova {
     }
 }
 
-/// What a table may look like: the common ability of every unit that walks it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SecondStageConfig {
-    /// Levels and input width; one of `CAP.SAGAW` (§11.4.2).
-    pub width: AddressWidth,
-    /// Bits of an input address that hardware accepts: min(`CAP.MGAW`, width).
-    pub input_bits: u8,
-    /// Bits of an output address that are not reserved: the host address width (§8.1).
-    pub output_bits: u8,
-    /// Whether 2-MiB leaves are supported (`CAP.SSLPS` bit 0).
-    pub leaves_2mib: bool,
-    /// Whether 1-GiB leaves are supported (`CAP.SSLPS` bit 1).
-    pub leaves_1gib: bool,
-    /// Whether every change has to be flushed from the processor caches, because some unit's
-    /// walks are not snooped (`ECAP.SMPWCS`, §3.10).
-    pub flush: bool,
-}
-
-/// Why a mapping was not changed. Nothing has changed then.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum MapError {
-    /// An address or the length is no multiple of 4 KiB, or the length is 0.
-    Misaligned {
-        /// The offending value in bytes.
-        value: u64,
-    },
-    /// The input range passes the width of the table.
-    InputBeyondWidth {
-        /// First input address.
-        address: u64,
-        /// Length in bytes.
-        len_bytes: u64,
-        /// Bits that an input address may have.
-        bits: u8,
-    },
-    /// The output range passes the host address width.
-    OutputBeyondWidth {
-        /// First output address.
-        address: Hpa,
-        /// Bits that an output address may have.
-        bits: u8,
-    },
-    /// The output range touches the interrupt range 0xFEEx_xxxx (§3.15).
-    InterruptRange {
-        /// First output address.
-        address: Hpa,
-    },
-    /// A page of the range is mapped already.
-    Overlap {
-        /// Input address of that page.
-        address: u64,
-    },
-    /// The range ends inside a large page.
-    PartialLeaf {
-        /// Input address of the large page.
-        address: u64,
-        /// Its size.
-        size: PageSize,
-    },
-    /// No right at all was asked for: that is not a mapping.
-    NoRights,
-    /// No frame for a table page.
-    Frames(FrameError),
-}
-
-impl MapError {
-    pub(crate) const fn told(&self) -> Told {
-        match *self {
-            Self::Misaligned { value } => Told::one("misaligned", value),
-            Self::InputBeyondWidth {
-                address, len_bytes, ..
-            } => Told::two("input beyond the width", address, len_bytes),
-            Self::OutputBeyondWidth { address, bits } => {
-                Told::two("output beyond the width", address.as_u64(), bits as u64)
-            }
-            Self::InterruptRange { address } => {
-                Told::one("output in the interrupt range", address.as_u64())
-            }
-            Self::Overlap { address } => Told::one("mapped already", address),
-            Self::PartialLeaf { address, size } => {
-                Told::two("part of a large page", address, size.len_bytes())
-            }
-            Self::NoRights => Told::words("no rights"),
-            Self::Frames(error) => error.told(),
-        }
-    }
-}
-
-impl fmt::Display for MapError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.told(), f)
-    }
-}
-
-impl core::error::Error for MapError {}
-
-impl From<FrameError> for MapError {
-    fn from(error: FrameError) -> Self {
-        Self::Frames(error)
-    }
-}
-
-/// What hardware may still use after an unmap, and owns the detached table pages.
-///
-/// Owed: an IOTLB invalidation of the range for every domain-id that uses the table; after it
-/// the frames are free. Dropped, its frames are lost to the pool, counted, and never reused.
-#[must_use = "hardware may use the old mapping until it is invalidated"]
-#[derive(Debug)]
-pub struct Unmapped<I> {
-    /// First input address that lost its mapping.
-    pub first: I,
-    /// Length in bytes of the range to invalidate, whole leaves.
-    pub len_bytes: u64,
-    /// Number of leaves removed.
-    pub leaves: u64,
-    tables: FrameChain,
-}
-
-impl<I> Unmapped<I> {
-    /// Whether only leaf entries changed, so that the invalidation may carry the leaf hint
-    /// (`IH`, §6.5.2.3).
-    pub const fn is_leaf_only(&self) -> bool {
-        self.tables.is_empty()
-    }
-
-    /// Adds what another unmap of the same table detached; the ranges are joined.
-    pub fn merge<H: HostMemory>(&mut self, h: &H, other: Self)
-    where
-        I: InputAddress,
-    {
-        let end = |first: I, len: u64| first.to_u64().saturating_add(len);
-        let end = end(self.first, self.len_bytes).max(end(other.first, other.len_bytes));
-        self.first = self.first.min(other.first);
-        self.len_bytes = end.saturating_sub(self.first.to_u64());
-        self.leaves = self.leaves.saturating_add(other.leaves);
-        self.tables.append(h, other.tables);
-    }
-
-    /// Returns the table pages to the pool, once the invalidation of the range has completed on
-    /// every unit that uses the table. The crate's `nest` layer calls it with that knowledge.
-    pub(crate) fn settle<H: HostMemory + Frames>(self, h: &H) {
-        self.tables.free(h);
-    }
-
-    /// As [`settle`](Self::settle), for one who returns the table pages in slices.
-    pub(crate) fn into_tables(self) -> FrameChain {
-        self.tables
-    }
-}
-
 /// A second-stage table, input addresses of space `I`.
 ///
 /// Locking: the owner serialises changes; hardware and [`translate`](Self::translate) may read at
@@ -232,11 +109,20 @@ pub struct Mapping {
     pub rights: Rights,
     /// Size of the leaf.
     pub size: PageSize,
+    /// Place of the leaf's entry.
+    slot: Hpa,
+}
+
+/// Binary order of the bytes that one entry of this level, 1 to 5, covers.
+#[inline]
+const fn shift_of(level: u8) -> u32 {
+    12 + 9 * ((level as u32).saturating_sub(1) % 5)
 }
 
 /// Bytes that one entry of this level, 1 to 5, covers.
+#[inline]
 const fn span_of(level: u8) -> u64 {
-    1 << (12 + 9 * ((level as u32).saturating_sub(1) % 5))
+    1 << shift_of(level)
 }
 
 impl<I: InputAddress> SecondStage<I> {
@@ -265,22 +151,15 @@ impl<I: InputAddress> SecondStage<I> {
     pub(crate) const fn vacant() -> Self {
         Self {
             root: Hpa::new(0),
-            config: SecondStageConfig {
-                width: AddressWidth::Bits48,
-                input_bits: 0,
-                output_bits: 0,
-                leaves_2mib: false,
-                leaves_1gib: false,
-                flush: false,
-            },
+            config: SecondStageConfig::VACANT,
             owner: Owner::HYPERVISOR,
             input: PhantomData,
         }
     }
 
-    /// Host-physical address of the top-level table page (`SSPTPTR`).
-    pub const fn root(&self) -> Hpa {
-        self.root
+    /// The top-level table page and the levels from there on (`SSPTPTR`, `AW`).
+    pub const fn root(&self) -> SecondStagePointer {
+        self.config.root(self.root)
     }
 
     /// What the table may look like.
@@ -306,14 +185,15 @@ impl<I: InputAddress> SecondStage<I> {
     /// That length, at least 1.
     pub fn look_up<H: HostMemory>(&self, h: &H, input: I) -> Result<Mapping, u64> {
         let address = input.to_u64();
-        if address >> self.config.input_bits.min(63) != 0 {
+        if address >> self.config.input_bits().min(63) != 0 {
             return Err(u64::MAX - address);
         }
         let mut rights = Rights::READ_WRITE;
         let mut page = self.root;
-        let mut level = self.config.width.levels();
+        let mut level = self.config.width().levels();
         loop {
-            let entry = entry_at(h, page, address, level);
+            let slot = slot_address(page, address, level);
+            let entry = SecondStageEntry::from_u64(h.read64(slot));
             rights = rights.intersection(entry.rights());
             let span = span_of(level);
             let offset = address & (span - 1);
@@ -327,6 +207,7 @@ impl<I: InputAddress> SecondStage<I> {
                         output: Hpa::new(output),
                         rights,
                         size,
+                        slot,
                     });
                 }
                 // Level 1 only has leaves, so the loop ends there at the latest.
@@ -336,7 +217,12 @@ impl<I: InputAddress> SecondStage<I> {
         }
     }
 
-    fn check_input(&self, input: I, len_bytes: u64) -> Result<(), MapError> {
+    /// First address beyond all that the table has entries for.
+    pub(crate) const fn end(&self) -> u64 {
+        1 << (self.config.width().bits() & 63)
+    }
+
+    pub(crate) fn check_input(&self, input: I, len_bytes: u64) -> Result<(), MapError> {
         let address = input.to_u64();
         if !address.is_multiple_of(PAGE_SIZE_BYTES) {
             return Err(MapError::Misaligned { value: address });
@@ -344,7 +230,7 @@ impl<I: InputAddress> SecondStage<I> {
         if len_bytes == 0 || !len_bytes.is_multiple_of(PAGE_SIZE_BYTES) {
             return Err(MapError::Misaligned { value: len_bytes });
         }
-        let bits = self.config.input_bits.min(self.config.width.bits());
+        let bits = self.config.input_bits();
         let limit = 1u64 << bits.min(63);
         match address.checked_add(len_bytes) {
             Some(end) if end <= limit => Ok(()),
@@ -362,8 +248,7 @@ impl<I: InputAddress> SecondStage<I> {
                 value: output.as_u64(),
             });
         }
-        // Address bits 63:52 are no address bits in an entry, whatever the host address width.
-        let bits = self.config.output_bits.min(52);
+        let bits = self.config.output_bits();
         let end = match output.as_u64().checked_add(len_bytes) {
             Some(end) if end <= 1 << bits => end,
             _ => {
@@ -381,14 +266,25 @@ impl<I: InputAddress> SecondStage<I> {
 
     /// Flushes the lines from `first` to `end`, if the units need it.
     fn flush_span<H: HostMemory>(&self, h: &H, first: Hpa, end: u64) {
-        if self.config.flush {
+        if self.config.needs_flush() {
             let start = first.as_u64() & !(LINE_SIZE_BYTES - 1);
             h.flush_range(Hpa::new(start), end.saturating_sub(start));
         }
     }
 
     fn flush_entry<H: HostMemory>(&self, h: &H, at: Hpa) {
-        self.flush_span(h, at, at.as_u64().saturating_add(ENTRY_BYTES));
+        self.flush_entries(h, at, 1);
+    }
+
+    /// Flushes a run of entries from `at` on, if the units need it.
+    fn flush_entries<H: HostMemory>(&self, h: &H, at: Hpa, count: u64) {
+        let len_bytes = count.saturating_mul(ENTRY_BYTES);
+        self.flush_span(h, at, at.as_u64().saturating_add(len_bytes));
+    }
+
+    /// At the start of a range.
+    fn cursor(&self, first: u64, end: u64) -> Cursor {
+        Cursor::new(self.root, self.config.width().levels(), first, end)
     }
 
     /// Makes a fresh table page visible to hardware before anything points to it.
@@ -401,11 +297,6 @@ impl<I: InputAddress> SecondStage<I> {
 /// Address of the entry for `address` in a table page of `level`.
 #[inline]
 fn slot_address(page: Hpa, address: u64, level: u8) -> Hpa {
-    let index = address / span_of(level) % ENTRIES;
+    let index = (address >> shift_of(level)) % ENTRIES;
     Hpa::new(page.as_u64() | (index * ENTRY_BYTES))
-}
-
-#[inline]
-fn entry_at<H: HostMemory>(h: &H, page: Hpa, address: u64, level: u8) -> SecondStageEntry {
-    SecondStageEntry::from_u64(h.read64(slot_address(page, address, level)))
 }

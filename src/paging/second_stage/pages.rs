@@ -57,7 +57,7 @@ impl<I: InputAddress> SecondStage<I> {
     /// A leaf changes into another leaf of the same size, so hardware sees the old one or the new
     /// one. A large leaf on the way is split by one store: until the invalidation hardware may use
     /// the old leaf and the new ones side by side (§6.5.3.3), which agree for every page that does
-    /// not change.
+    /// not change. What hardware has noted of a page goes with its old entry.
     ///
     /// # Errors
     ///
@@ -96,7 +96,7 @@ impl<I: InputAddress> SecondStage<I> {
                 SecondStageEntry::leaf(output, PageSize::Size4KiB, rights, false)
             });
             let current = SecondStageEntry::from_u64(h.read64(at));
-            if current != entry {
+            if !is_same(current, entry) {
                 h.write64(at, entry.as_u64());
                 *if current.is_present() {
                     &mut changed.replaced
@@ -139,12 +139,7 @@ impl<I: InputAddress> SecondStage<I> {
                 return Err(MapError::Misaligned { value });
             }
         }
-        let supported = match size {
-            PageSize::Size4KiB => true,
-            PageSize::Size2MiB => self.config.leaves_2mib,
-            PageSize::Size1GiB => self.config.leaves_1gib,
-        };
-        if !supported || size.level() > self.config.width.levels() {
+        if !self.config.has_leaves_of(size) {
             return Ok(None);
         }
         let mut changed = PagesChanged {
@@ -163,7 +158,7 @@ impl<I: InputAddress> SecondStage<I> {
             return Ok(None);
         }
         let entry = SecondStageEntry::leaf(output, size, rights, false);
-        if current != entry {
+        if !is_same(current, entry) {
             h.write64(at, entry.as_u64());
             self.flush_entry(h, at);
             h.fence();
@@ -187,7 +182,7 @@ impl<I: InputAddress> SecondStage<I> {
         changed: &mut PagesChanged<I>,
     ) -> Result<Option<Hpa>, MapError> {
         let mut page = self.root;
-        let mut level = self.config.width.levels();
+        let mut level = self.config.width().levels();
         while level > last {
             let at = slot_address(page, address, level);
             let current = SecondStageEntry::from_u64(h.read64(at));
@@ -201,32 +196,21 @@ impl<I: InputAddress> SecondStage<I> {
             }
             page = h.allocate(self.owner, 0)?.address();
             if current.is_present() {
-                self.fill_split(h, page, current, level);
+                self.replace_by_table(h, at, current, level, page);
                 let span = span_of(level);
                 let first = address & !(span - 1);
                 changed.split = changed.split.or(Some((I::from_u64(first), span)));
+            } else {
+                self.link(h, at, page, false);
             }
-            self.publish_page(h, page);
-            h.write64(at, SecondStageEntry::table(page).as_u64());
-            self.flush_entry(h, at);
             level -= 1;
         }
         Ok(Some(page))
     }
+}
 
-    /// Fills a fresh table page with leaves that lead where one leaf of the level above does.
-    fn fill_split<H: HostMemory>(&self, h: &H, page: Hpa, leaf: SecondStageEntry, level: u8) {
-        // Leaves are at level 3 at most, so there is a size below.
-        let below = level.saturating_sub(1);
-        let size = PageSize::of_level(below).unwrap_or(PageSize::Size4KiB);
-        let output = leaf.address::<Hpa>().as_u64() & !(span_of(level) - 1);
-        let first = SecondStageEntry::leaf(Hpa::new(output), size, leaf.rights(), false);
-        let mut entry = first.as_u64();
-        let mut slot = page.as_u64();
-        for _ in 0..ENTRIES {
-            h.write64(Hpa::new(slot), entry);
-            entry = entry.wrapping_add(size.len_bytes());
-            slot = slot.saturating_add(ENTRY_BYTES);
-        }
-    }
+/// Whether two entries differ at most in what hardware has noted.
+fn is_same(one: SecondStageEntry, other: SecondStageEntry) -> bool {
+    let noted = SecondStageEntry::ACCESSED | SecondStageEntry::DIRTY;
+    one.with(noted) == other.with(noted)
 }

@@ -397,7 +397,9 @@ impl HostMemory for Interposer {
         self.note_store(at, 16, value);
     }
     fn fetch_and64(&self, at: Hpa, mask: u64) -> u64 {
-        self.bench.memory().fetch_and64(at, mask)
+        let old = self.bench.memory().fetch_and64(at, mask);
+        self.note_store(at, 8, (old & mask).into());
+        old
     }
     fn compare_exchange64(&self, at: Hpa, current: u64, new: u64) -> u64 {
         self.bench.memory().compare_exchange64(at, current, new)

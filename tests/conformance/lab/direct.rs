@@ -42,14 +42,7 @@ pub(crate) fn direct_table<R: Registers>(
 ) -> SecondStage<Iova> {
     let (features, tables) = (unit.features(), unit.table_features());
     let width = features.largest_address_width().expect("a width");
-    let config = SecondStageConfig {
-        width,
-        input_bits: features.second_stage_address_bits(width),
-        output_bits: features.host_address_width,
-        leaves_2mib: tables.second_stage_2mib,
-        leaves_1gib: tables.second_stage_1gib,
-        flush: !tables.page_walk_coherency,
-    };
+    let config = SecondStageConfig::new(width, tables).expect("the unit has the width");
     let mut table = SecondStage::new(hypervisor, DIRECT_OWNER, config).expect("a frame");
     let iova = Iova::new(IOVA);
     table
@@ -73,7 +66,7 @@ where
         page_snoop: features.snoop_control,
         ..PasidEntryOptions::default()
     };
-    PasidEntry::second_stage(table.root(), table.config().width, domain_id, options)
+    PasidEntry::second_stage(table.root(), domain_id, options)
 }
 
 /// Attaches a device and lets it reach a page at [`IOVA`].

@@ -9,7 +9,7 @@ use vtd_nest::mem::Registers;
 use vtd_nest::nest::{
     AssignError, DeviceConfig, InterruptIsolation, Isolation, MachineError, ReservedMemoryUse,
 };
-use vtd_nest::paging::Rights;
+use vtd_nest::paging::{OnPartialLeaf, Rights};
 use vtd_nest::unit::discovery::{
     Aliases, IsolationGroup, RequesterIds, ReservedRegion, ReservedRegions, SourceIdRange,
 };
@@ -171,6 +171,9 @@ fn reserved_memory(place: Place<'_>) {
     for (first, len_bytes) in [(gpa, 0x1000), (Gpa::new(gpa.as_u64() - 0x1000), 0x2000)] {
         let vm = &mut guest.vm;
         assert_eq!(vm.unmap_memory(h, &lab.units, first, len_bytes), kept);
+        let (rights, partial) = (Rights::READ, OnPartialLeaf::Widen);
+        let protected = vm.protect_memory(h, &lab.units, first, len_bytes, rights, partial);
+        assert_eq!(protected, kept);
     }
     reads(true);
     guest.unassign(D0).expect("it leaves");

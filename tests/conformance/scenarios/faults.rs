@@ -11,7 +11,7 @@ use vtd_nest::arch::pasid::PasidEntry;
 use vtd_nest::arch::register::{AddressType, FaultInfo, FaultRecord, RequestType};
 use vtd_nest::nest::fault::HostFaultCause;
 use vtd_nest::nest::{FaultOutcome, MachineError, OnReadOnlyMemory, Policy};
-use vtd_nest::paging::Rights;
+use vtd_nest::paging::{OnPartialLeaf, Rights};
 use vtd_nest::unit::Erratum;
 
 use crate::bench::{Ability, Access};
@@ -1233,6 +1233,16 @@ fn s69_erratum(place: Place<'_>) {
     let refused = MachineError::ReadOnlyUnderErratum { guest: at };
     assert_eq!(map(Rights::READ), Err(refused));
     assert_eq!(map(Rights::READ_WRITE), Ok(()));
+    let (vm, partial) = (&mut guest.vm, OnPartialLeaf::Refuse);
+    let protected = vm.protect_memory(
+        &*lab.hypervisor,
+        &lab.units,
+        at,
+        0x1000,
+        Rights::READ,
+        partial,
+    );
+    assert_eq!(protected, Err(refused));
     guest.finish();
 }
 

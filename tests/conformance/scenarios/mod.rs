@@ -13,6 +13,7 @@ mod hostile_guests;
 mod interrupts;
 mod isolation;
 mod job;
+mod memory_edits;
 mod mode_changes;
 mod page_requests;
 mod platform;
@@ -36,6 +37,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         walk::SCENARIOS,
         mode_changes::SCENARIOS,
         forwarding::SCENARIOS,
+        memory_edits::SCENARIOS,
         device_tlbs::SCENARIOS,
         costs::SCENARIOS,
         shadows::SCENARIOS,
