@@ -20,6 +20,7 @@ use vtd_nest::arch::register::{
     RootTableAddress, TranslationTableMode,
 };
 use vtd_nest::arch::root::{RootHalf, ScalableRootEntry};
+use vtd_nest::arch::second_stage::SecondStagePointer;
 use vtd_nest::mem::{HostMemory, Owner};
 use vtd_nest::nest::{
     DeviceConfig, InterruptIsolation, Isolation, MachineConfig, Policy, ProtectedRanges,
@@ -201,18 +202,18 @@ fn options(machine: &Machine) -> PasidEntryOptions {
 fn entries(machine: &Machine, number: u64) -> [PasidEntry; 4] {
     let options = options(machine);
     let domain = |index: u16| DomainId::new(10 * number as u16 + index);
-    let (first, second) = (number << 24, number << 28);
+    let first = number << 24;
+    let second_stage = SecondStagePointer::new(Hpa::new(number << 28), AddressWidth::Bits48);
     [
         PasidEntry::nested(
             Gpa::new(first),
             FirstStagePaging::Level4,
             FirstStageFlags::default(),
-            Hpa::new(second),
-            AddressWidth::Bits48,
+            second_stage,
             domain(1),
             options,
         ),
-        PasidEntry::second_stage(Hpa::new(second), AddressWidth::Bits48, domain(2), options),
+        PasidEntry::second_stage(second_stage, domain(2), options),
         PasidEntry::first_stage(
             Hpa::new(first),
             FirstStagePaging::Level4,
