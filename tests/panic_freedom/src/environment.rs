@@ -124,23 +124,6 @@ impl HostMemory for Environment {
     }
 }
 
-impl GuestMemory for Environment {
-    fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), GuestMemoryError> {
-        black_box((at, into));
-        black_box(Ok(()))
-    }
-
-    fn write(&self, at: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
-        black_box((at, from));
-        black_box(Ok(()))
-    }
-
-    fn compare_exchange(&self, at: Gpa, current: u64, new: u64) -> Result<bool, GuestMemoryError> {
-        black_box((at, current, new));
-        black_box(Ok(true))
-    }
-}
-
 impl Frames for Environment {
     #[inline(never)]
     fn allocate(&self, owner: Owner, order: u8) -> Result<FrameRun, FrameError> {
