@@ -6,12 +6,11 @@ use spin::Mutex;
 use vtd_nest::arch::address::Hpa;
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::mem::frames::zero_run;
-use vtd_nest::mem::{
-    DirectMemory, FrameError, FramePool, FrameRun, Frames, HostMemory, Owner, Platform,
-};
+use vtd_nest::mem::{FrameError, FramePool, FrameRun, Frames, HostMemory, Owner, Platform};
 
 use crate::clock;
 use crate::pci::Pci;
+use crate::ram::Ram;
 
 /// Words of the frame pool's bitmap: 64 frames each.
 const POOL_WORDS: usize = 64;
@@ -23,7 +22,7 @@ pub(crate) const POOL_LEN_BYTES: u64 = POOL_WORDS as u64 * 64 * 4096;
 
 /// The hypervisor, as the library sees it.
 pub(crate) struct Environment {
-    memory: DirectMemory,
+    memory: Ram,
     pool: FramePool<POOL_WORDS, OWNERS>,
     pci: Mutex<Pci>,
     interrupts: AtomicU64,
@@ -31,7 +30,7 @@ pub(crate) struct Environment {
 
 impl Environment {
     /// `memory` holds the pool, from `pool` on, and the guest's memory.
-    pub(crate) fn new(memory: DirectMemory, pool: Hpa, pci: Pci) -> Self {
+    pub(crate) fn new(memory: Ram, pool: Hpa, pci: Pci) -> Self {
         Self {
             memory,
             pool: FramePool::new(pool, POOL_LEN_BYTES),

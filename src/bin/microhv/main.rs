@@ -9,6 +9,8 @@
 mod boot;
 mod clock;
 mod console;
+mod cpu;
+mod decode;
 mod edu;
 mod environment;
 mod exception;
@@ -21,7 +23,9 @@ mod pci;
 mod platform;
 mod port;
 mod proof;
+mod ram;
 mod report;
+mod units;
 
 use log::LevelFilter;
 use vtd_nest::nest::Policy;
