@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use heapless::Deque;
 use spin::Mutex;
 use vtd_nest::arch::address::Hpa;
 use vtd_nest::arch::id::SourceId;
@@ -14,6 +15,8 @@ use crate::ram::Ram;
 
 /// Words of the frame pool's bitmap: 64 frames each.
 const POOL_WORDS: usize = 64;
+/// Interrupt messages on their way to the guest; a unit has three events.
+const MESSAGES: usize = 4;
 /// Owners of frames: the hypervisor and one machine.
 const OWNERS: usize = 2;
 
@@ -26,6 +29,8 @@ pub(crate) struct Environment {
     pool: FramePool<POOL_WORDS, OWNERS>,
     pci: Mutex<Pci>,
     interrupts: AtomicU64,
+    /// Messages on their way to the guest.
+    messages: Mutex<Deque<(u64, u32), MESSAGES>>,
 }
 
 impl Environment {
@@ -36,6 +41,7 @@ impl Environment {
             pool: FramePool::new(pool, POOL_LEN_BYTES),
             pci: Mutex::new(pci),
             interrupts: AtomicU64::new(0),
+            messages: Mutex::new(Deque::new()),
         }
     }
 
@@ -47,6 +53,11 @@ impl Environment {
     /// The PCI devices.
     pub(crate) fn pci(&self) -> &Mutex<Pci> {
         &self.pci
+    }
+
+    /// Takes the next interrupt message of the guest's unit, address and data, to deliver it.
+    pub(crate) fn next_interrupt(&self) -> Option<(u64, u32)> {
+        self.messages.lock().pop_front()
     }
 
     /// Interrupt messages that the guest's unit has sent.
@@ -109,6 +120,8 @@ impl Platform for Environment {
 
     fn deliver_interrupt(&self, unit: u32, address: u64, data: u32) {
         self.interrupts.fetch_add(1, Ordering::Relaxed);
+        // What has no room is of no use: the same message is on its way.
+        let _ = self.messages.lock().push_back((address, data));
         log::debug!("machine {unit}: interrupt {address:#x}, {data:#x}");
     }
 

@@ -1,8 +1,9 @@
 //! A micro-hypervisor image: it owns the machine's remapping units, gives a guest a virtual one,
 //! and shows that the guest's DMA goes where the guest's tables say, and nowhere else.
 //!
-//! The guest is a driver in the image ([`guest`]): it touches only what a guest has, through the
-//! entry points that VM exits would call.
+//! Two jobs. Without a boot module the guest is a driver in the image ([`guest`]): it touches only
+//! what a guest has, through the entry points that VM exits would call. With one, a container of
+//! kernel and initial RAM file system, it is an unmodified Linux ([`linux`]).
 #![no_std]
 #![no_main]
 
@@ -18,7 +19,9 @@ mod exit;
 mod firmware;
 mod guest;
 mod hypervisor;
+mod linux;
 mod memory;
+mod msr;
 mod pci;
 mod platform;
 mod port;
@@ -46,6 +49,14 @@ extern "C" fn entry(start_info: u32) -> ! {
         }
     };
     platform.print_summary();
+    if let Some(module) = platform.information.modules.first().copied() {
+        match linux::run(platform, module) {
+            Ok(true) => exit::halt(),
+            Ok(false) => println!("the guest did not come to its end"),
+            Err(error) => log::error!("guest: {error:?}"),
+        }
+        exit::failure()
+    }
     match Hypervisor::set_up(platform, Policy::default()) {
         Ok(mut hypervisor) => {
             if proof::run(&mut hypervisor) {

@@ -36,11 +36,6 @@ impl Ram {
         self.0.push(piece).ok()
     }
 
-    /// Start and end of each region.
-    pub(crate) fn regions(&self) -> impl Iterator<Item = (Hpa, Hpa)> {
-        self.0.iter().map(|piece| (piece.start, piece.end))
-    }
-
     fn at(&self, at: Hpa) -> Option<&DirectMemory> {
         let piece = self
             .0

@@ -66,12 +66,21 @@ pub(crate) fn step(name: &str, ok: bool, figures: &[Figure<'_>]) {
 
 /// Prints the totals of the run.
 pub(crate) fn totals(figures: &[Figure<'_>]) {
-    crate::console::print(format_args!("          totals:"));
+    all("totals", figures);
+}
+
+/// Prints the exits of the run by kind.
+pub(crate) fn exits(figures: &[Figure<'_>]) {
+    all("exits", figures);
+}
+
+fn all(title: &str, figures: &[Figure<'_>]) {
+    crate::console::print(format_args!("{title:>16}:"));
     for (name, value) in figures {
         crate::console::print(format_args!(" {value} {name}"));
     }
     println!();
-    crate::console::print(format_args!("@json {{\"totals\":{{"));
+    crate::console::print(format_args!("@json {{\"{title}\":{{"));
     object(figures);
     println!("}}}}");
 }

@@ -100,7 +100,6 @@ pub(crate) enum Exception {
 
 /// Why a range cannot be hidden or protected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[expect(dead_code, reason = "the values are only ever printed")]
 pub(crate) enum MapError {
     /// The range goes past what the guest has of the address space.
     OutOfReach(Hpa),

@@ -1,0 +1,306 @@
+//! The second job of the image: an unmodified Linux as the guest, when the loader brought one.
+//!
+//! The guest has the whole machine but two things: the hypervisor's memory, and the remapping unit,
+//! in whose place it finds a virtual one. Its addresses are the machine's; interrupts, timers, ports
+//! and devices are its own.
+//!
+//! | module | job |
+//! |---|---|
+//! | `container` | the boot module that holds the guest's files |
+//! | `boot_protocol`, `load` | kernel, initial RAM file system and zero page, put where they belong |
+//! | `acpi` | what is needed of the tables, and the processors that are not the guest's |
+//! | `machine` | memory, devices, virtual unit |
+//! | `exits` | what the guest's exits do |
+//! | `page_walk` | the guest's page tables, to fetch an instruction |
+//! | `pci_guard`, `apic_filter` | what the guest may not write |
+//! | `apic` | interrupt messages of the virtual unit |
+//! | `statistics` | exits by kind |
+
+mod acpi;
+mod apic;
+mod apic_filter;
+mod boot_protocol;
+mod container;
+mod exits;
+mod load;
+mod machine;
+mod page_walk;
+mod pci_guard;
+mod statistics;
+
+use heapless::Vec;
+use vtd_nest::arch::address::{Hpa, PAGE_SIZE_BYTES};
+use vtd_nest::arch::id::SourceId;
+use vtd_nest::unit::Unit;
+
+use crate::boot::Module;
+use crate::console::println;
+use crate::cpu::svm::{Pages, Svm, SvmError};
+use crate::cpu::{Access, Cpu, MapError};
+use crate::environment::{Environment, POOL_LEN_BYTES};
+use crate::firmware::{self, FirmwareError};
+use crate::hypervisor::Explained;
+use crate::memory::MemoryError;
+use crate::pci::{Bar, Function, Pci};
+use crate::platform::Platform;
+use crate::port;
+use crate::ram::Ram;
+use crate::report;
+use crate::units::{self, DescribedUnits, UnitsError};
+
+use apic::LocalApic;
+use exits::{Guest, Stop};
+use load::{GuestFiles, LoadError};
+use machine::{Machine, SetUpError};
+use pci_guard::{Guarded, PciGuard};
+use statistics::Exits;
+
+/// Why the guest does not run.
+#[derive(Clone, Copy, Debug)]
+#[expect(dead_code, reason = "the values are only ever printed")]
+pub(crate) enum LinuxError {
+    Cpu(SvmError),
+    Units(UnitsError),
+    /// The guest's one unit takes the place of one physical unit; there are this many.
+    SeveralUnits(usize),
+    /// The function is behind no unit.
+    NotCovered(SourceId),
+    Firmware(FirmwareError),
+    Memory(MemoryError),
+    /// A module lies between what belongs to the hypervisor.
+    ModuleInTheWay(Hpa),
+    Load(LoadError),
+    Machine(SetUpError),
+    Map(MapError),
+    /// A fixed list is full.
+    Full(&'static str),
+}
+
+macro_rules! from {
+    ($($variant:ident($error:ty),)*) => {$(
+        impl From<$error> for LinuxError {
+            fn from(error: $error) -> Self {
+                Self::$variant(error)
+            }
+        }
+    )*};
+}
+
+from! {
+    Cpu(SvmError),
+    Units(UnitsError),
+    Firmware(FirmwareError),
+    Memory(MemoryError),
+    Load(LoadError),
+    Machine(SetUpError),
+    Map(MapError),
+}
+
+/// Boots the guest in the module and runs it to its end; whether that was a clean one.
+pub(crate) fn run(platform: Platform, module: Module) -> Result<bool, LinuxError> {
+    let mut guest = set_up(platform, module)?;
+    let Some(features) = guest.machine.units.first().map(|unit| *unit.features()) else {
+        return Ok(false);
+    };
+    let offer = *guest.machine.hardware.offer();
+    report::capabilities("unit", &features);
+    report::capabilities("shown", &offer.features);
+    report::backend(offer.backend.name());
+    println!("entering the guest");
+    let stop = guest.run();
+    summary(&guest, stop);
+    if let Stop::PowerOff { port, size, value } = stop {
+        crate::exit::report_success();
+        port::write_power_management(port, size, value);
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+/// Everything up to the guest's first instruction.
+fn set_up(platform: Platform, module: Module) -> Result<Guest<Svm>, LinuxError> {
+    Svm::check()?;
+    let Platform {
+        information,
+        mut memory,
+        dmar,
+        mut pci,
+        functions,
+    } = platform;
+    let files = GuestFiles::find(&memory, module)?;
+    let described = DescribedUnits::find(dmar)?;
+    let [description] = described.list() else {
+        return Err(LinuxError::SeveralUnits(described.list().len()));
+    };
+    let unit_registers = description.base;
+    for function in &functions {
+        described.covering(function.source_id, &functions)?;
+    }
+    let fadt = firmware::find_table(&mut memory, information.rsdp, b"FACP")?;
+    let power_ports: Vec<u16, 2> = acpi::power_management_ports(fadt)
+        .into_iter()
+        .flatten()
+        .collect();
+    let mut madt = firmware::locate_table(&memory, information.rsdp, b"APIC")?;
+    let hidden = acpi::hide_other_processors(&mut madt);
+    if hidden > 0 {
+        println!("{hidden} more processors, which the guest does not get");
+    }
+
+    let apic = LocalApic::open(&memory)?;
+    let cpu_pages = Pages::allocate(&mut memory)?;
+    let pool = memory.allocate(POOL_LEN_BYTES, 2 << 20)?;
+    let pool_start = pool.start();
+    let own = memory.hypervisor_range();
+    if module.start < own.end && own.start < module.end {
+        return Err(LinuxError::ModuleInTheWay(module.start));
+    }
+    let protected = described.protected_ranges(&pci, &[(own.start, own.len_bytes())])?;
+    let windows = described.windows(&memory)?;
+    let map = load::memory_map(&information, own);
+    let pci_window = pci
+        .window()
+        .map(|window| (window.start(), after(window.start(), window.len_bytes())));
+    let mut guard = guard(&mut pci, &functions)?;
+    for (start, end) in [
+        (own.start, own.end),
+        (
+            unit_registers,
+            after(unit_registers, description.register_window_bytes),
+        ),
+        (Hpa::new(0xfec0_0000), Hpa::new(0xfec0_1000)),
+        (Hpa::new(0xfee0_0000), Hpa::new(0xfef0_0000)),
+    ]
+    .into_iter()
+    .chain(pci_window)
+    {
+        guard
+            .protect(start.as_u64(), end.as_u64())
+            .ok_or(LinuxError::Full("protected ranges"))?;
+    }
+
+    let mut ram = Ram::new();
+    ram.add(pool).ok_or(LinuxError::Full("RAM"))?;
+    let mut guest_ram: Vec<(Hpa, Hpa), 64> = Vec::new();
+    for region in memory.into_guest_ram(&information)? {
+        let range = (region.start(), after(region.start(), region.len_bytes()));
+        guest_ram.push(range).map_err(|_| LinuxError::Full("RAM"))?;
+        ram.add(region).ok_or(LinuxError::Full("RAM"))?;
+    }
+    // Firmware's drivers may have left devices active. The guest's turn them on again.
+    for function in functions
+        .iter()
+        .filter(|function| function.bridge.is_none())
+    {
+        pci.set_bus_master(function.source_id, false);
+    }
+    let environment = Environment::new(ram, pool_start, pci);
+    let units = units::bring_up(&environment, windows)?;
+    let machine = Machine::new(environment, units, protected, &guest_ram, &functions)?;
+    let start = load::load(&machine, &files, &map, &information)?;
+
+    let mut cpu = Svm::new(cpu_pages, (own.start, own.end), start)?;
+    let unit_end = after(unit_registers, description.register_window_bytes);
+    cpu.set_access(unit_registers, unit_end, Access::None)?;
+    let apic_page = Hpa::new(apic_filter::BASE);
+    cpu.set_access(
+        apic_page,
+        after(apic_page, PAGE_SIZE_BYTES),
+        Access::ReadOnly,
+    )?;
+    if let Some((start, end)) = pci_window {
+        cpu.set_access(start, end, Access::ReadOnly)?;
+    }
+    for port in (0xcfc..=0xcff).chain(power_ports.iter().flat_map(|port| [*port, port + 1])) {
+        cpu.trap_port(port);
+    }
+    for index in exits::trapped_msrs() {
+        cpu.trap_msr_write(index);
+    }
+    cpu.flush();
+    Ok(Guest {
+        cpu,
+        machine,
+        pci_guard: guard,
+        apic,
+        unit_registers,
+        pci_window,
+        power_ports,
+        exits: Exits::new(),
+        refused_pci: 0,
+        refused_apic: 0,
+    })
+}
+
+fn after(start: Hpa, len_bytes: u64) -> Hpa {
+    Hpa::new(start.as_u64().saturating_add(len_bytes))
+}
+
+/// The guard of configuration space, with every function as it is now.
+fn guard(pci: &mut Pci, functions: &[Function]) -> Result<PciGuard, LinuxError> {
+    let mut guard = PciGuard::default();
+    for function in functions {
+        let rom_len_bytes = pci.measure_rom(function);
+        let bars = function.bars.map(|bar| match bar {
+            Some(Bar::Memory { len_bytes, .. }) => len_bytes,
+            _ => 0,
+        });
+        let guarded = Guarded::new(
+            function.source_id,
+            function.class,
+            function.bridge.is_some(),
+            bars,
+            rom_len_bytes,
+            |offset| pci.read(function.source_id, offset),
+        );
+        guard
+            .add(guarded)
+            .ok_or(LinuxError::Full("PCI functions"))?;
+    }
+    Ok(guard)
+}
+
+/// What the run showed, for people and machines.
+fn summary(guest: &Guest<Svm>, stop: Stop) {
+    println!();
+    match stop {
+        Stop::PowerOff { .. } => println!("the guest powered off"),
+        _ => {
+            log::error!("the guest stopped: {stop:x?}");
+            log::error!("{:x?}", guest.cpu.registers());
+        }
+    }
+    let machine = &guest.machine;
+    for (record, outcome) in &machine.faults {
+        println!("{}", Explained(record, outcome));
+    }
+    report::exits(&guest.exits.figures());
+    let unit = machine
+        .units
+        .first()
+        .map(Unit::statistics)
+        .unwrap_or_default();
+    let host = machine.hardware.statistics();
+    let shown = machine.hardware.virtual_unit_statistics();
+    report::totals(&[
+        ("bindings", host.binds),
+        ("unbindings", host.unbinds),
+        ("in-place-replacements", host.replaced_in_place),
+        ("bind-errors", host.bind_errors),
+        ("guest-descriptors", shown.descriptors),
+        ("guest-invalidations", shown.invalidations),
+        ("guest-waits", shown.waits),
+        ("guest-queue-errors", shown.queue_errors),
+        ("shadow-pages", host.shadow_pages),
+        ("shadow-table-reads", host.shadow_table_reads),
+        ("shadows-dropped", host.shadows_dropped),
+        ("submissions", unit.submissions),
+        ("descriptors", unit.descriptors),
+        ("faults-to-guest", host.faults_to_guest),
+        ("faults-to-host", host.faults_to_host),
+        ("quarantines", host.quarantines),
+        ("interrupts", machine.environment.delivered_interrupts()),
+        ("refused-pci-writes", guest.refused_pci),
+        ("refused-apic-writes", guest.refused_apic),
+    ]);
+}
