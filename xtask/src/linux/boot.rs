@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use crate::command::ask;
 use crate::progress::Progress;
 use crate::qemu::{self, Devices, Ending, Line, Qemu};
-use crate::report::MARKER;
+use crate::report::{Capabilities, MARKER};
 use crate::run::Console;
 
 use super::guest::Told;
@@ -24,6 +24,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(120);
 
 /// Half of the disk, which is what is read and what is written.
 const PROOF_MIB: usize = 8;
+const PROOF_BYTES: usize = PROOF_MIB << 20;
 /// Single reads of 4 KiB.
 const PROOF_READS: u32 = 1000;
 /// An address of no memory at all, which nobody maps.
@@ -120,6 +121,10 @@ pub(crate) struct Boot {
     pub(crate) ok: bool,
     /// From power-on to power-off.
     pub(crate) seconds: f64,
+    /// The physical unit.
+    pub(crate) unit: Option<Capabilities>,
+    /// The guest's.
+    pub(crate) shown: Option<Capabilities>,
     /// Exits by kind.
     pub(crate) exits: Map<String, Value>,
     /// Counters of the hypervisor and the library.
@@ -152,8 +157,8 @@ pub(crate) struct Figures {
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Entry {
-    Unit(Value),
-    Shown(Value),
+    Unit(Capabilities),
+    Shown(Capabilities),
     Backend(String),
     Exits(Map<String, Value>),
     Totals(Map<String, Value>),
@@ -164,6 +169,8 @@ enum Entry {
 struct Seen {
     told: Told,
     backend: Option<String>,
+    unit: Option<Capabilities>,
+    shown: Option<Capabilities>,
     exits: Map<String, Value>,
     totals: Map<String, Value>,
     why: Vec<String>,
@@ -174,7 +181,8 @@ impl Seen {
     fn take(&mut self, line: String, console: Console, progress: &Progress) {
         if let Some((_, object)) = line.split_once(MARKER) {
             match serde_json::from_str(object.trim()) {
-                Ok(Entry::Unit(_) | Entry::Shown(_)) => {}
+                Ok(Entry::Unit(unit)) => self.unit = Some(unit),
+                Ok(Entry::Shown(shown)) => self.shown = Some(shown),
                 Ok(Entry::Backend(name)) => self.backend = Some(name),
                 Ok(Entry::Exits(exits)) => self.exits = exits,
                 Ok(Entry::Totals(totals)) => self.totals = totals,
@@ -203,8 +211,8 @@ impl Disk {
         let mut seed = Instant::now().elapsed().as_nanos() as u64
             ^ u64::from(std::process::id())
             ^ 0x9e37_79b9_7f4a_7c15;
-        let mut content = Vec::with_capacity(2 * PROOF_MIB << 20);
-        while content.len() < PROOF_MIB << 20 {
+        let mut content = Vec::with_capacity(2 * PROOF_BYTES);
+        while content.len() < PROOF_BYTES {
             // xorshift64
             seed ^= seed << 13;
             seed ^= seed >> 7;
@@ -214,7 +222,7 @@ impl Disk {
         fs::write(&path, &content)?;
         let sum = ask(Command::new("sha256sum").arg(&path));
         let sum = sum.and_then(|text| Some(text.split_whitespace().next()?.to_owned()));
-        content.resize(2 * PROOF_MIB << 20, 0);
+        content.resize(2 * PROOF_BYTES, 0);
         fs::write(&path, &content)?;
         Ok(Self { path, sum })
     }
@@ -252,6 +260,8 @@ pub(crate) fn boot(
         config: config.clone(),
         ok: seen.why.is_empty(),
         seconds,
+        unit: seen.unit,
+        shown: seen.shown,
         exits: seen.exits,
         totals: seen.totals,
         guest: figures(&seen.told),
@@ -285,11 +295,7 @@ fn figures(told: &Told) -> Figures {
     Figures {
         init_seconds: told.init_seconds,
         read_microseconds: told.read_microseconds.map(f64::round),
-        bytes: if is_done {
-            3 * (PROOF_MIB as u64) << 20
-        } else {
-            0
-        },
+        bytes: if is_done { 3 * PROOF_BYTES as u64 } else { 0 },
         interrupt_remapping: told.interrupt_remapping,
     }
 }

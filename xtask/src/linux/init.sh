@@ -44,7 +44,7 @@ device() {
 byte() { $b printf "\\$($b printf %o $(($1 >> (8 * $2) & 255)))"; }
 config_write32() { # device offset value
     { byte "$3" 0; byte "$3" 1; byte "$3" 2; byte "$3" 3; } |
-        $b dd of="$1/config" bs=4 count=1 seek=$(($2 / 4)) conv=notrunc 2>/dev/null
+        $b dd of="$1/config" bs=4 count=1 seek=$(($2 / 4)) iflag=fullblock conv=notrunc 2>/dev/null
 }
 config_read32() { # device offset
     $b dd if="$1/config" bs=4 count=1 skip=$(($2 / 4)) 2>/dev/null | $b hexdump -v -e '1/4 "0x%08x"'

@@ -85,7 +85,8 @@ impl<C: Cpu> Guest<C> {
         let pci = self.machine.environment.pci().lock();
         let read = |offset| pci.read(source_id, offset);
         let result = self.pci_guard.check(source_id, offset, size, value, read);
-        if let Err(refusal) = result {
+        let is_there = pci.read(source_id, 0) != u32::MAX;
+        if let (Err(refusal), true) = (result, is_there) {
             self.refused_pci += 1;
             log::warn!("PCI {source_id} register {offset:#x} = {value:#x} refused: {refusal:?}");
         }
