@@ -11,7 +11,8 @@
 //! | [`bring_up`] | from whatever firmware left to *translating, everything blocked* |
 //! | [`command`] | global commands: one at a time, one change per write, bounded waits |
 //! | [`tables`] | root, context and PASID tables, and the order of stores to them |
-//! | [`queue`] | the invalidation queue, its tickets and its errors |
+//! | [`queue`] | the invalidation queue and its tickets |
+//! | [`queue_recovery`] | what becomes of the queue after an error |
 //! | [`fault`] | draining fault records |
 //! | [`domain_ids`] | the allocator of domain-ids |
 //! | [`statistics`] | counters |
@@ -35,6 +36,7 @@ pub mod domain_ids;
 pub mod error;
 pub mod fault;
 pub mod queue;
+pub mod queue_recovery;
 pub mod statistics;
 pub mod tables;
 // The unit itself is the layer's main type; its file is named for it.
