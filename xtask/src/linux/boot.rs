@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use console::style;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -29,6 +29,10 @@ const PROOF_BYTES: usize = PROOF_MIB << 20;
 const PROOF_READS: u32 = 1000;
 /// An address of no memory at all, which nobody maps.
 const PROOF_FAULT: u64 = 0x55_0000_5000;
+/// The hypervisor's own memory.
+const HYPERVISOR: u64 = 0x800_0000;
+/// What the image says when the guest reaches for that.
+const TRESPASS: &str = "the guest stopped: Access(MemoryAccess { address: Gpa(0x8000000)";
 /// Where `edu` is, being the first device.
 const EDU: &str = "00:01.0";
 /// What every configuration's command line has. The kernel lets its own timer alone, which an
@@ -243,7 +247,7 @@ pub(crate) fn boot(
     progress: &Progress,
 ) -> Result<Boot> {
     let disk = Disk::make(setup.folder)?;
-    let mut command = machine(setup, config, &disk);
+    let mut command = machine(setup, config, &disk, " PROOF_INTERRUPTS=1");
     command.arg("-kernel").arg(setup.image);
     command.arg("-initrd").arg(setup.container);
     let (ending, mut seen, seconds) = run(&mut command, console, progress)?;
@@ -278,7 +282,7 @@ pub(crate) fn boot_native(
     progress: &Progress,
 ) -> Result<Figures> {
     let disk = Disk::make(setup.folder)?;
-    let mut command = machine(setup, config, &disk);
+    let mut command = machine(setup, config, &disk, "");
     command.arg("-kernel").arg(setup.kernel);
     command.arg("-initrd").arg(setup.ramdisk);
     let (ending, seen, _) = run(&mut command, Console::Hidden, progress)?;
@@ -287,6 +291,28 @@ pub(crate) fn boot_native(
         ending => {
             Err(anyhow::anyhow!(ending.why().unwrap_or_default())).context("without the hypervisor")
         }
+    }
+}
+
+/// Boots a guest that reads the hypervisor's memory: it has to be stopped, and told why.
+pub(crate) fn boot_trespasser(
+    setup: &Setup<'_>,
+    config: &Config,
+    progress: &Progress,
+) -> Result<String> {
+    let disk = Disk::make(setup.folder)?;
+    let more = format!(" PROOF_TRESPASS={HYPERVISOR:#x}");
+    let mut command = machine(setup, config, &disk, &more);
+    command.arg("-kernel").arg(setup.image);
+    command.arg("-initrd").arg(setup.container);
+    let (ending, seen, _) = run(&mut command, Console::Hidden, progress)?;
+    let said = seen.lines.iter().find(|line| line.contains(TRESPASS));
+    match (ending, said) {
+        (Ending::ImageFailed, Some(line)) => Ok(line.clone()),
+        (ending, _) => bail!(
+            "the guest was not stopped: {ending:?}, {:?}",
+            seen.told.errors
+        ),
     }
 }
 
@@ -301,7 +327,7 @@ fn figures(told: &Told) -> Figures {
 }
 
 /// The machine, up to what is booted on it.
-fn machine(setup: &Setup<'_>, config: &Config, disk: &Disk) -> Command {
+fn machine(setup: &Setup<'_>, config: &Config, disk: &Disk, proof: &str) -> Command {
     let own = setup.qemu.options_with_interrupts(config.intremap);
     let mut others = vec!["nvme,drive=proof,serial=proof".to_owned()];
     others.extend_from_slice(setup.devices);
@@ -314,13 +340,15 @@ fn machine(setup: &Setup<'_>, config: &Config, disk: &Disk) -> Command {
     let mut line = format!("{COMMAND_LINE} {}", config.command_line());
     if setup.is_own {
         line.push_str(&format!(
-            " PROOF_MIB={PROOF_MIB} PROOF_READS={PROOF_READS} PROOF_FAULT={PROOF_FAULT:#x}"
+            " PROOF_MIB={PROOF_MIB} PROOF_READS={PROOF_READS} PROOF_FAULT={PROOF_FAULT:#x}{proof}"
         ));
     }
     if let Some(more) = setup.command_line {
         line.push_str(&format!(" {more}"));
     }
     command.args(["-drive", &drive, "-append", &line]);
+    // A later option wins.
+    command.args(["-smp", &config.smp.to_string()]);
     command
 }
 
@@ -364,6 +392,12 @@ fn judge(seen: &mut Seen, config: &Config, setup: &Setup<'_>, disk: &Disk) -> Re
         bar.split_once(' ')
             .is_none_or(|(before, after)| before != after)
     });
+    let count = |name: &str| seen.totals.get(name).and_then(Value::as_u64);
+    let went_on = told.interrupts && count("refused-interrupts") == Some(3);
+    check(
+        went_on,
+        "messages that take the processor away were not refused",
+    );
     check(
         told.bar.len() == 2 && !moved,
         "a base address register moved over the unit",
@@ -387,8 +421,10 @@ fn judge(seen: &mut Seen, config: &Config, setup: &Setup<'_>, disk: &Disk) -> Re
         "shadows-dropped",
         "guest-queue-errors",
     ] {
-        let holds = seen.totals.get(counter).and_then(Value::as_u64) == Some(0);
-        check(holds, &format!("the counter {counter} is not 0"));
+        check(
+            count(counter) == Some(0),
+            &format!("the counter {counter} is not 0"),
+        );
     }
     check(!seen.exits.is_empty(), "the hypervisor told no exits");
     why.extend(told.errors.iter().cloned());

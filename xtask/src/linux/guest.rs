@@ -21,6 +21,8 @@ pub(crate) struct Told {
     pub(crate) bar: Vec<String>,
     /// The kernel's lines about blocked DMA.
     pub(crate) faults: Vec<String>,
+    /// Whether it tried to send messages that take a processor away, and went on.
+    pub(crate) interrupts: bool,
     /// Whether the kernel drives a remapping unit, and remaps interrupts.
     pub(crate) unit: bool,
     pub(crate) interrupt_remapping: bool,
@@ -40,6 +42,7 @@ struct Line {
     bar_by_port: Option<String>,
     bar_by_memory: Option<String>,
     fault: Option<String>,
+    interrupts: Option<bool>,
     unit: Option<bool>,
     interrupt_remapping: Option<bool>,
     error: Option<String>,
@@ -71,6 +74,7 @@ impl Told {
         self.bar.extend(line.bar_by_port);
         self.bar.extend(line.bar_by_memory);
         self.faults.extend(line.fault);
+        self.interrupts |= line.interrupts.unwrap_or(false);
         self.unit |= line.unit.unwrap_or(false);
         self.interrupt_remapping |= line.interrupt_remapping.unwrap_or(false);
         self.errors.extend(line.error);

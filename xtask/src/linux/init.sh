@@ -1,7 +1,8 @@
 #!/bin/busybox sh
 # The guest's only process: works through the remapping unit, and tells what it saw in lines that
 # start with `@guest `, one JSON object each. What to do comes in the environment, from the kernel's
-# command line: PROOF_MIB, PROOF_READS, PROOF_FAULT (an address).
+# command line: PROOF_MIB, PROOF_READS, PROOF_FAULT (an address), PROOF_INTERRUPTS, PROOF_TRESPASS
+# (an address of the hypervisor's, which ends the run).
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev
 $b mount -t proc proc /proc
@@ -88,11 +89,26 @@ if [ -n "$edu" ]; then
         done
     fi
 fi
+
+# Messages that would take the processor out of the guest: an INIT and a start-up message to itself,
+# an I/O APIC's unused pin set to INIT. They go nowhere.
+if [ -n "$PROOF_INTERRUPTS" ]; then
+    for command in 0x44500 0x44608; do
+        $b devmem 0xfee00300 32 $command
+    done
+    $b devmem 0xfec00000 32 0x2e
+    $b devmem 0xfec00010 32 0x10500
+    tell '"interrupts":true'
+fi
 if $b dmesg | $b grep -q 'Virtualization Technology for Directed I/O'; then
     tell '"unit":true'
 fi
 if $b dmesg | $b grep -q 'Enabled IRQ remapping'; then
     tell '"interrupt_remapping":true'
+fi
+if [ -n "$PROOF_TRESPASS" ]; then
+    $b devmem "$PROOF_TRESPASS" 32
+    tell '"error":"the hypervisor can be read"'
 fi
 tell "\"done_seconds\":$(uptime)"
 $b poweroff -f

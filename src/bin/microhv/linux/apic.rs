@@ -1,4 +1,4 @@
-//! The processor's local APIC: the guest's, but for what [`apic_filter`](super::apic_filter) keeps.
+//! Local APIC and I/O APICs: the guest's, but for what [`apic_filter`] and [`ioapic_filter`](super::ioapic_filter) keep.
 
 use vtd_nest::arch::address::{Hpa, PAGE_SIZE_BYTES};
 
@@ -6,6 +6,7 @@ use crate::memory::{Memory, MemoryError, Window};
 use crate::msr;
 
 use super::apic_filter::{self, BASE, INTERRUPT_COMMAND, INTERRUPT_COMMAND_HIGH};
+use super::ioapic_filter::SELECT;
 
 /// Looks at a message on its way before it counts as sent.
 const MAXIMUM_LOOKS: u32 = 1 << 16;
@@ -50,5 +51,31 @@ impl LocalApic {
         }
         self.write(high, kept);
         true
+    }
+}
+
+/// The registers of an I/O APIC.
+#[derive(Debug)]
+pub(crate) struct IoApic(Window);
+
+impl IoApic {
+    /// The one whose page starts at `start`.
+    pub(crate) fn open(memory: &Memory, start: Hpa) -> Result<Self, MemoryError> {
+        memory.window(start, PAGE_SIZE_BYTES).map(Self)
+    }
+
+    /// Its page.
+    pub(crate) fn start(&self) -> Hpa {
+        self.0.start()
+    }
+
+    /// The selected register.
+    pub(crate) fn selected(&self) -> u8 {
+        self.0.read_u32(SELECT.into()).unwrap_or(0) as u8
+    }
+
+    /// Writes a register for the guest.
+    pub(crate) fn write(&mut self, offset: u64, value: u32) {
+        let _ = self.0.write_u32(offset, value);
     }
 }

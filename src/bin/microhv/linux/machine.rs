@@ -2,12 +2,13 @@
 //! place of the physical one.
 
 use heapless::{Deque, Vec};
+use spin::{Mutex, MutexGuard};
 use vtd_nest::arch::address::{Gpa, Hpa};
 use vtd_nest::arch::register::FaultRecord;
 use vtd_nest::mem::{GuestMemory, MmioRegisters, Owner};
 use vtd_nest::nest::{
     AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, MachineConfig, MachineError,
-    Policy, ProtectedRanges, VirtualMachine,
+    MachineStore, Policy, ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
 use vtd_nest::unit::Unit;
@@ -32,6 +33,9 @@ const FAULTS_KEPT: usize = 16;
 
 type VirtualHardware = VirtualMachine<64, 256, 128, 64>;
 
+/// Where the machine is: too large for the stack.
+static STORE: Mutex<MachineStore<64, 256, 128, 64>> = Mutex::new(MachineStore::new());
+
 /// What became of hardware faults.
 pub(crate) type Fault = (FaultRecord, FaultOutcome);
 
@@ -39,7 +43,7 @@ pub(crate) type Fault = (FaultRecord, FaultOutcome);
 pub(crate) struct Machine {
     pub(crate) environment: Environment,
     pub(crate) units: Vec<Unit<MmioRegisters>, UNITS>,
-    pub(crate) hardware: VirtualHardware,
+    pub(crate) hardware: &'static mut VirtualHardware,
     /// The last faults.
     pub(crate) faults: Deque<Fault, FAULTS_KEPT>,
 }
@@ -78,7 +82,9 @@ impl Machine {
             hash_seed: crate::clock::read_ticks(),
             shadow_table_limit: 1 << 16,
         };
-        let mut hardware = VirtualHardware::new(&environment, &units, config)?;
+        // There is one machine as long as the image runs.
+        let store = MutexGuard::leak(STORE.lock());
+        let hardware = store.start(&environment, &units, config)?;
         for (start, end) in ram {
             hardware.map_memory(
                 &environment,

@@ -12,8 +12,9 @@
 //! | `machine` | memory, devices, virtual unit |
 //! | `exits` | what the guest's exits do |
 //! | `page_walk` | the guest's page tables, to fetch an instruction |
-//! | `pci_guard`, `apic_filter` | what the guest may not write |
-//! | `apic` | interrupt messages of the virtual unit |
+//! | `pci_guard`, `apic_filter`, `ioapic_filter` | what the guest may not write |
+//! | `refusals` | what it was refused |
+//! | `apic` | the APICs behind the filters, and interrupt messages of the virtual unit |
 //! | `statistics` | exits by kind |
 
 mod acpi;
@@ -22,10 +23,12 @@ mod apic_filter;
 mod boot_protocol;
 mod container;
 mod exits;
+mod ioapic_filter;
 mod load;
 mod machine;
 mod page_walk;
 mod pci_guard;
+mod refusals;
 mod statistics;
 
 use heapless::Vec;
@@ -48,11 +51,12 @@ use crate::ram::Ram;
 use crate::report;
 use crate::units::{self, DescribedUnits, UnitsError};
 
-use apic::LocalApic;
+use apic::{IoApic, LocalApic};
 use exits::{Guest, Stop};
 use load::{GuestFiles, LoadError};
 use machine::{Machine, SetUpError};
 use pci_guard::{Guarded, PciGuard};
+use refusals::Refusals;
 use statistics::Exits;
 
 /// Why the guest does not run.
@@ -148,6 +152,12 @@ fn set_up(platform: Platform, module: Module) -> Result<Guest<Svm>, LinuxError> 
     }
 
     let apic = LocalApic::open(&memory)?;
+    let mut io_apics = Vec::new();
+    for start in acpi::io_apics(&madt).ok_or(LinuxError::Full("I/O APICs"))? {
+        io_apics
+            .push(IoApic::open(&memory, start)?)
+            .map_err(|_| LinuxError::Full("I/O APICs"))?;
+    }
     let cpu_pages = Pages::allocate(&mut memory)?;
     let pool = memory.allocate(POOL_LEN_BYTES, 2 << 20)?;
     let pool_start = pool.start();
@@ -168,10 +178,10 @@ fn set_up(platform: Platform, module: Module) -> Result<Guest<Svm>, LinuxError> 
             unit_registers,
             after(unit_registers, description.register_window_bytes),
         ),
-        (Hpa::new(0xfec0_0000), Hpa::new(0xfec0_1000)),
         (Hpa::new(0xfee0_0000), Hpa::new(0xfef0_0000)),
     ]
     .into_iter()
+    .chain(io_apics.iter().map(IoApic::start).map(page))
     .chain(pci_window)
     {
         guard
@@ -202,13 +212,12 @@ fn set_up(platform: Platform, module: Module) -> Result<Guest<Svm>, LinuxError> 
     let mut cpu = Svm::new(cpu_pages, (own.start, own.end), start)?;
     let unit_end = after(unit_registers, description.register_window_bytes);
     cpu.set_access(unit_registers, unit_end, Access::None)?;
-    let apic_page = Hpa::new(apic_filter::BASE);
-    cpu.set_access(
-        apic_page,
-        after(apic_page, PAGE_SIZE_BYTES),
-        Access::ReadOnly,
-    )?;
-    if let Some((start, end)) = pci_window {
+    let read_only = io_apics
+        .iter()
+        .map(IoApic::start)
+        .map(page)
+        .chain(pci_window);
+    for (start, end) in read_only.chain([page(Hpa::new(apic_filter::BASE))]) {
         cpu.set_access(start, end, Access::ReadOnly)?;
     }
     for port in (0xcfc..=0xcff).chain(power_ports.iter().flat_map(|port| [*port, port + 1])) {
@@ -223,13 +232,18 @@ fn set_up(platform: Platform, module: Module) -> Result<Guest<Svm>, LinuxError> 
         machine,
         pci_guard: guard,
         apic,
+        io_apics,
         unit_registers,
         pci_window,
         power_ports,
         exits: Exits::new(),
-        refused_pci: 0,
-        refused_apic: 0,
+        refusals: Refusals::default(),
     })
+}
+
+/// Start and end of the page at `start`.
+fn page(start: Hpa) -> (Hpa, Hpa) {
+    (start, after(start, PAGE_SIZE_BYTES))
 }
 
 fn after(start: Hpa, len_bytes: u64) -> Hpa {
@@ -274,6 +288,9 @@ fn summary(guest: &Guest<Svm>, stop: Stop) {
     for (record, outcome) in &machine.faults {
         println!("{}", Explained(record, outcome));
     }
+    for refused in guest.refusals.last() {
+        println!("{refused}");
+    }
     report::exits(&guest.exits.figures());
     let unit = machine
         .units
@@ -300,7 +317,7 @@ fn summary(guest: &Guest<Svm>, stop: Stop) {
         ("faults-to-host", host.faults_to_host),
         ("quarantines", host.quarantines),
         ("interrupts", machine.environment.delivered_interrupts()),
-        ("refused-pci-writes", guest.refused_pci),
-        ("refused-apic-writes", guest.refused_apic),
+        ("refused-pci-writes", guest.refusals.pci),
+        ("refused-interrupts", guest.refusals.interrupts),
     ]);
 }

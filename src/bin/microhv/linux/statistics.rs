@@ -18,7 +18,8 @@ kinds! {
     PowerPort "power-port",
     UnitRead "unit-read",
     UnitWrite "unit-write",
-    Apic "apic",
+    LocalApic "local-apic",
+    IoApic "io-apic",
     PciMemory "pci-memory",
     Extension "extension",
 }

@@ -1,16 +1,29 @@
-//! Trapped memory: the remapping unit's registers, the local APIC's, PCI configuration space.
+//! Trapped memory: the remapping unit's registers, those of local and I/O APICs, PCI configuration
+//! space.
 
 use vtd_nest::arch::address::Hpa;
 
 use crate::cpu::{Cpu, MemoryAccess};
 use crate::decode::{Instruction, MAX_LEN_BYTES, decode};
 use crate::linux::apic_filter::{self, BASE, Verdict};
+use crate::linux::ioapic_filter;
 use crate::linux::page_walk;
+use crate::linux::refusals::Refused;
 use crate::linux::statistics::Kind;
 
 use super::{Guest, Stop};
 
 const PAGE: u64 = 0xfff;
+
+/// What is behind a trapped page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Device {
+    Unit,
+    LocalApic,
+    /// By its place in the list.
+    IoApic(usize),
+    Pci,
+}
 
 impl<C: Cpu> Guest<C> {
     pub(super) fn memory(&mut self, access: MemoryAccess) -> Result<(), Stop> {
@@ -18,48 +31,61 @@ impl<C: Cpu> Guest<C> {
             return Err(Stop::Access(access));
         }
         let address = access.address.as_u64();
-        let page = Hpa::new(address & !PAGE);
-        let is_pci = self
-            .pci_window
-            .is_some_and(|(start, end)| (start..end).contains(&page));
-        let is_known = page == self.unit_registers || page.as_u64() == BASE || is_pci;
-        if !is_known {
-            return Err(Stop::Access(access));
-        }
+        let device = self
+            .trapped_device(Hpa::new(address & !PAGE))
+            .ok_or(Stop::Access(access))?;
         let instruction = self.instruction(access)?;
-        let is_inside = (address & PAGE) + u64::from(instruction.size) <= PAGE + 1;
+        let (size, offset) = (instruction.size, address & PAGE);
+        let is_inside = offset + u64::from(size) <= PAGE + 1;
         if instruction.is_store() != access.is_write || !is_inside {
             return Err(Stop::Access(access));
         }
-        let stored = instruction.stored(&self.cpu.registers().general);
-        let offset = address & PAGE;
-        match stored {
-            Some(value) if page == self.unit_registers => {
+        let general = &self.cpu.registers().general;
+        match (device, instruction.stored(general)) {
+            (Device::Unit, Some(value)) => {
                 self.exits.count(Kind::UnitWrite);
                 let hardware = &mut self.machine.hardware;
-                hardware.write_register(offset, instruction.size, value);
+                hardware.write_register(offset, size, value);
             }
-            None if page == self.unit_registers => {
+            (Device::Unit, None) => {
                 self.exits.count(Kind::UnitRead);
-                let value = self
-                    .machine
-                    .hardware
-                    .read_register(offset, instruction.size);
+                let value = self.machine.hardware.read_register(offset, size);
                 instruction.load(&mut self.cpu.registers_mut().general, value);
             }
-            Some(value) if is_pci => {
+            (Device::LocalApic, Some(value)) => {
+                self.exits.count(Kind::LocalApic);
+                self.write_local_apic(offset as u16, size, value as u32);
+            }
+            (Device::IoApic(index), Some(value)) => {
+                self.exits.count(Kind::IoApic);
+                self.write_io_apic(index, offset as u16, size, value as u32);
+            }
+            (Device::Pci, Some(value)) => {
                 self.exits.count(Kind::PciMemory);
-                self.write_pci_memory(address, instruction.size, value);
+                self.write_pci_memory(address, size, value);
             }
-            Some(value) => {
-                self.exits.count(Kind::Apic);
-                self.write_apic(offset as u16, instruction.size, value as u32);
-            }
-            // Reads of the other two never exit.
-            None => return Err(Stop::Access(access)),
+            // Reads of these never exit.
+            (_, None) => return Err(Stop::Access(access)),
         }
         self.cpu.skip(instruction.len_bytes);
         Ok(())
+    }
+
+    fn trapped_device(&self, page: Hpa) -> Option<Device> {
+        let is_pci = |(start, end)| (start..end).contains(&page);
+        if page == self.unit_registers {
+            Some(Device::Unit)
+        } else if page.as_u64() == BASE {
+            Some(Device::LocalApic)
+        } else if self.pci_window.is_some_and(is_pci) {
+            Some(Device::Pci)
+        } else {
+            let index = self
+                .io_apics
+                .iter()
+                .position(|io_apic| io_apic.start() == page);
+            index.map(Device::IoApic)
+        }
     }
 
     fn write_pci_memory(&mut self, address: u64, size: u8, value: u64) {
@@ -72,7 +98,7 @@ impl<C: Cpu> Guest<C> {
         }
     }
 
-    fn write_apic(&mut self, offset: u16, size: u8, value: u32) {
+    fn write_local_apic(&mut self, offset: u16, size: u8, value: u32) {
         // Other accesses have no defined effect.
         if size != 4 || !offset.is_multiple_of(16) {
             return;
@@ -80,7 +106,24 @@ impl<C: Cpu> Guest<C> {
         match apic_filter::judge(offset, value) {
             Verdict::Pass => self.apic.write(offset.into(), value),
             Verdict::Ignore => {}
-            Verdict::Refuse(refused) => self.refuse_apic(refused, value.into()),
+            Verdict::Refuse(why) => self.refusals.add(Refused::LocalApic {
+                value: value.into(),
+                why,
+            }),
+        }
+    }
+
+    fn write_io_apic(&mut self, index: usize, offset: u16, size: u8, value: u32) {
+        let Some(io_apic) = self.io_apics.get_mut(index).filter(|_| size == 4) else {
+            return;
+        };
+        let selected = io_apic.selected();
+        match ioapic_filter::judge(offset, selected, value) {
+            ioapic_filter::Verdict::Pass => io_apic.write(offset.into(), value),
+            ioapic_filter::Verdict::Ignore => {}
+            ioapic_filter::Verdict::Refuse => {
+                self.refusals.add(Refused::IoApic { selected, value });
+            }
         }
     }
 

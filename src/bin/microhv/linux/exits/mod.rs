@@ -14,9 +14,11 @@ use vtd_nest::arch::address::Hpa;
 use crate::cpu::{Cpu, Exit, MemoryAccess};
 use crate::decode::DecodeError;
 
-use super::apic::LocalApic;
+use super::acpi::MAX_IO_APICS;
+use super::apic::{IoApic, LocalApic};
 use super::machine::Machine;
 use super::pci_guard::PciGuard;
+use super::refusals::{Refusals, Refused};
 use super::statistics::{Exits, Kind};
 
 /// What the exits of a guest work on.
@@ -25,15 +27,14 @@ pub(crate) struct Guest<C> {
     pub(crate) machine: Machine,
     pub(crate) pci_guard: PciGuard,
     pub(crate) apic: LocalApic,
+    pub(crate) io_apics: Vec<IoApic, MAX_IO_APICS>,
     /// Register page of the unit.
     pub(crate) unit_registers: Hpa,
     /// Configuration space, from its first address to before its end.
     pub(crate) pci_window: Option<(Hpa, Hpa)>,
     pub(crate) power_ports: Vec<u16, 2>,
     pub(crate) exits: Exits,
-    /// Refused writes of configuration space, and of the local APIC.
-    pub(crate) refused_pci: u64,
-    pub(crate) refused_apic: u64,
+    pub(crate) refusals: Refusals,
 }
 
 /// Why the guest does not go on.
@@ -71,7 +72,7 @@ impl<C: Cpu> Guest<C> {
             self.machine.work();
             while let Some((address, data)) = self.machine.environment.next_interrupt() {
                 if !self.apic.send(address, data) {
-                    log::warn!("no interrupt message: {address:#x}, {data:#x}");
+                    self.refusals.add(Refused::Message { address, data });
                 }
             }
         }

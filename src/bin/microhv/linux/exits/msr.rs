@@ -5,6 +5,7 @@ use crate::cpu::{Cpu, Exception};
 use crate::linux::apic_filter::{
     self, INTERRUPT_COMMAND, INTERRUPT_COMMAND_BITS, LOCAL_VECTOR_BITS, LOCAL_VECTORS, Verdict,
 };
+use crate::linux::refusals::Refused;
 use crate::linux::statistics::Kind;
 use crate::msr;
 
@@ -60,13 +61,8 @@ impl<C: Cpu> Guest<C> {
         match apic_filter::judge(offset, value as u32) {
             Verdict::Pass => msr::write_x2apic(index, value),
             Verdict::Ignore => {}
-            Verdict::Refuse(refused) => self.refuse_apic(refused, value),
+            Verdict::Refuse(why) => self.refusals.add(Refused::LocalApic { value, why }),
         }
         Some(())
-    }
-
-    pub(super) fn refuse_apic(&mut self, refused: apic_filter::Refused, value: u64) {
-        self.refused_apic += 1;
-        log::warn!("interrupt command {value:#x} refused: {refused:?}");
     }
 }

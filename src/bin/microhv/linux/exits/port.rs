@@ -4,6 +4,7 @@ use vtd_nest::arch::id::SourceId;
 
 use crate::cpu::{Cpu, Exception, PortAccess, RAX};
 use crate::decode::Part;
+use crate::linux::refusals::Refused;
 use crate::linux::statistics::Kind;
 use crate::port;
 
@@ -74,7 +75,7 @@ impl<C: Cpu> Guest<C> {
         }
     }
 
-    /// Whether the guard lets a write of configuration space pass; it tells of those that do not.
+    /// Whether the guard lets a write of configuration space pass.
     pub(super) fn may_write_pci(
         &mut self,
         source_id: SourceId,
@@ -86,9 +87,13 @@ impl<C: Cpu> Guest<C> {
         let read = |offset| pci.read(source_id, offset);
         let result = self.pci_guard.check(source_id, offset, size, value, read);
         let is_there = pci.read(source_id, 0) != u32::MAX;
-        if let (Err(refusal), true) = (result, is_there) {
-            self.refused_pci += 1;
-            log::warn!("PCI {source_id} register {offset:#x} = {value:#x} refused: {refusal:?}");
+        if let (Err(why), true) = (result, is_there) {
+            self.refusals.add(Refused::Pci {
+                source_id,
+                offset,
+                value,
+                why,
+            });
         }
         result.is_ok()
     }
