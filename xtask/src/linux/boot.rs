@@ -51,6 +51,16 @@ pub(crate) enum Mode {
     Legacy,
 }
 
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Scalable => "scalable",
+            Self::PassThrough => "pass-through",
+            Self::Legacy => "legacy",
+        })
+    }
+}
+
 /// One configuration.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Config {
@@ -89,14 +99,9 @@ impl Config {
 
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mode = match self.mode {
-            Mode::Scalable => "scalable",
-            Mode::PassThrough => "pass-through",
-            Mode::Legacy => "legacy",
-        };
         let strict = if self.strict { "strict" } else { "lazy" };
         let intremap = if self.intremap { "on" } else { "off" };
-        write!(f, "{mode}, {strict}, intremap {intremap}")
+        write!(f, "{}, {strict}, intremap {intremap}", self.mode)
     }
 }
 

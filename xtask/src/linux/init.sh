@@ -11,6 +11,10 @@ echo 1 >/proc/sys/kernel/printk
 tell() { echo "@guest {$1}"; }
 uptime() { $b cut -d' ' -f1 /proc/uptime; }
 tell "\"init_seconds\":$(uptime)"
+if [ -n "$PROOF_TRESPASS" ]; then
+    $b devmem "$PROOF_TRESPASS" 32
+    tell '"error":"the hypervisor can be read"'
+fi
 
 for module in /modules/*; do
     $b insmod "$module" || tell "\"error\":\"insmod $module\""
@@ -105,10 +109,6 @@ if $b dmesg | $b grep -q 'Virtualization Technology for Directed I/O'; then
 fi
 if $b dmesg | $b grep -q 'Enabled IRQ remapping'; then
     tell '"interrupt_remapping":true'
-fi
-if [ -n "$PROOF_TRESPASS" ]; then
-    $b devmem "$PROOF_TRESPASS" 32
-    tell '"error":"the hypervisor can be read"'
 fi
 tell "\"done_seconds\":$(uptime)"
 $b poweroff -f

@@ -31,7 +31,10 @@ use crate::qemu::Qemu;
 use crate::run::Console;
 use crate::{image, report, setup};
 
-use boot::{Boot, Config, Mode, Setup};
+use boot::{Boot, Config, Setup};
+
+pub(crate) use boot::Mode;
+pub(crate) use packages::Packages;
 
 /// What the guest's process drives its disk with.
 const MODULES: [&str; 1] = ["nvme"];
@@ -89,6 +92,13 @@ pub(crate) struct Files {
     is_own: bool,
 }
 
+impl Files {
+    /// The kernel's version, or its file.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
+    }
+}
+
 /// Runs the command; `true` if everything held.
 pub(crate) fn linux(arguments: &Arguments) -> Result<bool> {
     let report = boot_all(arguments).unwrap_or_else(|error| Report {
@@ -118,7 +128,7 @@ fn boot_all(arguments: &Arguments) -> Result<Report> {
     let progress = Progress::start("the guest's files");
     let files = match (&arguments.kernel, &arguments.initrd) {
         (Some(kernel), Some(initrd)) => given(kernel, initrd)?,
-        _ => prepare(&progress)?,
+        _ => pack(&packages(&progress)?)?,
     };
     progress.finish(Mark::Pass, &files.version);
 
@@ -161,28 +171,45 @@ fn boot_all(arguments: &Arguments) -> Result<Report> {
     Ok(report)
 }
 
-/// The short form, for `cargo xtask test`: two configurations.
-pub(crate) fn short(
+/// The short form, for `cargo xtask test`: what is booted beside the trespasser.
+pub(crate) const SHORT: [Mode; 2] = [Mode::Scalable, Mode::PassThrough];
+
+/// Boots one configuration of the short form and returns a remark.
+pub(crate) fn boot_short(
+    qemu: &Qemu,
+    image: &Path,
+    files: &Files,
+    mode: Mode,
+    progress: &Progress,
+) -> Result<String> {
+    let setup = setup_of(qemu, image, files);
+    let config = short(files, mode);
+    let boot = boot::boot(&setup, &config, Console::Hidden, progress)?;
+    if !boot.ok {
+        bail!("{config}: {}", boot.why);
+    }
+    Ok(summary(&boot))
+}
+
+/// Boots a guest that reaches for the hypervisor's memory and returns what the image said.
+pub(crate) fn boot_trespasser(
     qemu: &Qemu,
     image: &Path,
     files: &Files,
     progress: &Progress,
 ) -> Result<String> {
     let setup = setup_of(qemu, image, files);
-    let all = configurations(&files.version, 1);
-    let mut remarks = Vec::new();
-    let short = all
-        .iter()
-        .filter(|config| !config.intremap && config.strict);
-    for config in short.filter(|config| config.mode != Mode::Legacy) {
-        progress.at(&config.to_string());
-        let boot = boot::boot(&setup, config, Console::Hidden, progress)?;
-        if !boot.ok {
-            bail!("{config}: {}", boot.why);
-        }
-        remarks.push(format!("{config}: {}", summary(&boot)));
+    boot::boot_trespasser(&setup, &short(files, Mode::Scalable), progress)
+}
+
+fn short(files: &Files, mode: Mode) -> Config {
+    Config {
+        mode,
+        smp: 1,
+        intremap: false,
+        strict: true,
+        kernel: files.version.clone(),
     }
-    Ok(remarks.join("; "))
 }
 
 fn setup_of<'a>(qemu: &'a Qemu, image: &'a Path, files: &'a Files) -> Setup<'a> {
@@ -219,10 +246,14 @@ fn configurations(kernel: &str, smp: u32) -> Vec<Config> {
     all
 }
 
+/// The distribution's kernel and the guest's programs, downloaded unless they are there.
+pub(crate) fn packages(progress: &Progress) -> Result<Packages> {
+    packages::fetch(&guest_folder()?, progress)
+}
+
 /// The distribution's kernel with a RAM file system of our own.
-pub(crate) fn prepare(progress: &Progress) -> Result<Files> {
+pub(crate) fn pack(packages: &Packages) -> Result<Files> {
     let folder = guest_folder()?;
-    let packages = packages::fetch(&folder, progress)?;
     let mut archive = cpio::Archive::default();
     for path in ["bin", "dev", "proc", "sys", "modules"] {
         archive.folder(path);
@@ -237,7 +268,13 @@ pub(crate) fn prepare(progress: &Progress) -> Result<Files> {
     }
     let ramdisk = folder.join("ramdisk");
     fs::write(&ramdisk, archive.finish())?;
-    files(folder, packages.version, packages.kernel, ramdisk, true)
+    files(
+        folder,
+        packages.version.clone(),
+        packages.kernel.clone(),
+        ramdisk,
+        true,
+    )
 }
 
 fn given(kernel: &Path, initrd: &Path) -> Result<Files> {

@@ -71,7 +71,7 @@ pub(crate) fn may_change_base(old: u64, new: u64, has_x2apic: bool) -> bool {
     let may_change_mode = match (old & (EXTENDED | ENABLED), new & (EXTENDED | ENABLED)) {
         (old, new) if old == new => true,
         (_, 0) | (0, ENABLED) => true,
-        (ENABLED, _) => has_x2apic,
+        (ENABLED, new) => new == ENABLED | EXTENDED && has_x2apic,
         _ => false,
     };
     is_same_elsewhere && may_change_mode

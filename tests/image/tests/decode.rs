@@ -1,9 +1,6 @@
 //! The decoder of trapped moves, beside a whole decoder.
 
-#[path = "../../src/bin/microhv/decode.rs"]
-mod decode;
-
-use decode::{DecodeError, Instruction, MAX_LEN_BYTES, Move, Part, decode};
+use crate::decode::{DecodeError, Instruction, MAX_LEN_BYTES, Move, Part, decode};
 use iced_x86::{Code, Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 
 /// Prefixes before a REX prefix.

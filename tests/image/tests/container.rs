@@ -1,9 +1,6 @@
 //! The container of a guest's files.
 
-#[path = "../../src/bin/microhv/linux/container.rs"]
-mod container;
-
-use container::{ContainerError, FILES, File, HEADER_LEN_BYTES, files, header};
+use crate::container::{ContainerError, FILES, File, HEADER_LEN_BYTES, files, header};
 
 #[test]
 fn what_is_written_is_read_again() {
