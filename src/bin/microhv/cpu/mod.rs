@@ -1,11 +1,14 @@
 //! The processor as the hypervisor uses it to run a guest: one narrow trait, one folder for each
 //! extension behind it. Nothing outside a folder knows its extension.
 
-pub(crate) mod svm;
+mod svm;
 
 use core::arch::x86_64::CpuidResult;
 
 use vtd_nest::arch::address::{Gpa, Hpa};
+
+/// The processor's extension, its pages, and why it cannot be used: the one that there is.
+pub(crate) use svm::{Pages, Svm as Processor, SvmError as ProcessorError};
 
 /// The guest's registers that exits are about.
 #[derive(Clone, Copy, Debug, Default)]
@@ -15,6 +18,17 @@ pub(crate) struct Registers {
     pub(crate) general: [u64; 16],
     pub(crate) rip: u64,
     pub(crate) rflags: u64,
+}
+
+/// Where the guest starts: 64-bit mode with the interrupts off.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Start {
+    pub(crate) rip: u64,
+    pub(crate) rsp: u64,
+    pub(crate) rsi: u64,
+    pub(crate) cr3: u64,
+    /// Address and limit of the descriptor table: 0x10 is 64-bit code, 0x18 data.
+    pub(crate) gdt: (u64, u32),
 }
 
 /// Numbers of general registers.

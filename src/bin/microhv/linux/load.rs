@@ -4,7 +4,7 @@ use heapless::Vec;
 use vtd_nest::arch::address::Hpa;
 
 use crate::boot::{BootInformation, Module, RangeKind};
-use crate::cpu::svm::Start;
+use crate::cpu::Start;
 use crate::memory::{FreeRange, Memory, MemoryError};
 
 use super::boot_protocol::{

@@ -38,8 +38,7 @@ use vtd_nest::unit::Unit;
 
 use crate::boot::Module;
 use crate::console::println;
-use crate::cpu::svm::{Pages, Svm, SvmError};
-use crate::cpu::{Access, Cpu, MapError};
+use crate::cpu::{Access, Cpu, MapError, Pages, Processor, ProcessorError};
 use crate::environment::{Environment, POOL_LEN_BYTES};
 use crate::firmware::{self, FirmwareError};
 use crate::hypervisor::Explained;
@@ -63,7 +62,7 @@ use statistics::Exits;
 #[derive(Clone, Copy, Debug)]
 #[expect(dead_code, reason = "the values are only ever printed")]
 pub(crate) enum LinuxError {
-    Cpu(SvmError),
+    Cpu(ProcessorError),
     Units(UnitsError),
     /// The guest's one unit takes the place of one physical unit; there are this many.
     SeveralUnits(usize),
@@ -91,7 +90,7 @@ macro_rules! from {
 }
 
 from! {
-    Cpu(SvmError),
+    Cpu(ProcessorError),
     Units(UnitsError),
     Firmware(FirmwareError),
     Memory(MemoryError),
@@ -122,8 +121,8 @@ pub(crate) fn run(platform: Platform, module: Module) -> Result<bool, LinuxError
 }
 
 /// Everything up to the guest's first instruction.
-fn set_up(platform: Platform, module: Module) -> Result<Guest<Svm>, LinuxError> {
-    Svm::check()?;
+fn set_up(platform: Platform, module: Module) -> Result<Guest<Processor>, LinuxError> {
+    Processor::check()?;
     let Platform {
         information,
         mut memory,
@@ -209,7 +208,7 @@ fn set_up(platform: Platform, module: Module) -> Result<Guest<Svm>, LinuxError> 
     let machine = Machine::new(environment, units, protected, &guest_ram, &functions)?;
     let start = load::load(&machine, &files, &map, &information)?;
 
-    let mut cpu = Svm::new(cpu_pages, (own.start, own.end), start)?;
+    let mut cpu = Processor::new(cpu_pages, (own.start, own.end), start)?;
     let unit_end = after(unit_registers, description.register_window_bytes);
     cpu.set_access(unit_registers, unit_end, Access::None)?;
     let read_only = io_apics
@@ -275,7 +274,7 @@ fn guard(pci: &mut Pci, functions: &[Function]) -> Result<PciGuard, LinuxError> 
 }
 
 /// What the run showed, for people and machines.
-fn summary(guest: &Guest<Svm>, stop: Stop) {
+fn summary(guest: &Guest<Processor>, stop: Stop) {
     println!();
     match stop {
         Stop::PowerOff { .. } => println!("the guest powered off"),

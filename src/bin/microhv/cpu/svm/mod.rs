@@ -19,11 +19,11 @@ use core::arch::x86_64::CpuidResult;
 use vtd_nest::arch::address::{Gpa, Hpa, PAGE_SIZE_BYTES};
 
 use crate::boot::{cpuid, identity_map_end};
-use crate::memory::{Memory, MemoryError};
+use crate::memory::{Memory, MemoryError, Window};
 
 use super::{
-    Access, Cpu, Exception, Exit, MapError, MemoryAccess, Paging, PortAccess, RAX, RCX, RDX, RSP,
-    Registers,
+    Access, Cpu, Exception, Exit, MapError, MemoryAccess, Paging, PortAccess, RAX, RCX, RDX, RSI,
+    RSP, Registers, Start,
 };
 use nested::NestedTables;
 use permissions::{MSRS_LEN_BYTES, MsrPermissions, PORTS_LEN_BYTES, PortPermissions};
@@ -43,19 +43,25 @@ const FEATURE_NESTED_PAGING: u32 = 1 << 0;
 /// Model-specific registers of the extension itself, which the guest does not have.
 const EXTENSION_MSRS: [u32; 3] = [0xc001_0114, 0xc001_0117, 0xc001_0118];
 
+/// Model-specific registers that say what an address leads to, or where firmware's own mode starts:
+/// `SYSCFG`, `IORR`, `TOP_MEM`, `TOP_MEM2`, base of configuration space, `SMM_BASE` to `SMM_MASK`.
+/// The guest reads them.
+const ADDRESS_MAP_MSRS: [u32; 11] = [
+    0xc001_0010,
+    0xc001_0016,
+    0xc001_0017,
+    0xc001_0018,
+    0xc001_0019,
+    0xc001_001a,
+    0xc001_001d,
+    0xc001_0058,
+    0xc001_0111,
+    0xc001_0112,
+    0xc001_0113,
+];
+
 /// In the control block's word at [`control::TLB_CONTROL`]: forget everything.
 const FLUSH_ALL: u8 = 1;
-
-/// Where the guest starts: 64-bit mode with the interrupts off.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Start {
-    pub(crate) rip: u64,
-    pub(crate) rsp: u64,
-    pub(crate) rsi: u64,
-    pub(crate) cr3: u64,
-    /// Address and limit of the descriptor table: 0x10 is 64-bit code, 0x18 data.
-    pub(crate) gdt: (u64, u32),
-}
 
 /// Why the processor cannot run a guest.
 #[derive(Clone, Copy, Debug)]
@@ -86,12 +92,12 @@ impl From<MapError> for SvmError {
 /// Pages of RAM that [`Svm::new`] takes.
 #[derive(Debug)]
 pub(crate) struct Pages {
-    vmcb: crate::memory::Window,
-    host: crate::memory::Window,
-    save_area: crate::memory::Window,
-    ports: crate::memory::Window,
-    msrs: crate::memory::Window,
-    tables: crate::memory::Window,
+    vmcb: Window,
+    host: Window,
+    save_area: Window,
+    ports: Window,
+    msrs: Window,
+    tables: Window,
 }
 
 impl Pages {
@@ -148,6 +154,9 @@ impl Svm {
             msrs.trap_read(index);
             msrs.trap_write(index);
         }
+        for index in ADDRESS_MAP_MSRS {
+            msrs.trap_write(index);
+        }
         let world_switch =
             WorldSwitch::turn_on(pages.host, pages.save_area).ok_or(SvmError::Locked)?;
         let mut vmcb = Vmcb::new(pages.vmcb);
@@ -173,7 +182,7 @@ impl Svm {
             ..Registers::default()
         };
         registers.general[RSP] = start.rsp;
-        registers.general[super::RSI] = start.rsi;
+        registers.general[RSI] = start.rsi;
         let mut this = Self {
             vmcb,
             world_switch,
@@ -227,7 +236,7 @@ impl Svm {
         let general = &mut self.registers.general;
         let index = general[RCX] as u32;
         let value = general[RDX] << 32 | general[RAX] & 0xffff_ffff;
-        if EXTENSION_MSRS.contains(&index) {
+        if EXTENSION_MSRS.contains(&index) || ADDRESS_MAP_MSRS.contains(&index) {
             self.raise(Exception::GeneralProtection);
             return Exit::Handled;
         }
