@@ -12,13 +12,16 @@
 //! A change of a bound entry reserves all that the new one needs before the old one is touched.
 //! Nothing that the old entry used is reused before hardware has confirmed its invalidation.
 
+use heapless::Vec;
+
 use crate::arch::descriptor::{Descriptor, IotlbGranularity, PasidCacheGranularity};
 use crate::arch::features::TableFeatures;
-use crate::arch::id::{DomainId, Pasid};
+use crate::arch::id::{DomainId, Pasid, SourceId};
 use crate::arch::pasid::PasidEntry;
 use crate::mem::{Hypervisor, Owner, Registers};
 use crate::nest::backend::{Target, nested};
 use crate::nest::device::{DeviceList, Quarantine};
+use crate::nest::device_tlb;
 use crate::nest::domain::{DomainKind, DomainSlot, DomainTable};
 use crate::nest::invalidate::{Forwarding, is_transient};
 use crate::nest::machine::MachineConfig;
@@ -27,7 +30,7 @@ use crate::nest::offer::Offer;
 use crate::nest::reserve::Reserved;
 use crate::nest::shadows::Shadows;
 use crate::nest::statistics::MachineStatistics;
-use crate::unit::{QueueError, Ticket, Unit, UnitError};
+use crate::unit::{QueueError, StormLimit, Ticket, Unit, UnitError};
 use crate::viommu::KeyedHash;
 use crate::viommu::host::{
     BindError, Desired, DeviceHandle, GuestInvalidation, Host, HostState, PageRange, Progress,
@@ -148,6 +151,9 @@ pub(super) struct HostSide<const DEVICES: usize, const DOMAINS: usize, const SHA
     pub(super) shadows: Shadows<SHADOWS>,
     pub(super) forwarding: Forwarding,
     pub(super) reservation: Option<Reservation>,
+    pub(super) storm_limit: StormLimit,
+    /// Devices whose faults hardware does not record for the time being.
+    pub(super) silenced_devices: usize,
     pub(super) statistics: MachineStatistics,
 }
 
@@ -167,6 +173,8 @@ impl<const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize>
             shadows: Shadows::new(),
             forwarding: Forwarding::new(),
             reservation: None,
+            storm_limit: StormLimit::DEFAULT,
+            silenced_devices: 0,
             statistics: MachineStatistics::NONE,
         }
     }
@@ -184,6 +192,8 @@ impl<const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize>
             .start(KeyedHash::new(config.hash_seed).another(19));
         self.forwarding = Forwarding::new();
         self.reservation = None;
+        self.storm_limit = config.policy.storm_limit;
+        self.silenced_devices = 0;
         self.statistics = MachineStatistics::NONE;
     }
 }
@@ -233,10 +243,9 @@ impl<
                 .side
                 .devices
                 .get(device)
-                .ok()
-                .map(|device| device.config.source_id);
+                .map_or(SourceId::from_u16(0), |device| device.config.source_id);
             log::warn!(
-                "machine {}: device {source_id:?} PASID {pasid} blocked: {error}",
+                "machine {}: {source_id} PASID {pasid} blocked: {error}",
                 self.side.number
             );
         }
@@ -276,6 +285,13 @@ impl<
     const SHADOWS: usize,
 > HostPort<'a, H, R, DEVICES, DOMAINS, SHADOWS>
 {
+    /// Pauses the processor in a call that waits for hardware.
+    pub(super) fn pause(&mut self) {
+        let pauses = &mut self.side.statistics.pauses;
+        *pauses = pauses.wrapping_add(1);
+        self.h.pause();
+    }
+
     /// The physical unit that a device is behind.
     pub(super) fn unit_of(&self, device: DeviceHandle) -> Result<(u8, &'a Unit<R>), BindError> {
         let index = self.side.devices.get(device)?.config.unit;
@@ -342,7 +358,7 @@ impl<
             return Ok(Progress::Done);
         }
         if let Some(next) = self.take_reservation(device, pasid) {
-            let keeps = wanted == Ok(Some(next.target))
+            let keeps = matches!(&wanted, Ok(Some(target)) if *target == next.target)
                 && self.side.domains.get(next.domain).is_some_and(|domain| {
                     // Others may have been bound during the wait.
                     !self.conflicts(device, pasid, domain.id, &next.target)
@@ -468,33 +484,35 @@ impl<
         pasid: Pasid,
         bound: &mut Bound,
     ) -> Result<Progress, QueueError> {
-        let (Ok((_, unit)), Some(domain)) =
-            (self.unit_of(device), self.side.domains.get(bound.domain))
-        else {
+        let (Ok((_, unit)), Ok(assigned), Some(domain)) = (
+            self.unit_of(device),
+            self.side.devices.get(device),
+            self.side.domains.get(bound.domain),
+        ) else {
             return Ok(Progress::Done);
         };
         if let Confirmation::Owed(since) = bound.confirmation {
             let [pasid_cache, iotlb] = removal(domain.id, pasid);
-            let submitted = if unit.needs_invalidation_after_set_up() {
-                // With caching mode a not-present entry is cached under domain-id 0 (§6.2.3).
-                let faulting = PasidCacheGranularity::Pasid {
-                    domain_id: DomainId::ZERO,
-                    pasid,
-                };
-                unit.submit(
-                    self.h,
-                    &[
-                        Descriptor::PasidCache {
-                            granularity: faulting,
+            // With caching mode a not-present entry is cached under domain-id 0 (§6.2.3).
+            let faulting =
+                unit.needs_invalidation_after_set_up()
+                    .then_some(Descriptor::PasidCache {
+                        granularity: PasidCacheGranularity::Pasid {
+                            domain_id: DomainId::ZERO,
+                            pasid,
                         },
-                        pasid_cache,
-                        iotlb,
-                    ],
-                )
-            } else {
-                unit.submit(self.h, &[pasid_cache, iotlb])
-            };
-            match submitted {
+                    });
+            // The device refills its TLB from the unit's caches, so it comes last.
+            let [device_tlb, more] = device_tlb::of_entry(unit, assigned, pasid);
+            let mut batch = Vec::<Descriptor, 5>::new();
+            for descriptor in [faulting, Some(pasid_cache), Some(iotlb), device_tlb, more]
+                .into_iter()
+                .flatten()
+            {
+                // There is room for five.
+                _ = batch.push(descriptor);
+            }
+            match unit.submit(self.h, &batch) {
                 Ok(ticket) => bound.confirmation = Confirmation::Submitted(ticket),
                 // Others fill the queue; hardware empties it, or stops altogether.
                 Err(error) if is_transient(&error) && !self.is_late(unit, since.nanoseconds()) => {
@@ -514,7 +532,7 @@ impl<
 
     /// Whether something owed since a moment has waited longer than the unit's time-out.
     pub(super) fn is_late(&self, unit: &Unit<R>, since: u64) -> bool {
-        self.h.now_nanoseconds().saturating_sub(since) > unit.config().timeout_nanoseconds
+        self.h.now_nanoseconds().saturating_sub(since) > unit.submission_timeout()
     }
 
     /// Publishes a reserved entry.
@@ -657,7 +675,7 @@ impl<
         let assigned = self.side.devices.get_mut(device)?;
         let source_id = assigned.config.source_id;
         if matches!(assigned.quarantine, Quarantine::Unconfirmed) {
-            match unit.block_device(self.h, &assigned.tables) {
+            match unit.forget_device(self.h, &assigned.tables) {
                 Ok(ticket) => assigned.quarantine = Quarantine::Confirming(ticket),
                 Err(error) => {
                     log::error!("machine {}: {source_id}: {error}", self.side.number);
@@ -723,10 +741,13 @@ impl<
             if let Some(unit) = self.units.get(usize::from(index)) {
                 // The device stays cut off whatever comes of it; a retry asks.
                 match unit.block_device(self.h, &assigned.tables) {
+                    // Its own TLB is not asked now: it may be what did not answer.
+                    Ok(_) if assigned.tables.device_tlb().is_some() => {}
                     Ok(ticket) => assigned.quarantine = Quarantine::Confirming(ticket),
                     Err(error) => log::error!("{source_id}: {error}"),
                 }
             }
+            self.drop_device_tlb(device);
             self.h.set_bus_master(source_id, false);
             self.side.statistics.quarantines = self.side.statistics.quarantines.wrapping_add(1);
             log::error!("machine {}: {source_id} is quarantined", self.side.number);
@@ -789,9 +810,9 @@ mod tests {
                 each(size_of::<VirtualMachine<1, 1, 1001, 1>>()),
                 each(size_of::<VirtualMachine<1, 1, 1, 1001>>()),
             ),
-            (240, 124, 24, 416)
+            (336, 124, 24, 416)
         );
-        assert!(one <= 14 << 10, "{one}");
+        assert!(one <= 18 << 10, "{one}");
     }
 
     #[test]

@@ -8,9 +8,8 @@ use super::queue::QueueMemory;
 use super::unit::{OnFirmwareState, Phase, Unit};
 use crate::arch::address::{Hpa, PAGE_SIZE_BYTES};
 use crate::arch::register::{
-    ContextCommand, DescriptorWidth, EventControl, FaultStatus, GlobalCommand, GlobalStatus,
-    InvalidationQueueAddress, IotlbCommand, Register32, Register64, RootTableAddress,
-    TranslationTableMode,
+    DescriptorWidth, EventControl, FaultStatus, GlobalCommand, GlobalStatus,
+    InvalidationQueueAddress, Register32, Register64, RootTableAddress, TranslationTableMode,
 };
 use crate::mem::{FrameRun, Hypervisor, Owner, Registers};
 
@@ -54,7 +53,7 @@ impl<R: Registers> Unit<R> {
                 log::error!(
                     "remapping unit of segment {}: {error}; protecting: {}",
                     self.config.segment,
-                    self.is_protecting()
+                    u8::from(self.is_protecting())
                 );
                 Phase::Down
             }
@@ -171,14 +170,10 @@ impl<R: Registers> Unit<R> {
 
     /// Ends what is under way of register-based invalidation and of firmware's queue.
     fn stop_queue<H: Hypervisor>(&self, h: &H, status: GlobalStatus) -> Result<(), UnitError> {
-        self.poll64(h, Register64::CONTEXT_COMMAND, |value| {
-            !ContextCommand::from_bits(value).is_requested()
-        })?;
+        self.await_invalidation(h, Register64::CONTEXT_COMMAND)?;
         let offset = self.features.extended.iotlb_register_offset();
         if let Some(register) = Register64::iotlb_invalidate(offset) {
-            self.poll64(h, register, |value| {
-                !IotlbCommand::from_bits(value).is_requested()
-            })?;
+            self.await_invalidation(h, register)?;
         }
         if !status.contains(GlobalStatus::QUEUED_INVALIDATION_ENABLED) {
             return Ok(());

@@ -8,6 +8,7 @@ use crate::arch::descriptor::DescriptorError;
 use crate::arch::id::{Pasid, SourceId};
 use crate::arch::pasid::PasidEntryFault;
 use crate::arch::register::QueueErrorInfo;
+use crate::arch::told::Told;
 use crate::mem::FrameError;
 
 /// An ability that this driver cannot do without.
@@ -138,53 +139,65 @@ impl From<QueueError> for UnitError {
 
 impl fmt::Display for UnitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Capability(error) => write!(f, "implausible capability registers: {error}"),
-            Self::Missing(requirement) => write!(f, "the unit lacks {}", requirement.mnemonic()),
-            Self::HostAddressWidth(bits) => write!(f, "host address width of {bits} bits"),
-            Self::QueueOrder(order) => write!(f, "queue order {order} exceeds 7"),
-            Self::FirmwareState(status) => {
-                write!(f, "firmware left the unit on: global status {status:#x}")
+        let told = match *self {
+            Self::Capability(error) => {
+                return write!(f, "implausible capability registers: {error}");
             }
-            Self::AlreadyUp => f.write_str("the unit is up already"),
-            Self::NotUp => f.write_str("the unit is not up"),
-            Self::Lost { register } => write!(f, "register {register:#x} reads all ones"),
-            Self::TimedOut { register, value } => {
-                write!(
-                    f,
-                    "timed out on register {register:#x}, last value {value:#x}"
-                )
-            }
-            Self::CommandPending { register, value } => {
-                write!(
-                    f,
-                    "an earlier command is pending: register {register:#x} is {value:#x}"
-                )
+            Self::Frames(error) => return write!(f, "no frames: {error}"),
+            Self::Queue(error) => return error.fmt(f),
+            Self::Attached(source_id) => return write!(f, "{source_id} has a context entry"),
+            Self::ContextEntry(fault) => return write!(f, "invalid context entry: {fault}"),
+            Self::PasidEntry(fault) => return write!(f, "invalid PASID entry: {fault}"),
+            Self::Missing(requirement) => {
+                f.write_str("the unit lacks ")?;
+                return f.write_str(requirement.mnemonic());
             }
             Self::ReadBack {
                 register,
                 expected,
                 value,
-            } => write!(f, "register {register:#x} is {value:#x}, not {expected:#x}"),
-            Self::RootTableModified { quadword, value } => {
-                write!(f, "quadword {quadword} of the root table became {value:#x}")
+            } => {
+                return write!(f, "register {register:#x} is {value:#x}, not {expected:#x}");
             }
-            Self::Frames(error) => write!(f, "no frames: {error:?}"),
-            Self::Queue(error) => error.fmt(f),
-            Self::PasidBits { bits, maximum } => {
-                write!(f, "PASIDs of {bits} bits, at most {maximum} are possible")
+            Self::HostAddressWidth(bits) => Told::one("host address width in bits:", bits.into()),
+            Self::QueueOrder(order) => Told::one("a queue order exceeds 7:", order.into()),
+            Self::FirmwareState(status) => {
+                Told::one("firmware left the unit on: global status", status.into())
             }
-            Self::Attached(source_id) => write!(f, "{source_id} has a context entry"),
-            Self::ContextEntry(fault) => write!(f, "invalid context entry: {fault:?}"),
-            Self::PasidBeyondLimit { pasid, limit } => {
-                write!(f, "PASID {pasid} is not below {limit}")
+            Self::AlreadyUp => Told::words("the unit is up already"),
+            Self::NotUp => Told::words("the unit is not up"),
+            Self::Lost { register } => Told::one("reads all ones: register", register.into()),
+            Self::TimedOut { register, value } => {
+                Told::two("timed out: register and last value", register.into(), value)
             }
-            Self::NotPrepared(pasid) => write!(f, "no table for PASID {pasid}"),
-            Self::EntryInUse(pasid) => write!(f, "the entry of PASID {pasid} is in use"),
-            Self::EntryAbsent(pasid) => write!(f, "the entry of PASID {pasid} is not present"),
-            Self::PasidEntry(fault) => write!(f, "invalid PASID entry: {fault:?}"),
-            Self::ReservedDomainId => f.write_str("domain-id 0 in a PASID entry"),
-        }
+            Self::CommandPending { register, value } => Told::two(
+                "an earlier command is pending: register and value",
+                register.into(),
+                value,
+            ),
+            Self::RootTableModified { quadword, value } => Told::two(
+                "the root table was written to: quadword and value",
+                quadword.into(),
+                value,
+            ),
+            Self::PasidBits { bits, maximum } => Told::two(
+                "too wide PASIDs: bits and maximum",
+                bits.into(),
+                maximum.into(),
+            ),
+            Self::PasidBeyondLimit { pasid, limit } => Told::two(
+                "PASID not below the limit",
+                pasid.as_u32().into(),
+                limit.into(),
+            ),
+            Self::NotPrepared(pasid) => Told::one("no table for PASID", pasid.as_u32().into()),
+            Self::EntryInUse(pasid) => Told::one("entry in use of PASID", pasid.as_u32().into()),
+            Self::EntryAbsent(pasid) => {
+                Told::one("entry not present of PASID", pasid.as_u32().into())
+            }
+            Self::ReservedDomainId => Told::words("domain-id 0 in a PASID entry"),
+        };
+        told.fmt(f)
     }
 }
 
@@ -268,7 +281,7 @@ impl fmt::Display for QueueError {
                 write!(f, "all {capacity} invalidation status words are in use")
             }
             Self::Descriptor { index, error } => {
-                write!(f, "descriptor {index} of the batch is invalid: {error:?}")
+                write!(f, "descriptor {index} of the batch is invalid: {error}")
             }
             Self::Wait { index } => write!(f, "descriptor {index} of the batch is no mere fence"),
             Self::Head { value } => write!(f, "invalidation queue head {value:#x}"),
@@ -281,10 +294,18 @@ impl fmt::Display for QueueError {
                 "invalidation {sequence} timed out: head {head:#x}, fault status {fault_status:#x}"
             ),
             Self::InvalidDescriptor { info, head } => {
-                write!(f, "hardware refused the descriptor at {head:#x}: {info:?}")
+                let code = info.map_or(0, QueueErrorInfo::code);
+                write!(
+                    f,
+                    "hardware refused the descriptor at {head:#x}: error {code}"
+                )
             }
             Self::DeviceTimedOut { source_id } => {
-                write!(f, "device-TLB invalidation timed out: {source_id:?}")
+                f.write_str("device-TLB invalidation timed out")?;
+                match source_id {
+                    Some(source_id) => write!(f, ": {source_id}"),
+                    None => Ok(()),
+                }
             }
             Self::Lost => f.write_str("the unit's registers read all ones"),
         }

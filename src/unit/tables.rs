@@ -5,18 +5,17 @@
 //! rest changes only when hardware is known to have forgotten it. Where the unit does not snoop
 //! (`ECAP.C` clear), each step is written back to memory before the next.
 
+use super::context::forget_contexts;
+use super::device_tlb::{DeviceTlb, DeviceTlbScope};
+use super::discovery::RequesterIds;
 use super::error::{QueueError, UnitError};
 use super::queue::{EVERYTHING, Ticket};
 use super::statistics::add_lost_table_frames;
 use super::unit::Unit;
 use crate::arch::address::{Hpa, PAGE_SIZE_BYTES};
 use crate::arch::context::{ContextAttributes, DirectoryOrder, ScalableContextEntry};
-use crate::arch::descriptor::{
-    ContextGranularity, Descriptor, IotlbGranularity, PasidCacheGranularity,
-};
 use crate::arch::id::{DomainId, Pasid, SourceId};
 use crate::arch::pasid::{PasidDirectoryEntry, PasidEntry};
-use crate::arch::root::{RootHalf, ScalableRootEntry};
 use crate::mem::{FrameRun, Frames, HostMemory, Hypervisor, Owner, Registers};
 
 /// The unit's own tables. Context tables are charged to the hypervisor and never freed; the root
@@ -106,18 +105,24 @@ impl Drop for TableFrames {
 #[must_use = "dropped tables are lost, and the device stays attached"]
 #[derive(Debug)]
 pub struct DeviceTables {
-    source_id: SourceId,
+    requesters: RequesterIds,
     owner: Owner,
     directory: Hpa,
     /// PASIDs are below this.
     limit: u32,
+    device_tlb: Option<DeviceTlb>,
     frames: TableFrames,
 }
 
 impl DeviceTables {
-    /// The device.
+    /// The device, by its own source-id.
     pub const fn source_id(&self) -> SourceId {
-        self.source_id
+        self.requesters.own()
+    }
+
+    /// All source-ids under which the device's requests arrive.
+    pub const fn requesters(&self) -> &RequesterIds {
+        &self.requesters
     }
 
     /// Whom the frames are charged to.
@@ -128,6 +133,11 @@ impl DeviceTables {
     /// The number of PASIDs that the device may use: all below this.
     pub const fn pasid_limit(&self) -> u32 {
         self.limit
+    }
+
+    /// The device's own TLB, if it may use one.
+    pub const fn device_tlb(&self) -> Option<&DeviceTlb> {
+        self.device_tlb.as_ref()
     }
 
     /// Number of PASID tables there are, each for 64 PASIDs and one frame long.
@@ -174,7 +184,7 @@ pub struct DetachedDevice {
 impl DetachedDevice {
     /// The device.
     pub const fn source_id(&self) -> SourceId {
-        self.tables.source_id
+        self.tables.source_id()
     }
 
     /// The outstanding invalidation, to poll; `None` after one that failed: releasing then submits
@@ -200,7 +210,7 @@ impl<R: Registers> Unit<R> {
     }
 
     /// Stores one quadword of a table so that hardware sees it after all that was stored before.
-    fn publish_quadword<H: HostMemory>(&self, h: &H, at: Hpa, value: u64) {
+    pub(super) fn publish_quadword<H: HostMemory>(&self, h: &H, at: Hpa, value: u64) {
         h.fence();
         h.write64(at, value);
         self.flush_table(h, at, 8);
@@ -208,7 +218,7 @@ impl<R: Registers> Unit<R> {
     }
 
     /// Stores an entry that is not present in memory yet: its end first, Present last.
-    fn publish_entry_at<H: HostMemory>(&self, h: &H, at: Hpa, quadwords: &[u64]) {
+    pub(super) fn publish_entry_at<H: HostMemory>(&self, h: &H, at: Hpa, quadwords: &[u64]) {
         let Some((first, rest)) = quadwords.split_first() else {
             return;
         };
@@ -222,7 +232,7 @@ impl<R: Registers> Unit<R> {
     }
 
     /// Zeroes an entry whose first quadword is not present.
-    fn clear_entry_at<H: HostMemory>(&self, h: &H, at: Hpa, quadwords: u64) {
+    pub(super) fn clear_entry_at<H: HostMemory>(&self, h: &H, at: Hpa, quadwords: u64) {
         for quadword in 0..quadwords {
             h.write64(Hpa::new(at.as_u64().saturating_add(quadword * 8)), 0);
         }
@@ -235,7 +245,8 @@ impl<R: Registers> Unit<R> {
     ///
     /// `pasid_bits` is the width of the PASIDs that the device may use in requests; with 0
     /// requests-with-PASID are refused and PASID 0, that of all other requests, is the only one.
-    /// Device-TLB and page requests are not enabled.
+    /// Device-TLB and page requests are not enabled: the device's translation requests and translated
+    /// requests are blocked.
     ///
     /// # Errors
     ///
@@ -250,6 +261,30 @@ impl<R: Registers> Unit<R> {
         owner: Owner,
         source_id: SourceId,
         pasid_bits: u8,
+    ) -> Result<DeviceTables, UnitError> {
+        self.attach_requesters(h, owner, &RequesterIds::of(source_id), pasid_bits, None)
+    }
+
+    /// As [`attach_device`](Self::attach_device), for a device whose requests arrive under any of
+    /// several source-ids: a context entry for each leads to the same directory (§3.12). All of
+    /// them are written, or none.
+    ///
+    /// With `device_tlb` the device may use a TLB of its own (`DTE`). Such a device reaches any host
+    /// address by translated requests, which hardware does not check against the tables (§4.2.5): it
+    /// has to be trusted not to make addresses up. Whoever changes an entry or a mapping of it owes
+    /// [`device_tlb_invalidation`](Self::device_tlb_invalidation), too.
+    ///
+    /// # Errors
+    ///
+    /// As [`attach_device`](Self::attach_device), [`UnitError::Attached`] with the source-id;
+    /// [`UnitError::ContextEntry`] if the unit has no device-TLBs (`ECAP.DT`).
+    pub fn attach_requesters<H: Hypervisor>(
+        &self,
+        h: &H,
+        owner: Owner,
+        requesters: &RequesterIds,
+        pasid_bits: u8,
+        device_tlb: Option<DeviceTlb>,
     ) -> Result<DeviceTables, UnitError> {
         self.check_is_up()?;
         let maximum = if self.features.extended.has_pasid() {
@@ -275,6 +310,7 @@ impl<R: Registers> Unit<R> {
         };
         let attributes = ContextAttributes {
             pasid_enabled: pasid_bits > 0,
+            device_tlb: device_tlb.is_some(),
             ..ContextAttributes::default()
         };
         let entry = ScalableContextEntry::new(directory.address(), order, attributes);
@@ -284,7 +320,7 @@ impl<R: Registers> Unit<R> {
                 self.flush_table(h, directory.address(), directory.len_bytes());
                 let first = PasidDirectoryEntry::new(table.address());
                 self.publish_quadword(h, directory.address(), first.as_u64());
-                self.install_context(h, source_id, &entry)
+                self.install_contexts(h, requesters, &entry)
             }
             Err(fault) => Err(UnitError::ContextEntry(fault)),
         };
@@ -294,118 +330,65 @@ impl<R: Registers> Unit<R> {
             return Err(error);
         }
         let tables = DeviceTables {
-            source_id,
+            requesters: *requesters,
             owner,
             directory: directory.address(),
             limit: 1 << pasid_bits.min(20),
+            device_tlb,
             frames: TableFrames {
                 directory: Some(directory),
                 tables: 1,
             },
         };
-        if let Err(error) = self.announce_context(h, source_id) {
-            self.withdraw_context(h, source_id);
-            log::error!("attaching {source_id}: {error}");
+        if let Err(error) = self.announce_contexts(h, &tables) {
+            self.withdraw_contexts(h, requesters);
+            log::error!("attaching {}: {error}", requesters.own());
             return Err(error);
         }
         self.counters.attached.add(1);
         Ok(tables)
     }
 
-    /// Writes a context entry, in a new context table if there is none yet.
-    fn install_context<H: Hypervisor>(
-        &self,
-        h: &H,
-        source_id: SourceId,
-        entry: &ScalableContextEntry,
-    ) -> Result<(), UnitError> {
-        let has_table = self.context_entry_at(h, source_id).is_some();
-        // Allocated before the lock is taken; given back if another processor was faster.
-        let mut spare = if has_table {
-            None
-        } else {
-            let table = h.allocate(Owner::HYPERVISOR, 0)?;
-            self.flush_table(h, table.address(), table.len_bytes());
-            Some(table)
-        };
-        let guard = self.tables.lock();
-        let result = match guard.root() {
-            None => Err(UnitError::NotUp),
-            Some(root) => {
-                let half_at = root_half_at(root, source_id);
-                if h.read64(half_at) == 0
-                    && let Some(table) = spare.take()
-                {
-                    // From now on the root entry stands for the frame.
-                    let root_entry = ScalableRootEntry::new(Some(table.address()), None);
-                    self.publish_quadword(h, half_at, root_entry.half(RootHalf::Lower));
-                }
-                match context_entry_in(h, root, source_id) {
-                    Some(at) if h.read64(at) == 0 => {
-                        self.publish_entry_at(h, at, entry.quadwords());
-                        Ok(())
-                    }
-                    _ => Err(UnitError::Attached(source_id)),
-                }
-            }
-        };
-        drop(guard);
-        if let Some(table) = spare {
-            h.free(table);
-        }
-        result
-    }
-
-    /// What is owed after a context entry became present (§6.5.3, Table 28).
-    fn announce_context<H: Hypervisor>(&self, h: &H, source_id: SourceId) -> Result<(), UnitError> {
-        if !self.needs_invalidation_after_set_up() {
-            return self.write_buffer_flush(h);
-        }
-        // Entries that are not present are cached under domain-id 0.
-        let domain_id = DomainId::ZERO;
-        let batch = [
-            forget_context(source_id),
-            Descriptor::PasidCache {
-                granularity: PasidCacheGranularity::Domain(domain_id),
-            },
-            Descriptor::Iotlb {
-                granularity: IotlbGranularity::Domain(domain_id),
-                drain_reads: true,
-                drain_writes: true,
-            },
-        ];
-        let ticket = self.submit(h, &batch)?;
-        Ok(self.wait(h, ticket)?)
-    }
-
-    fn context_entry_at<H: HostMemory>(&self, h: &H, source_id: SourceId) -> Option<Hpa> {
-        let root = self.tables.lock().root()?;
-        context_entry_in(h, root, source_id)
-    }
-
-    /// Clears Present in a context entry. What else the first quadword holds stays, so that the
-    /// device counts as attached until its tables are released.
-    fn withdraw_context<H: HostMemory>(&self, h: &H, source_id: SourceId) {
-        if let Some(at) = self.context_entry_at(h, source_id) {
-            self.publish_quadword(h, at, h.read64(at) & !1);
-        }
-    }
-
-    /// Everything that hardware may have cached of a device whose context entry was withdrawn. The
-    /// domains in its PASID table are not known here, hence all of them.
-    fn forget_device<H: Hypervisor>(
-        &self,
-        h: &H,
-        source_id: SourceId,
-    ) -> Result<Ticket, QueueError> {
-        let [_, pasid_cache, iotlb] = EVERYTHING;
-        self.submit(h, &[forget_context(source_id), pasid_cache, iotlb])
-    }
-
-    /// Blocks a device at once: its context entry becomes not present by one store, and what is
-    /// cached of it is queued to be forgotten. Does not wait.
+    /// Has hardware and the device forget everything that is cached of a device whose context entry
+    /// was withdrawn: by [`block_device`](Self::block_device), or by a
+    /// [`detach_device`](Self::detach_device) that failed. Does not wait.
     ///
-    /// Its tables stay. The way back is to detach it.
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit).
+    pub fn forget_device<H: Hypervisor>(
+        &self,
+        h: &H,
+        tables: &DeviceTables,
+    ) -> Result<Ticket, QueueError> {
+        // The domains in its PASID table are not known here, hence all of them.
+        let [_, pasid_cache, iotlb] = EVERYTHING;
+        let device_tlb = self.device_tlb_invalidation(tables, DeviceTlbScope::Everything);
+        self.submit(
+            h,
+            &forget_contexts(&tables.requesters, &[pasid_cache, iotlb], device_tlb),
+        )
+    }
+
+    /// Has hardware read a device's context and PASID entries anew; translations stay.
+    pub(super) fn forget_entries_of<H: Hypervisor>(
+        &self,
+        h: &H,
+        tables: &DeviceTables,
+    ) -> Result<Ticket, QueueError> {
+        let [_, pasid_cache, _] = EVERYTHING;
+        self.submit(
+            h,
+            &forget_contexts(&tables.requesters, &[pasid_cache], None),
+        )
+    }
+
+    /// Blocks a device at once: its context entry becomes not present by one store, and what the
+    /// unit has cached of it is queued to be forgotten. Does not wait.
+    ///
+    /// Once that is done, no request of it is let through, a translated one neither. Its own TLB is
+    /// left alone, for it may be blocked because it does not answer: see
+    /// [`forget_device`](Self::forget_device). Its tables stay. The way back is to detach it.
     ///
     /// # Errors
     ///
@@ -416,9 +399,13 @@ impl<R: Registers> Unit<R> {
         h: &H,
         tables: &DeviceTables,
     ) -> Result<Ticket, QueueError> {
-        self.withdraw_context(h, tables.source_id);
+        self.withdraw_contexts(h, &tables.requesters);
         self.counters.blocked.add(1);
-        self.forget_device(h, tables.source_id)
+        let [_, pasid_cache, iotlb] = EVERYTHING;
+        self.submit(
+            h,
+            &forget_contexts(&tables.requesters, &[pasid_cache, iotlb], None),
+        )
     }
 
     /// Takes a device's context entry away and queues the invalidation of everything that is
@@ -433,8 +420,8 @@ impl<R: Registers> Unit<R> {
         h: &H,
         tables: DeviceTables,
     ) -> Result<DetachedDevice, (DeviceTables, QueueError)> {
-        self.withdraw_context(h, tables.source_id);
-        match self.forget_device(h, tables.source_id) {
+        self.withdraw_contexts(h, &tables.requesters);
+        match self.forget_device(h, &tables) {
             Ok(ticket) => Ok(DetachedDevice {
                 tables,
                 ticket: Some(ticket),
@@ -457,17 +444,15 @@ impl<R: Registers> Unit<R> {
     ) -> Result<(), (DetachedDevice, QueueError)> {
         let ticket = match device.ticket.take() {
             Some(ticket) => Ok(ticket),
-            None => self.forget_device(h, device.tables.source_id),
+            None => self.forget_device(h, &device.tables),
         };
         if let Err(error) = ticket.and_then(|ticket| self.wait(h, ticket)) {
             return Err((device, error));
         }
         let DeviceTables {
-            source_id, frames, ..
+            requesters, frames, ..
         } = device.tables;
-        if let Some(at) = self.context_entry_at(h, source_id) {
-            self.clear_entry_at(h, at, ScalableContextEntry::LEN_BYTES as u64 / 8);
-        }
+        self.clear_contexts(h, &requesters);
         frames.free(h);
         self.counters.released.add(1);
         Ok(())
@@ -599,35 +584,6 @@ const fn frame_order(len_bytes: u64) -> u8 {
     frames.next_power_of_two().trailing_zeros() as u8
 }
 
-const fn forget_context(source_id: SourceId) -> Descriptor {
-    Descriptor::ContextCache {
-        granularity: ContextGranularity::Device {
-            source_id,
-            function_mask: 0,
-            domain_id: DomainId::ZERO,
-        },
-    }
-}
-
-/// Where the half of the root entry is that serves a device.
-fn root_half_at(root: Hpa, source_id: SourceId) -> Hpa {
-    let entry = u64::from(source_id.bus()) * ScalableRootEntry::LEN_BYTES as u64;
-    let half = u64::from(RootHalf::of(source_id).quadword()) * 8;
-    Hpa::new(root.as_u64().saturating_add(entry + half))
-}
-
-/// Where a device's context entry is, if there is a context table for it.
-fn context_entry_in<H: HostMemory>(h: &H, root: Hpa, source_id: SourceId) -> Option<Hpa> {
-    let half = h.read64(root_half_at(root, source_id));
-    let root_entry = ScalableRootEntry::from_quadwords([half, 0]);
-    if !root_entry.is_present(RootHalf::Lower) {
-        return None;
-    }
-    let index = u64::from(ScalableContextEntry::index(source_id));
-    let table: Hpa = root_entry.lower_context_table();
-    table.checked_add(index * ScalableContextEntry::LEN_BYTES as u64)
-}
-
 fn read_pasid_entry<H: HostMemory>(h: &H, at: Hpa) -> PasidEntry {
     let mut quadwords = [0; 8];
     let mut next = at;
@@ -641,6 +597,7 @@ fn read_pasid_entry<H: HostMemory>(h: &H, at: Hpa) -> PasidEntry {
 #[cfg(test)]
 mod tests {
     extern crate std;
+    use super::super::context::forget_context;
     use super::super::statistics::lost_table_frames;
     use super::super::testing::{
         Bench, CACHING_MODE, CAPABILITY, COHERENT, Completion, EXTENDED, Event, OWNER, up,

@@ -5,12 +5,16 @@ use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use spin::Mutex;
 
 use super::command::CommandSlot;
+use super::discovery::UnitDescription;
 use super::domain_ids::DomainIds;
+use super::errata::Errata;
 use super::error::{Requirement, UnitError};
 use super::fault::FaultCursor;
 use super::queue::Queue;
+use super::rmrr::ReservedMemory;
 use super::statistics::{Counters, UnitStatistics};
 use super::tables::Tables;
+use crate::arch::address::Hpa;
 use crate::arch::capability::{
     Capability, CapabilityError, ExtendedCapability, Features, validate,
 };
@@ -35,6 +39,8 @@ pub enum OnFirmwareState {
 pub struct UnitConfig {
     /// The PCI segment whose devices the unit remaps.
     pub segment: u16,
+    /// Where the unit's registers are: with the segment, its name.
+    pub base: Hpa,
     /// The width of physical addresses in bits, from the DMAR table (`HAW`, §8.1): 12 to 64.
     pub host_address_width: u8,
     /// How long hardware may take for one command or one submission.
@@ -46,19 +52,31 @@ pub struct UnitConfig {
     pub queue_order: u8,
     /// What to do with what firmware left on.
     pub on_firmware_state: OnFirmwareState,
+    /// What is wrong with the unit, from [`Errata::of`] its platform.
+    pub errata: Errata,
 }
 
 impl UnitConfig {
+    /// As [`new`](Self::new), for a unit that [`discover`](crate::unit::discover) found.
+    pub const fn of(description: &UnitDescription) -> Self {
+        Self {
+            base: description.base,
+            ..Self::new(description.segment, description.host_address_width)
+        }
+    }
+
     /// One second for hardware, 90 seconds for devices, which is what PCI Express lets an invalidation
-    /// take, a queue of 1024 descriptors, and taking over.
+    /// take, a queue of 1024 descriptors, taking over, and no errata.
     pub const fn new(segment: u16, host_address_width: u8) -> Self {
         Self {
             segment,
+            base: Hpa::new(0),
             host_address_width,
             timeout_nanoseconds: 1_000_000_000,
             device_timeout_nanoseconds: 90_000_000_000,
             queue_order: 3,
             on_firmware_state: OnFirmwareState::TakeOver,
+            errata: Errata::NONE,
         }
     }
 }
@@ -92,13 +110,15 @@ pub struct Unit<R> {
     pub(super) tables: Mutex<Tables>,
     pub(super) faults: Mutex<FaultCursor>,
     domain_ids: Mutex<DomainIds>,
+    pub(super) reserved: Mutex<ReservedMemory>,
     pub(super) counters: Counters,
 }
 
 impl<R: Registers> Unit<R> {
     /// Reads and checks what the unit is; changes nothing in it (§11.4.1 to §11.4.3).
     ///
-    /// An ability that is reported without what it needs is taken as absent.
+    /// An ability that is reported without what it needs is taken as absent, and so is one that an
+    /// [erratum](UnitConfig::errata) makes unusable.
     ///
     /// # Errors
     ///
@@ -119,11 +139,15 @@ impl<R: Registers> Unit<R> {
         let window_bytes = u32::try_from(registers.window_bytes()).unwrap_or(u32::MAX);
         match validate(capability, extended, version, window_bytes) {
             Ok(()) => {}
-            Err(CapabilityError::MissingPrerequisite { feature, requires }) => {
-                log::warn!("remapping unit reports {feature} without {requires}");
+            Err(error @ CapabilityError::MissingPrerequisite { .. }) => {
+                log::warn!("remapping unit: {error}");
             }
             Err(error) => return Err(UnitError::Capability(error)),
         }
+        for erratum in config.errata.iter() {
+            log::warn!("remapping unit has an erratum: {erratum}");
+        }
+        let (capability, extended) = config.errata.correct(capability, extended);
         let features = Features::new(capability, extended, config.host_address_width);
         let missing = [
             (
@@ -159,6 +183,7 @@ impl<R: Registers> Unit<R> {
             tables: Mutex::new(Tables::new()),
             faults: Mutex::new(FaultCursor::default()),
             domain_ids: Mutex::new(DomainIds::new(features.capability.domain_id_bits())),
+            reserved: Mutex::new(ReservedMemory::new()),
             counters: Counters::default(),
             features,
         })

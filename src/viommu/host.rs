@@ -140,9 +140,12 @@ impl BindError {
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::StoreFull { store, capacity } => write!(f, "all {capacity} {store} are in use"),
+            Self::StoreFull { store, capacity } => {
+                write!(f, "all {capacity} in use: ")?;
+                f.write_str(store)
+            }
             Self::DomainIdsExhausted => f.write_str("no host domain-id is left"),
-            Self::Frames(error) => write!(f, "no frames: {error:?}"),
+            Self::Frames(error) => write!(f, "no frames: {error}"),
             Self::FirstStageRootConflict { root } => {
                 write!(
                     f,
@@ -202,6 +205,27 @@ pub enum GuestInvalidation {
         /// The range.
         pages: PageRange,
     },
+    /// A range of what a device has cached itself (device-TLB, §6.5.2.5 and §6.5.2.6). The host has
+    /// devices forget whatever the other forms cover, without being told.
+    DeviceTlb {
+        /// The device.
+        device: DeviceHandle,
+        /// Of which of its requests.
+        requests: DeviceRequests,
+        /// The range.
+        pages: PageRange,
+    },
+}
+
+/// Requests of one device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceRequests {
+    /// Those without PASID.
+    WithoutPasid,
+    /// Those with this PASID.
+    Pasid(Pasid),
+    /// Those with any PASID.
+    EveryPasid,
 }
 
 /// 2^order pages from an aligned address on, as invalidation descriptors name them.

@@ -23,6 +23,8 @@
 
 use core::fmt;
 
+use crate::arch::told::Told;
+
 use crate::arch::register::{
     EventControl, FaultRecord, FaultStatus, GlobalStatus, InvalidationQueueAddress,
     RootTableAddress,
@@ -88,7 +90,7 @@ impl fmt::Display for StateError {
             Self::Length { expected, found } => {
                 write!(f, "{found} bytes, a saved state has {expected}")
             }
-            Self::Field { field, value } => write!(f, "`{field}` cannot be {value:#x}"),
+            Self::Field { field, value } => Told::one(field, *value).fmt(f),
             Self::InUse { devices, bindings } => write!(
                 f,
                 "the unit is in use: {devices} devices and {bindings} PASIDs are bound"

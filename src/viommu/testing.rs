@@ -76,6 +76,10 @@ pub(super) struct Memory {
     pub(super) bytes_read: Cell<usize>,
     /// Pages that are not there.
     pub(super) holes: RefCell<BTreeSet<u64>>,
+    /// Pages that cannot be written to by a compare-exchange.
+    pub(super) read_only: RefCell<BTreeSet<u64>>,
+    /// Quadwords that the guest stores before the next compare-exchanges, the last one first.
+    pub(super) changes: RefCell<Vec<(u64, u64)>>,
     /// Every read, as address and length.
     pub(super) log: RefCell<Vec<(u64, usize)>>,
 }
@@ -119,6 +123,24 @@ impl GuestMemory for Memory {
         let range = self.range(at, into.len())?;
         into.copy_from_slice(&self.bytes.borrow()[range]);
         Ok(())
+    }
+
+    fn compare_exchange(&self, at: Gpa, current: u64, new: u64) -> Result<bool, GuestMemoryError> {
+        self.range(at, 8)?;
+        if self.read_only.borrow().contains(&(at.as_u64() / 4096)) {
+            return Err(GuestMemoryError {
+                address: at,
+                len_bytes: 8,
+            });
+        }
+        if let Some((place, value)) = self.changes.borrow_mut().pop() {
+            self.store(place, &[value]);
+        }
+        let is_same = self.load(at.as_u64()) == current;
+        if is_same {
+            self.store(at.as_u64(), &[new]);
+        }
+        Ok(is_same)
     }
 
     fn write(&self, at: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
@@ -365,6 +387,8 @@ impl Bench {
                     reads: Cell::new(0),
                     bytes_read: Cell::new(0),
                     holes: RefCell::default(),
+                    read_only: RefCell::default(),
+                    changes: RefCell::default(),
                     log: RefCell::default(),
                 },
                 calls: Vec::new(),
@@ -429,6 +453,14 @@ impl Bench {
         let kind = DeviceKind::Assigned { pasid_bits: 20 };
         self.unit
             .add_device(handle(index), sid(source_id), kind)
+            .unwrap();
+        self.run();
+    }
+
+    /// Adds an emulated device.
+    pub(super) fn emulate(&mut self, index: u16, source_id: u16) {
+        self.unit
+            .add_emulated_device(handle(index), sid(source_id))
             .unwrap();
         self.run();
     }
@@ -642,7 +674,7 @@ impl Bench {
             access,
             execute: false,
         };
-        match self.unit.translate(&self.host.memory, &request) {
+        match self.unit.walk(&self.host.memory, &request).result {
             Ok(translation) => Ok(translation.address.as_u64()),
             Err(fault) => Err(fault.reason.code()),
         }

@@ -14,6 +14,7 @@ use crate::arch::register::{
 };
 use crate::mem::GuestMemory;
 
+use super::emulated::TRANSLATION_SETS;
 use super::fault::{FaultRecorder, GuestFault, MAX_FAULT_RECORDS};
 use super::first_stage_roots::RootUse;
 use super::host::{BindError, Desired, DeviceHandle, GuestInvalidation, Host, HostState, Progress};
@@ -26,6 +27,7 @@ use super::registers::{
 use super::statistics::{VirtualUnitStatistics, count};
 use super::synchronise::{DeviceFilter, EntryFilter, PageCopies, Pass, Stepped};
 use super::tables::{GuestContext, GuestTableReader, table_features};
+use super::translation_cache::TranslationCache;
 
 /// What a virtual unit is made from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,7 +62,10 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Capability(error) => fmt::Display::fmt(error, f),
-            Self::NotEmulated { field } => write!(f, "`{field}` is not emulated"),
+            Self::NotEmulated { field } => {
+                f.write_str(field)?;
+                f.write_str(" is not emulated")
+            }
             Self::AddressWidth(bits) => write!(f, "guest-physical addresses of {bits} bits"),
             Self::FaultRecords(count) => write!(f, "{count} fault records"),
             Self::Capacity(capacity) => write!(f, "a capacity of {capacity}"),
@@ -171,6 +176,8 @@ pub(super) struct DeviceSlot<B> {
     /// While it is removed: slots of the store below this hold nothing of it.
     cleared: u32,
     pub(super) context: CachedContext,
+    /// PASIDs below this may be bound by that context entry.
+    pub(super) pasid_end: u32,
     pub(super) default: DefaultBinding<B>,
 }
 
@@ -193,6 +200,7 @@ impl<B: HostState> DeviceSlot<B> {
         needs_reconcile: false,
         cleared: 0,
         context: CachedContext::Unknown,
+        pasid_end: u32::MAX,
         default: DefaultBinding {
             host: B::BLOCKED,
             raw: [0; 8],
@@ -203,6 +211,12 @@ impl<B: HostState> DeviceSlot<B> {
 }
 
 impl<B> DeviceSlot<B> {
+    /// Has the context entry read when it is needed.
+    pub(super) const fn forget_context(&mut self) {
+        self.context = CachedContext::Unknown;
+        self.pasid_end = u32::MAX;
+    }
+
     /// Whether the host binds it.
     pub(super) const fn is_assigned(&self) -> bool {
         matches!(
@@ -316,6 +330,8 @@ pub struct VirtualUnit<B: HostState, const DEVICES: usize, const BINDINGS: usize
     pub(super) generation: u32,
     pub(super) job: Option<Job>,
     pub(super) pages: PageCopies,
+    /// What requests of emulated devices have found.
+    pub(super) translations: TranslationCache<TRANSLATION_SETS>,
     pub(super) statistics: VirtualUnitStatistics,
 }
 
@@ -350,6 +366,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             generation: 0,
             job: None,
             pages: PageCopies::new(),
+            translations: TranslationCache::new(KeyedHash::new(0)),
             statistics: VirtualUnitStatistics::NONE,
         }
     }
@@ -402,6 +419,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         self.cache.start(KeyedHash::new(hash_seed));
         self.generation = 0;
         self.job = None;
+        self.translations = TranslationCache::new(KeyedHash::new(hash_seed).another(29));
         self.statistics = VirtualUnitStatistics::NONE;
         Ok(())
     }
@@ -539,6 +557,43 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             .ok_or(DeviceError::Unknown(handle))
     }
 
+    /// The first free handle that `is_usable`.
+    pub fn free_handle(&self, is_usable: impl Fn(DeviceHandle) -> bool) -> Option<DeviceHandle> {
+        let slots = self.devices.iter().enumerate();
+        slots
+            .filter(|(_, slot)| slot.state == SlotState::Free)
+            .map(|(index, _)| DeviceHandle::new(index as u16))
+            .find(|handle| is_usable(*handle))
+    }
+
+    /// Whether a device has the source-id.
+    pub fn has_device(&self, source_id: SourceId) -> bool {
+        let mut slots = self.devices.iter();
+        slots.any(|slot| slot.state == SlotState::Active && slot.source_id == source_id)
+    }
+
+    /// Whether an emulated device has the source-id.
+    pub(super) fn is_emulated(&self, source_id: SourceId) -> bool {
+        let mut slots = self.devices.iter();
+        slots.any(|slot| {
+            matches!(
+                (slot.state, slot.kind),
+                (SlotState::Active, DeviceKind::Emulated)
+            ) && slot.source_id == source_id
+        })
+    }
+
+    /// Frees the slot of an emulated device: the source-id that it had.
+    pub(super) fn free_emulated(&mut self, handle: DeviceHandle) -> Result<SourceId, DeviceError> {
+        let slot = self.active(handle)?;
+        if slot.kind != DeviceKind::Emulated {
+            return Err(DeviceError::Unknown(handle));
+        }
+        let source_id = slot.source_id;
+        *slot = DeviceSlot::FREE;
+        Ok(source_id)
+    }
+
     /// Gives a device another source-id, as when the guest renumbers its buses. The next
     /// [`poll`](Self::poll) binds it as the guest's tables say under the new one.
     ///
@@ -551,7 +606,9 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         source_id: SourceId,
     ) -> Result<(), DeviceError> {
         self.refuse_duplicate(handle, source_id)?;
-        self.active(handle)?.source_id = source_id;
+        let slot = self.active(handle)?;
+        let before = core::mem::replace(&mut slot.source_id, source_id);
+        self.translations.drop_devices(|named| named == before);
         self.reconcile_device(handle)
     }
 
@@ -563,7 +620,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
     /// [`DeviceError::Unknown`].
     pub fn reconcile_device(&mut self, handle: DeviceHandle) -> Result<(), DeviceError> {
         let slot = self.active(handle)?;
-        slot.context = CachedContext::Unknown;
+        slot.forget_context();
         slot.needs_reconcile = true;
         self.commands.reconcile_devices = true;
         Ok(())
@@ -587,11 +644,11 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             .get_mut(index)
             .filter(|slot| slot.state != SlotState::Free)
             .ok_or(DeviceError::Unknown(handle))?;
-        slot.state = SlotState::Removing;
         if let DeviceKind::Emulated = slot.kind {
-            *slot = DeviceSlot::FREE;
+            self.remove_emulated_device(handle)?;
             return Ok(Progress::Done);
         }
+        slot.state = SlotState::Removing;
         let default = &mut slot.default;
         if default.actual != Some(Desired::Blocked) {
             default.actual = None;
@@ -966,7 +1023,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             return None;
         };
         slot.needs_reconcile = false;
-        slot.context = CachedContext::Unknown;
+        slot.forget_context();
         Some(self.pass_job(DeviceFilter::Handle(index), Purpose::Reconcile))
     }
 
@@ -1013,7 +1070,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         };
         match granularity {
             Some(granularity) => Some(Job {
-                stage: Stage::Invalidate(second_stage_invalidation(granularity)),
+                stage: self.begin_invalidation(second_stage_invalidation(granularity)),
                 purpose: Purpose::IotlbCommand,
             }),
             None => {
@@ -1023,9 +1080,11 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         }
     }
 
+    /// Everything that came from the tables below the root is to be read again.
     pub(super) fn forget_contexts(&mut self) {
+        self.translations.clear();
         for slot in &mut self.devices {
-            slot.context = CachedContext::Unknown;
+            slot.forget_context();
         }
     }
 

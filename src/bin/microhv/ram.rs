@@ -73,6 +73,12 @@ impl HostMemory for Ram {
             .map_or(u64::MAX, |memory| memory.fetch_and64(at, mask))
     }
 
+    fn compare_exchange64(&self, at: Hpa, current: u64, new: u64) -> u64 {
+        self.at(at).map_or(u64::MAX, |memory| {
+            memory.compare_exchange64(at, current, new)
+        })
+    }
+
     fn copy_from(&self, at: Hpa, into: &mut [u8]) {
         match self.at(at) {
             Some(memory) => memory.copy_from(at, into),

@@ -2,8 +2,9 @@
 
 use heapless::Vec;
 use vtd_nest::arch::address::{Hpa, PAGE_SIZE_BYTES};
-use vtd_nest::arch::dmar::{Dmar, DmarError, PciTopology};
+use vtd_nest::arch::dmar::{Dmar, DmarError};
 use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::pci::PciTopology;
 use vtd_nest::mem::MmioRegisters;
 use vtd_nest::nest::{PhysicalRange, ProtectedRanges};
 use vtd_nest::unit::{DiscoveryError, Unit, UnitConfig, UnitDescription, UnitError, discover};
@@ -130,7 +131,7 @@ pub(crate) fn bring_up(
         let config = UnitConfig {
             // Ticks of the time-stamp counter, generously.
             timeout_nanoseconds: 1 << 34,
-            ..UnitConfig::new(description.segment, description.host_address_width)
+            ..UnitConfig::of(&description)
         };
         let unit = Unit::probe(registers, config).map_err(refused)?;
         unit.bring_up(environment).map_err(refused)?;

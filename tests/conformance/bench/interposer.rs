@@ -390,6 +390,9 @@ impl HostMemory for Interposer {
     fn fetch_and64(&self, at: Hpa, mask: u64) -> u64 {
         self.bench.memory().fetch_and64(at, mask)
     }
+    fn compare_exchange64(&self, at: Hpa, current: u64, new: u64) -> u64 {
+        self.bench.memory().compare_exchange64(at, current, new)
+    }
     fn copy_from(&self, at: Hpa, into: &mut [u8]) {
         self.note_read(at, into.len());
         self.bench.memory().copy_from(at, into);

@@ -40,6 +40,19 @@ pub(crate) struct Requester {
     pub(crate) execute: bool,
 }
 
+/// What a device does with a TLB of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum DeviceTlbUse {
+    /// It has none: ATS is off in its configuration space.
+    Off,
+    /// It keeps what it may, until it is told to forget it.
+    Honest,
+    /// It asks at once again for what it was told to forget.
+    Refilling,
+    /// It says that it forgets, and keeps everything.
+    Lying,
+}
+
 /// What a bench's devices and hardware can do beside plain DMA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Ability {
@@ -124,6 +137,9 @@ pub(crate) trait Bench {
 
     /// What software did that the architecture forbids, if the bench can tell.
     fn violations(&self) -> Vec<String>;
+
+    /// Switches a device's own TLB on or off.
+    fn set_device_tlb(&self, _source_id: SourceId, _used: DeviceTlbUse) {}
 
     /// Lets the device of this source-id answer no device-TLB invalidation.
     fn set_device_silent(&self, _source_id: SourceId, _silent: bool) {}

@@ -1,12 +1,18 @@
 //! The model in process, in each of its profiles and cache modes.
 
-use vtd_model::{Access, CacheMode, Machine, ModelConfig, ModelUnit, Pace, Request};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use vtd_model::{
+    Access, CacheMode, DeviceTlbMode, Initiator, Machine, ModelConfig, ModelUnit, Pace, QueueOrder,
+    Request,
+};
 use vtd_nest::arch::address::Iova;
 use vtd_nest::arch::capability::{CapabilityField, ExtendedCapabilityField};
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::mem::{HostMemory, Registers};
 
-use super::{Ability, Bench, HostRange, Layout, Profile, Requester, StartError};
+use super::{Ability, Bench, DeviceTlbUse, HostRange, Layout, Profile, Requester, StartError};
 
 /// A configuration of the model.
 pub(crate) struct ModelProfile {
@@ -41,10 +47,18 @@ impl ModelProfile {
             ("tiny", CacheMode::Tiny),
             ("none", CacheMode::None),
         ];
-        let mut all = vec![Self {
-            name: "nesting-server-late/hoarder".into(),
-            config: ModelConfig::nesting_server().with_queue_pace(Pace::After(20_000)),
-        }];
+        let late = |config: ModelConfig| config.with_queue_pace(Pace::After(20_000));
+        let mut all = vec![
+            Self {
+                name: "nesting-server-late/hoarder".into(),
+                config: late(ModelConfig::nesting_server()),
+            },
+            Self {
+                name: "device-tlb-server-late/hoarder".into(),
+                config: late(ModelConfig::device_tlb_server())
+                    .with_queue_order(QueueOrder::Shuffled, 0x5eed),
+            },
+        ];
         for (profile, config) in profiles {
             for (mode, cache_mode) in modes {
                 all.push(Self {
@@ -75,13 +89,19 @@ impl Profile for ModelProfile {
             unit
         });
         let units = [machine.unit.clone()].into_iter().chain(more).collect();
-        Ok(Box::new(ModelBench { machine, units }))
+        Ok(Box::new(ModelBench {
+            machine,
+            units,
+            with_device_tlb: RefCell::default(),
+        }))
     }
 }
 
 struct ModelBench {
     machine: Machine,
     units: Vec<ModelUnit>,
+    /// Devices whose own TLB is in use.
+    with_device_tlb: RefCell<BTreeSet<SourceId>>,
 }
 
 impl ModelBench {
@@ -96,6 +116,27 @@ impl ModelBench {
     fn unit_of(&self, source_id: SourceId) -> &ModelUnit {
         let index = usize::from(source_id == self.device(1) && self.units.len() > 1);
         &self.units[index]
+    }
+
+    /// The device as it sends its requests if its own TLB is in use.
+    fn through_device_tlb(&self, requester: Requester) -> Option<Initiator<'_>> {
+        let source_id = requester.source_id;
+        self.with_device_tlb.borrow().contains(&source_id).then(|| {
+            let mut device = self
+                .unit_of(source_id)
+                .initiator(source_id)
+                .through_device_tlb();
+            if let Some(pasid) = requester.pasid {
+                device = device.with_pasid(pasid);
+            }
+            if requester.privileged {
+                device = device.privileged();
+            }
+            if requester.execute {
+                device = device.executing();
+            }
+            device
+        })
     }
 
     /// Moves data page by page, as far as it is not blocked.
@@ -179,6 +220,10 @@ impl Bench for ModelBench {
     }
 
     fn dma_read(&self, requester: Requester, address: Iova, into: &mut [u8]) {
+        if let Some(device) = self.through_device_tlb(requester) {
+            let _ = device.read(address, into);
+            return;
+        }
         if !requester.privileged && !requester.execute {
             let unit = self.unit_of(requester.source_id);
             // A blocked read is seen by its data and its record.
@@ -198,6 +243,10 @@ impl Bench for ModelBench {
     }
 
     fn dma_write(&self, requester: Requester, address: Iova, from: &[u8]) {
+        if let Some(device) = self.through_device_tlb(requester) {
+            let _ = device.write(address, from);
+            return;
+        }
         if !requester.privileged && !requester.execute {
             let unit = self.unit_of(requester.source_id);
             let _ = unit.dma_write(requester.source_id, requester.pasid, address, from);
@@ -217,6 +266,25 @@ impl Bench for ModelBench {
     fn violations(&self) -> Vec<String> {
         let all = self.units.iter().flat_map(ModelUnit::violations);
         all.map(|violation| format!("{violation:?}")).collect()
+    }
+
+    fn set_device_tlb(&self, source_id: SourceId, used: DeviceTlbUse) {
+        let unit = self.unit_of(source_id);
+        let mut with_device_tlb = self.with_device_tlb.borrow_mut();
+        if used == DeviceTlbUse::Off {
+            with_device_tlb.remove(&source_id);
+            return;
+        }
+        with_device_tlb.insert(source_id);
+        unit.set_ats_enabled(source_id, true);
+        unit.set_device_tlb_mode(
+            source_id,
+            match used {
+                DeviceTlbUse::Refilling => DeviceTlbMode::Refilling,
+                DeviceTlbUse::Lying => DeviceTlbMode::KeepsInvalidated,
+                DeviceTlbUse::Off | DeviceTlbUse::Honest => DeviceTlbMode::Hoarder,
+            },
+        );
     }
 
     fn set_device_silent(&self, source_id: SourceId, silent: bool) {

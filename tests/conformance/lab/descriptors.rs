@@ -7,6 +7,7 @@ use super::{Guest, Lab};
 /// Types of descriptors.
 pub(crate) mod kind {
     pub(crate) const IOTLB: u8 = 2;
+    pub(crate) const DEVICE_TLB: u8 = 3;
     pub(crate) const INTERRUPT_ENTRY_CACHE: u8 = 4;
     pub(crate) const PASID_IOTLB: u8 = 6;
     pub(crate) const PASID_CACHE: u8 = 7;

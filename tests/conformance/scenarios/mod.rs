@@ -1,8 +1,11 @@
 //! The scenarios, in the order of the requirements. Each file holds one section of them.
 
+mod admission;
 mod binding;
 mod costs;
+mod device_tlbs;
 mod driven_units;
+mod explained;
 mod faults;
 mod forwarding;
 mod guard_rules;
@@ -16,7 +19,9 @@ mod platform;
 mod queue_and_registers;
 mod refusal;
 mod replacement;
+mod shadow_slices;
 mod shadows;
+mod storms;
 mod walk;
 
 use crate::harness::{Scenario, Standing};
@@ -31,16 +36,21 @@ pub(crate) fn all() -> Vec<Scenario> {
         walk::SCENARIOS,
         mode_changes::SCENARIOS,
         forwarding::SCENARIOS,
+        device_tlbs::SCENARIOS,
         costs::SCENARIOS,
         shadows::SCENARIOS,
+        shadow_slices::SCENARIOS,
         queue_and_registers::SCENARIOS,
         faults::SCENARIOS,
+        explained::SCENARIOS,
         page_requests::SCENARIOS,
         hostile_guests::SCENARIOS,
         interrupts::SCENARIOS,
         isolation::SCENARIOS,
         driven_units::SCENARIOS,
         guard_rules::SCENARIOS,
+        admission::SCENARIOS,
+        storms::SCENARIOS,
         platform::SCENARIOS,
     ]
     .concat()

@@ -8,7 +8,7 @@ use vtd_nest::arch::fault::FaultReason;
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::register::TranslationTableMode;
 use vtd_nest::arch::root::RootHalf;
-use vtd_nest::nest::{AssignError, Backend, DeviceConfig, InterruptIsolation, Policy};
+use vtd_nest::nest::{AssignError, Backend, DeviceConfig, InterruptIsolation, Isolation, Policy};
 use vtd_nest::viommu::StateError;
 use vtd_nest::viommu::registers::REGISTERS;
 
@@ -497,11 +497,14 @@ fn too_few_pasid_bits(place: Place<'_>) {
     let shown = guest.vm.offer().features.extended.pasid_bits();
     let before = guest.holdings();
     let config = DeviceConfig {
-        source_id: SourceId::from_u16(0x0400),
-        guest_source_id: SourceId::from_u16(0x0400),
-        unit: 0,
         pasid_bits: 4,
-        interrupts: InterruptIsolation::WaivedByEmbedder,
+        ..DeviceConfig::new(
+            SourceId::from_u16(0x0400),
+            SourceId::from_u16(0x0400),
+            0,
+            InterruptIsolation::WaivedByEmbedder,
+            Isolation::AssertedByEmbedder,
+        )
     };
     let assign = |guest: &mut Guest, pasid_bits| {
         let config = DeviceConfig {

@@ -1,14 +1,12 @@
-//! What a hypervisor has to know of its platform: interrupt routing, errata, reserved memory,
-//! aliases, configuration space. All of it waits for the host side.
+//! What a hypervisor has to do on its platform: interrupt routing, configuration space.
 
 use vtd_nest::arch::address::Iova;
 use vtd_nest::arch::capability::ExtendedCapabilityField as Ecap;
 use vtd_nest::arch::id::SourceId;
-use vtd_nest::nest::{AssignError, DeviceConfig, InterruptIsolation};
 
 use crate::bench::Requester;
 use crate::harness::{Need, Scenario, scenario};
-use crate::lab::{D0, Guest, GuestOptions, Lab, Place, kind, later};
+use crate::lab::{D0, Lab, Place, kind, later};
 
 const HOST_SIDE: &str = "host side, complete";
 const REMAPS: &[Need] = &[Need::Extended(Ecap::INTERRUPT_REMAPPING, "IR")];
@@ -20,25 +18,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         sources_are_validated,
     )
     .needs(REMAPS)
-    .pending(HOST_SIDE),
-    scenario(
-        "G3",
-        "a chipset with broken interrupt remapping gets no device assigned",
-        broken_remapping_vetoes,
-    )
-    .needs(REMAPS)
-    .pending(HOST_SIDE),
-    scenario(
-        "G18",
-        "a device with reserved memory is refused, or keeps it for as long as it may use it",
-        reserved_memory,
-    )
-    .pending(HOST_SIDE),
-    scenario(
-        "G20",
-        "a device is all of its requester ids, or none",
-        aliases,
-    )
     .pending(HOST_SIDE),
     scenario(
         "G30",
@@ -82,90 +61,6 @@ fn sources_are_validated(place: Place<'_>) {
     assert_eq!(faults.len(), 1);
     assert_eq!(faults[0].reason_code(), 0x26);
     lab.expect_no_violations();
-}
-
-fn broken_remapping_vetoes(place: Place<'_>) {
-    let lab = place.lab();
-    later::veto_interrupt_remapping(&lab);
-    let mut guest = Guest::start(
-        &lab,
-        GuestOptions {
-            devices: Vec::new(),
-            ..GuestOptions::default()
-        },
-    );
-    let source_id = lab.hypervisor.bench().device(0);
-    let config = DeviceConfig {
-        source_id,
-        guest_source_id: D0,
-        unit: 0,
-        interrupts: InterruptIsolation::Required,
-        pasid_bits: 20,
-    };
-    let refused = guest.vm.assign(&*lab.hypervisor, &lab.units, config);
-    let expected = AssignError::InterruptRemappingMissing(source_id);
-    assert_eq!(refused.map(drop), Err(expected));
-}
-
-fn reserved_memory(place: Place<'_>) {
-    let lab = place.lab();
-    let requester = device(&lab, 0);
-    let reserved = lab.hypervisor.bench().layout().nobodys.start;
-    let reads = |expected: bool| {
-        let value = 0x5afe_u64;
-        lab.hypervisor.bench().memory().write64(reserved, value);
-        let mut bytes = [0; 8];
-        let at = Iova::new(reserved.as_u64());
-        lab.hypervisor.dma_read(requester, at, &mut bytes);
-        assert_eq!(u64::from_le_bytes(bytes) == value, expected);
-    };
-    reads(false);
-    later::reserve_memory(&lab, requester.source_id, reserved, 0x1000);
-    reads(true);
-    let none = GuestOptions {
-        devices: Vec::new(),
-        ..GuestOptions::default()
-    };
-    let mut guest = Guest::start(&lab, none);
-    later::assign_with_reserved_memory(&mut guest, D0);
-    reads(true);
-    guest.unassign(D0).expect("it leaves");
-    // It may still have DMA on its way there.
-    reads(true);
-    guest.finish();
-}
-
-fn aliases(place: Place<'_>) {
-    let lab = place.lab();
-    let none = GuestOptions {
-        devices: Vec::new(),
-        ..GuestOptions::default()
-    };
-    let alias = lab.hypervisor.bench().device(1);
-    // The n-th table of the set cannot be made: none of the set is assigned.
-    for frames in 0..4 {
-        let mut guest = Guest::start(&lab, none.clone());
-        let before = guest.holdings();
-        lab.hypervisor.fail_allocations_after(Some(frames));
-        let refused = later::assign_with_aliases(&mut guest, D0, &[alias]);
-        lab.hypervisor.fail_allocations_after(None);
-        if refused.is_err() {
-            assert_eq!(guest.holdings(), before);
-        }
-    }
-    let mut guest = Guest::start(&lab, none);
-    later::assign_with_aliases(&mut guest, D0, &[alias]).expect("assigned");
-    let (_, page) = guest.bound();
-    // Whichever id it sends, it is the same device of the same guest.
-    let mut bytes = [0; 8];
-    let requester = Requester {
-        source_id: alias,
-        ..guest.requester(D0, guest.tag)
-    };
-    let at = Iova::new(crate::lab::IOVA);
-    lab.hypervisor.dma_read(requester, at, &mut bytes);
-    assert_eq!(u64::from_le_bytes(bytes), guest.read_u64(page));
-    guest.finish();
 }
 
 fn changed_entry_is_invalidated(place: Place<'_>) {

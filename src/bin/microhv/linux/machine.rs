@@ -7,8 +7,8 @@ use vtd_nest::arch::address::{Gpa, Hpa};
 use vtd_nest::arch::register::FaultRecord;
 use vtd_nest::mem::{GuestMemory, MmioRegisters, Owner};
 use vtd_nest::nest::{
-    AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, MachineConfig, MachineError,
-    MachineStore, Policy, ProtectedRanges, VirtualMachine,
+    AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, Isolation, MachineConfig,
+    MachineError, MachineStore, Policy, ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
 use vtd_nest::unit::Unit;
@@ -96,14 +96,14 @@ impl Machine {
             )?;
         }
         for function in functions {
-            let config = DeviceConfig {
-                source_id: function.source_id,
-                guest_source_id: function.source_id,
-                unit: 0,
-                pasid_bits: 0,
-                // The one guest owns every interrupt of the machine.
-                interrupts: InterruptIsolation::WaivedByEmbedder,
-            };
+            let config = DeviceConfig::new(
+                function.source_id,
+                function.source_id,
+                0,
+                // The one guest owns every interrupt of the machine, and every device.
+                InterruptIsolation::WaivedByEmbedder,
+                Isolation::AssertedByEmbedder,
+            );
             hardware
                 .assign(&environment, &units, config)
                 .map_err(SetUpError::Assign)?;

@@ -1,0 +1,223 @@
+//! The context entries of a device: one for each of its source-ids, all with the same directory (§9.4,
+//! §3.12).
+
+use heapless::Vec;
+
+use super::device_tlb::DeviceTlbScope;
+use super::discovery::requesters::MAXIMUM_ALIASES;
+use super::discovery::{RequesterIds, SourceIdRange};
+use super::error::UnitError;
+use super::tables::DeviceTables;
+use super::unit::Unit;
+use crate::arch::address::Hpa;
+use crate::arch::context::ScalableContextEntry;
+use crate::arch::descriptor::{
+    ContextGranularity, Descriptor, IotlbGranularity, PasidCacheGranularity,
+};
+use crate::arch::id::{DomainId, SourceId};
+use crate::arch::root::{RootHalf, ScalableRootEntry};
+use crate::mem::{Frames, HostMemory, Hypervisor, Owner, Registers};
+
+/// Every source-id of a device, PASID cache, IOTLB and device-TLB.
+const LONGEST_BATCH: usize = MAXIMUM_ALIASES + 4;
+
+impl<R: Registers> Unit<R> {
+    /// Writes the context entries of a device: all, or none if one is in use.
+    pub(super) fn install_contexts<H: Hypervisor>(
+        &self,
+        h: &H,
+        requesters: &RequesterIds,
+        entry: &ScalableContextEntry,
+    ) -> Result<(), UnitError> {
+        // Context tables stay with the unit, whatever becomes of this device.
+        for source_id in requesters.iter() {
+            self.make_context_table(h, source_id)?;
+        }
+        let guard = self.tables.lock();
+        let root = guard.root().ok_or(UnitError::NotUp)?;
+        let unused = |source_id| {
+            context_entry_in(h, root, source_id)
+                .filter(|at| h.read64(*at) == 0)
+                .ok_or(UnitError::Attached(source_id))
+        };
+        for source_id in requesters.iter() {
+            unused(source_id)?;
+        }
+        for source_id in requesters.iter() {
+            self.publish_entry_at(h, unused(source_id)?, entry.quadwords());
+        }
+        Ok(())
+    }
+
+    /// Makes sure that there is a context table for a source-id.
+    fn make_context_table<H: Hypervisor>(
+        &self,
+        h: &H,
+        source_id: SourceId,
+    ) -> Result<(), UnitError> {
+        if self.context_entry_at(h, source_id).is_some() {
+            return Ok(());
+        }
+        // Allocated before the lock is taken; given back if another processor was faster.
+        let table = h.allocate(Owner::HYPERVISOR, 0)?;
+        self.flush_table(h, table.address(), table.len_bytes());
+        let guard = self.tables.lock();
+        let Some(root) = guard.root() else {
+            drop(guard);
+            h.free(table);
+            return Err(UnitError::NotUp);
+        };
+        let half_at = root_half_at(root, source_id);
+        if h.read64(half_at) != 0 {
+            drop(guard);
+            h.free(table);
+            return Ok(());
+        }
+        // From now on the root entry stands for the frame.
+        let root_entry = ScalableRootEntry::new(Some(table.address()), None);
+        self.publish_quadword(h, half_at, root_entry.half(RootHalf::Lower));
+        Ok(())
+    }
+
+    /// What is owed after context entries became present (§6.5.3, Table 28).
+    pub(super) fn announce_contexts<H: Hypervisor>(
+        &self,
+        h: &H,
+        tables: &DeviceTables,
+    ) -> Result<(), UnitError> {
+        if !self.needs_invalidation_after_set_up() {
+            return self.write_buffer_flush(h);
+        }
+        // Entries that are not present are cached under domain-id 0.
+        let domain_id = DomainId::ZERO;
+        let caches = [
+            Descriptor::PasidCache {
+                granularity: PasidCacheGranularity::Domain(domain_id),
+            },
+            Descriptor::Iotlb {
+                granularity: IotlbGranularity::Domain(domain_id),
+                drain_reads: true,
+                drain_writes: true,
+            },
+        ];
+        let device_tlb = self.device_tlb_invalidation(tables, DeviceTlbScope::Everything);
+        let ticket = self.submit(
+            h,
+            &forget_contexts(tables.requesters(), &caches, device_tlb),
+        )?;
+        Ok(self.wait(h, ticket)?)
+    }
+
+    fn context_entry_at<H: HostMemory>(&self, h: &H, source_id: SourceId) -> Option<Hpa> {
+        let root = self.tables.lock().root()?;
+        context_entry_in(h, root, source_id)
+    }
+
+    /// Clears Present in a device's context entries. What else their first quadwords hold stays, so
+    /// that the device counts as attached until its tables are released.
+    pub(super) fn withdraw_contexts<H: HostMemory>(&self, h: &H, requesters: &RequesterIds) {
+        for source_id in requesters.iter() {
+            if let Some(at) = self.context_entry_at(h, source_id) {
+                self.publish_quadword(h, at, h.read64(at) & !1);
+            }
+        }
+    }
+
+    /// Sets or clears `FPD` in a device's context entries, present or withdrawn.
+    pub(super) fn store_fault_processing<H: HostMemory>(
+        &self,
+        h: &H,
+        requesters: &RequesterIds,
+        enabled: bool,
+    ) {
+        let disable = ScalableContextEntry::FAULT_PROCESSING_DISABLE;
+        for source_id in requesters.iter() {
+            let Some(at) = self.context_entry_at(h, source_id) else {
+                continue;
+            };
+            match h.read64(at) {
+                // Nobody's: it stays free to be used.
+                0 => {}
+                entry if enabled => self.publish_quadword(h, at, entry & !disable),
+                entry => self.publish_quadword(h, at, entry | disable),
+            }
+        }
+    }
+
+    /// Zeroes withdrawn context entries that hardware has forgotten: their source-ids can be
+    /// attached again.
+    pub(super) fn clear_contexts<H: HostMemory + Frames>(&self, h: &H, requesters: &RequesterIds) {
+        for source_id in requesters.iter() {
+            if let Some(at) = self.context_entry_at(h, source_id) {
+                self.clear_entry_at(h, at, ScalableContextEntry::LEN_BYTES as u64 / 8);
+            }
+        }
+    }
+
+    /// The first attached source-id of a range for which `is_other` holds. One whose detaching is
+    /// not confirmed counts.
+    pub fn find_attached<H: HostMemory>(
+        &self,
+        h: &H,
+        range: SourceIdRange,
+        is_other: impl Fn(SourceId) -> bool,
+    ) -> Option<SourceId> {
+        let root = self.tables.lock().root()?;
+        let (mut next, last) = (u32::from(range.first.as_u16()), range.last.as_u16().into());
+        // Each round passes a source-id, or half of a bus.
+        while next <= last {
+            let source_id = SourceId::from_u16(next as u16);
+            match context_entry_in(h, root, source_id) {
+                Some(at) if h.read64(at) != 0 && is_other(source_id) => return Some(source_id),
+                Some(_) => next = next.saturating_add(1),
+                None => next = (next | 0x7f).saturating_add(1),
+            }
+        }
+        None
+    }
+}
+
+/// The descriptors that make hardware forget a device's context entries, then what follows from
+/// them.
+pub(super) fn forget_contexts(
+    requesters: &RequesterIds,
+    caches: &[Descriptor],
+    device_tlb: Option<Descriptor>,
+) -> Vec<Descriptor, LONGEST_BATCH> {
+    let contexts = requesters.iter().map(forget_context);
+    let mut batch = Vec::new();
+    for descriptor in contexts.chain(caches.iter().copied()).chain(device_tlb) {
+        // There is room for all of them.
+        _ = batch.push(descriptor);
+    }
+    batch
+}
+
+pub(super) const fn forget_context(source_id: SourceId) -> Descriptor {
+    Descriptor::ContextCache {
+        granularity: ContextGranularity::Device {
+            source_id,
+            function_mask: 0,
+            domain_id: DomainId::ZERO,
+        },
+    }
+}
+
+/// Where the half of the root entry is that serves a device.
+fn root_half_at(root: Hpa, source_id: SourceId) -> Hpa {
+    let entry = u64::from(source_id.bus()) * ScalableRootEntry::LEN_BYTES as u64;
+    let half = u64::from(RootHalf::of(source_id).quadword()) * 8;
+    Hpa::new(root.as_u64().saturating_add(entry + half))
+}
+
+/// Where a device's context entry is, if there is a context table for it.
+fn context_entry_in<H: HostMemory>(h: &H, root: Hpa, source_id: SourceId) -> Option<Hpa> {
+    let half = h.read64(root_half_at(root, source_id));
+    let root_entry = ScalableRootEntry::from_quadwords([half, 0]);
+    if !root_entry.is_present(RootHalf::Lower) {
+        return None;
+    }
+    let index = u64::from(ScalableContextEntry::index(source_id));
+    let table: Hpa = root_entry.lower_context_table();
+    table.checked_add(index * ScalableContextEntry::LEN_BYTES as u64)
+}
