@@ -21,7 +21,7 @@ use crate::memory::{MemoryError, Window};
 use crate::pci::Function;
 use crate::platform::Platform;
 use crate::ram::Ram;
-use crate::units::{self, DescribedUnits, UNITS, UnitsError};
+use crate::units::{self, DescribedUnits, UnitsError};
 
 /// Bytes of guest memory.
 pub(crate) const GUEST_LEN_BYTES: u64 = 16 << 20;
@@ -59,7 +59,7 @@ pub(crate) enum SetUpError {
 /// All of it.
 pub(crate) struct Hypervisor {
     pub(crate) environment: Environment,
-    pub(crate) units: Vec<Unit<MmioRegisters>, UNITS>,
+    pub(crate) units: &'static [Unit<MmioRegisters>],
     pub(crate) machine: GuestMachine,
     pub(crate) device: Function,
     registers: Window,
@@ -127,7 +127,7 @@ impl Hypervisor {
             shadow_table_limit: 4096,
         };
         let mut machine =
-            GuestMachine::new(&environment, &units, config).map_err(SetUpError::Machine)?;
+            GuestMachine::new(&environment, units, config).map_err(SetUpError::Machine)?;
         for piece in 0..GUEST_LEN_BYTES / PIECE_LEN_BYTES {
             // 37 is odd, so it meets every piece.
             let place = piece * 37 % (GUEST_LEN_BYTES / PIECE_LEN_BYTES);
@@ -136,7 +136,7 @@ impl Hypervisor {
             machine
                 .map_memory(
                     &environment,
-                    &units,
+                    units,
                     guest,
                     host,
                     PIECE_LEN_BYTES,
@@ -153,7 +153,7 @@ impl Hypervisor {
             interrupts: InterruptIsolation::WaivedByEmbedder,
         };
         machine
-            .assign(&environment, &units, config)
+            .assign(&environment, units, config)
             .map_err(SetUpError::Assign)?;
         environment
             .pci()
@@ -183,7 +183,7 @@ impl Hypervisor {
     /// the faults of hardware.
     fn after_exit(&mut self) {
         for _ in 0..MAXIMUM_SLICES {
-            match self.machine.poll(&self.environment, &self.units, SLICE) {
+            match self.machine.poll(&self.environment, self.units, SLICE) {
                 Poll::Idle => break,
                 Poll::Again => {}
                 Poll::Wait => core::hint::spin_loop(),
@@ -195,7 +195,7 @@ impl Hypervisor {
             };
             let outcome =
                 self.machine
-                    .handle_fault(&self.environment, &self.units, self.unit, &record);
+                    .handle_fault(&self.environment, self.units, self.unit, &record);
             // Enough room for a step; what does not fit was still handled.
             let _ = self.faults.push((record, outcome));
         }
