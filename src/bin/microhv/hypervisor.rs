@@ -23,7 +23,7 @@ use crate::memory::{MemoryError, Window};
 use crate::pci::Function;
 use crate::platform::Platform;
 use crate::ram::Ram;
-use crate::units::{self, DescribedUnits, UNITS, UnitsError};
+use crate::units::{self, DescribedUnits, UnitsError};
 
 /// Bytes of guest memory.
 pub(crate) const GUEST_LEN_BYTES: u64 = 16 << 20;
@@ -63,7 +63,7 @@ pub(crate) enum SetUpError {
 /// All of it.
 pub(crate) struct Hypervisor {
     pub(crate) environment: Environment,
-    pub(crate) units: Vec<Unit<MmioRegisters>, UNITS>,
+    pub(crate) units: &'static [Unit<MmioRegisters>],
     pub(crate) machine: &'static mut GuestMachine,
     pub(crate) device: Function,
     registers: Window,
@@ -131,7 +131,7 @@ impl Hypervisor {
             shadow_table_limit: 4096,
         };
         let machine = MutexGuard::leak(MACHINE_STORE.lock())
-            .start(&environment, &units, config)
+            .start(&environment, units, config)
             .map_err(SetUpError::Machine)?;
         for piece in 0..GUEST_LEN_BYTES / PIECE_LEN_BYTES {
             // 37 is odd, so it meets every piece.
@@ -141,7 +141,7 @@ impl Hypervisor {
             machine
                 .map_memory(
                     &environment,
-                    &units,
+                    units,
                     guest,
                     host,
                     PIECE_LEN_BYTES,
@@ -162,7 +162,7 @@ impl Hypervisor {
             )
         };
         machine
-            .assign(&environment, &units, config)
+            .assign(&environment, units, config)
             .map_err(SetUpError::Assign)?;
         environment
             .pci()
@@ -203,7 +203,7 @@ impl Hypervisor {
     /// the faults of hardware.
     fn after_exit(&mut self) {
         for _ in 0..MAXIMUM_SLICES {
-            match self.machine.poll(&self.environment, &self.units, SLICE) {
+            match self.machine.poll(&self.environment, self.units, SLICE) {
                 Poll::Idle => break,
                 Poll::Again => {}
                 Poll::Wait => core::hint::spin_loop(),
@@ -215,7 +215,7 @@ impl Hypervisor {
             };
             let outcome =
                 self.machine
-                    .handle_fault(&self.environment, &self.units, self.unit, &record);
+                    .handle_fault(&self.environment, self.units, self.unit, &record);
             // Enough room for a step; what does not fit was still handled.
             let _ = self.faults.push((record, outcome));
         }

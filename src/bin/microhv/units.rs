@@ -1,6 +1,7 @@
 //! The machine's remapping units: found, and owned from the first moment, so that all DMA is blocked.
 
 use heapless::Vec;
+use spin::{Mutex, MutexGuard};
 use vtd_nest::arch::address::{Hpa, PAGE_SIZE_BYTES};
 use vtd_nest::arch::dmar::{Dmar, DmarError};
 use vtd_nest::arch::id::SourceId;
@@ -117,12 +118,15 @@ impl DescribedUnits {
     }
 }
 
-/// Takes every unit over: from then on each blocks all DMA.
+/// Where the units are: too large to be moved over the stack.
+static OWNED: Mutex<Vec<Unit<MmioRegisters>, UNITS>> = Mutex::new(Vec::new());
+
+/// Takes every unit over: from then on each blocks all DMA. They are owned as long as the image runs.
 pub(crate) fn bring_up(
     environment: &Environment,
     windows: Vec<(UnitDescription, Window), UNITS>,
-) -> Result<Vec<Unit<MmioRegisters>, UNITS>, UnitsError> {
-    let mut units = Vec::new();
+) -> Result<&'static [Unit<MmioRegisters>], UnitsError> {
+    let units = MutexGuard::leak(OWNED.lock());
     for (description, window) in windows {
         let refused = |error| UnitsError::Unit(description.base, error);
         let registers = window

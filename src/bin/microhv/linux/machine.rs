@@ -1,7 +1,7 @@
 //! The one machine: all of the RAM but the hypervisor's, every PCI function, one virtual unit in the
 //! place of the physical one.
 
-use heapless::{Deque, Vec};
+use heapless::Deque;
 use spin::{Mutex, MutexGuard};
 use vtd_nest::arch::address::{Gpa, Hpa};
 use vtd_nest::arch::register::FaultRecord;
@@ -16,7 +16,6 @@ use vtd_nest::viommu::Poll;
 
 use crate::environment::Environment;
 use crate::pci::Function;
-use crate::units::UNITS;
 
 /// Frames the machine may use for tables and shadows.
 const QUOTA_FRAMES: u32 = 3584;
@@ -42,7 +41,7 @@ pub(crate) type Fault = (FaultRecord, FaultOutcome);
 /// The machine.
 pub(crate) struct Machine {
     pub(crate) environment: Environment,
-    pub(crate) units: Vec<Unit<MmioRegisters>, UNITS>,
+    pub(crate) units: &'static [Unit<MmioRegisters>],
     pub(crate) hardware: &'static mut VirtualHardware,
     /// The last faults.
     pub(crate) faults: Deque<Fault, FAULTS_KEPT>,
@@ -66,7 +65,7 @@ impl Machine {
     /// A machine with the memory of `ram` and all `functions`, all behind the one unit.
     pub(crate) fn new(
         environment: Environment,
-        units: Vec<Unit<MmioRegisters>, UNITS>,
+        units: &'static [Unit<MmioRegisters>],
         protected: ProtectedRanges,
         ram: &[(Hpa, Hpa)],
         functions: &[Function],
@@ -84,11 +83,11 @@ impl Machine {
         };
         // There is one machine as long as the image runs.
         let store = MutexGuard::leak(STORE.lock());
-        let hardware = store.start(&environment, &units, config)?;
+        let hardware = store.start(&environment, units, config)?;
         for (start, end) in ram {
             hardware.map_memory(
                 &environment,
-                &units,
+                units,
                 Gpa::new(start.as_u64()),
                 *start,
                 end.as_u64().saturating_sub(start.as_u64()),
@@ -105,7 +104,7 @@ impl Machine {
                 Isolation::AssertedByEmbedder,
             );
             hardware
-                .assign(&environment, &units, config)
+                .assign(&environment, units, config)
                 .map_err(SetUpError::Assign)?;
         }
         let mut machine = Self {
@@ -146,7 +145,7 @@ impl Machine {
             };
             let outcome = self
                 .hardware
-                .handle_fault(&self.environment, &self.units, 0, &record);
+                .handle_fault(&self.environment, self.units, 0, &record);
             if self.faults.is_full() {
                 let _ = self.faults.pop_front();
             }
@@ -157,7 +156,7 @@ impl Machine {
 
     fn finish(&mut self) {
         for _ in 0..MAXIMUM_SLICES {
-            match self.hardware.poll(&self.environment, &self.units, SLICE) {
+            match self.hardware.poll(&self.environment, self.units, SLICE) {
                 Poll::Idle => return,
                 Poll::Again => {}
                 Poll::Wait => core::hint::spin_loop(),

@@ -100,6 +100,9 @@ from! {
 }
 
 /// Boots the guest in the module and runs it to its end; whether that was a clean one.
+//
+// A frame of its own, so that the other job has all of the stack.
+#[inline(never)]
 pub(crate) fn run(platform: Platform, module: Module) -> Result<bool, LinuxError> {
     let mut guest = set_up(platform, module)?;
     let Some(features) = guest.machine.units.first().map(|unit| *unit.features()) else {
