@@ -1,6 +1,10 @@
 //! What a run shows: lines for people, and lines for machines that start with `@json `.
 
+use core::fmt;
+
 use vtd_nest::arch::capability::Features;
+use vtd_nest::arch::register::FaultRecord;
+use vtd_nest::nest::FaultOutcome;
 
 use crate::console::println;
 
@@ -90,5 +94,14 @@ fn object(figures: &[Figure<'_>]) {
     for (index, (name, value)) in figures.iter().enumerate() {
         let comma = if index == 0 { "" } else { "," };
         crate::console::print(format_args!("{comma}\"{name}\":{value}"));
+    }
+}
+
+/// One line that explains a hardware fault.
+pub(crate) struct Explained<'a>(pub(crate) &'a FaultRecord, pub(crate) &'a FaultOutcome);
+
+impl fmt::Display for Explained<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.0, self.1)
     }
 }

@@ -41,13 +41,12 @@ use crate::console::println;
 use crate::cpu::{Access, Cpu, MapError, Pages, Processor, ProcessorError};
 use crate::environment::{Environment, POOL_LEN_BYTES};
 use crate::firmware::{self, FirmwareError};
-use crate::hypervisor::Explained;
 use crate::memory::MemoryError;
 use crate::pci::{Bar, Function, Pci};
 use crate::platform::Platform;
 use crate::port;
 use crate::ram::Ram;
-use crate::report;
+use crate::report::{self, Explained};
 use crate::units::{self, DescribedUnits, UnitsError};
 
 use apic::{IoApic, LocalApic};

@@ -1,7 +1,5 @@
 //! The hypervisor: units brought up, one machine with one device, and the exits of its guest.
 
-use core::fmt;
-
 use heapless::Vec;
 use spin::{Mutex, MutexGuard};
 use vtd_nest::arch::address::{Gpa, Hpa, PAGE_SIZE_BYTES};
@@ -16,14 +14,15 @@ use vtd_nest::unit::{Step, Unit};
 use vtd_nest::viommu::Poll;
 
 use crate::console::println;
-use crate::edu::{self, EduError};
 use crate::environment::{Environment, POOL_LEN_BYTES};
-use crate::guest::Machine;
 use crate::memory::{MemoryError, Window};
 use crate::pci::Function;
 use crate::platform::Platform;
 use crate::ram::Ram;
 use crate::units::{self, DescribedUnits, UnitsError};
+
+use super::edu::{self, EduError};
+use super::guest::Machine;
 
 /// Bytes of guest memory.
 pub(crate) const GUEST_LEN_BYTES: u64 = 16 << 20;
@@ -258,14 +257,5 @@ impl Machine for Hypervisor {
     fn pass_time(&mut self) {
         crate::clock::pass_time();
         self.after_exit();
-    }
-}
-
-/// One line that explains a hardware fault.
-pub(crate) struct Explained<'a>(pub(crate) &'a FaultRecord, pub(crate) &'a FaultOutcome);
-
-impl fmt::Display for Explained<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.0, self.1)
     }
 }
