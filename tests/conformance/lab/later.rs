@@ -3,20 +3,10 @@
 
 use vtd_nest::arch::id::SourceId;
 
-use super::{Guest, Lab};
+use super::Lab;
 
 /// Has the hypervisor send a device's interrupt to a processor: the address and data for the
 /// device, in remappable format.
 pub(crate) fn route_interrupt(_lab: &Lab, _source_id: SourceId, _vector: u8) -> (u64, u32) {
     panic!("the library builds no interrupt remapping entries yet");
-}
-
-/// A guest writes configuration space: whether the write is passed on.
-pub(crate) fn write_configuration(
-    _guest: &mut Guest,
-    _source_id: SourceId,
-    _offset: u16,
-    _value: u32,
-) -> bool {
-    panic!("configuration space is not given to guests yet");
 }

@@ -1,12 +1,11 @@
-//! What a hypervisor has to do on its platform: interrupt routing, configuration space.
+//! What a hypervisor has to do on its platform: interrupt routing.
 
 use vtd_nest::arch::address::Iova;
 use vtd_nest::arch::capability::ExtendedCapabilityField as Ecap;
-use vtd_nest::arch::id::SourceId;
 
 use crate::bench::Requester;
 use crate::harness::{Need, Scenario, scenario};
-use crate::lab::{D0, Lab, Place, kind, later};
+use crate::lab::{Lab, Place, kind, later};
 
 const HOST_SIDE: &str = "host side, complete";
 const REMAPS: &[Need] = &[Need::Extended(Ecap::INTERRUPT_REMAPPING, "IR")];
@@ -25,12 +24,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         changed_entry_is_invalidated,
     )
     .needs(REMAPS)
-    .pending(HOST_SIDE),
-    scenario(
-        "S94",
-        "a BAR or bridge window over a protected page is refused",
-        windows_over_protected_pages,
-    )
     .pending(HOST_SIDE),
 ];
 
@@ -77,28 +70,4 @@ fn changed_entry_is_invalidated(place: Place<'_>) {
     let invalidated = |one: &crate::lab::Submitted| one.kind == kind::INTERRUPT_ENTRY_CACHE;
     assert!(submitted.iter().any(invalidated), "{submitted:x?}");
     lab.expect_no_violations();
-}
-
-fn windows_over_protected_pages(place: Place<'_>) {
-    let mut guest = place.guest();
-    const BAR0: u16 = 0x10;
-    const BRIDGE_WINDOW: u16 = 0x20;
-    let bridge = SourceId::from_u16(0x0008);
-    let unit = 0xfed9_0000_u32;
-    assert!(!later::write_configuration(&mut guest, D0, BAR0, unit));
-    let window = unit & 0xfff0_0000 | unit >> 16 & 0xfff0;
-    assert!(!later::write_configuration(
-        &mut guest,
-        bridge,
-        BRIDGE_WINDOW,
-        window
-    ));
-    // Elsewhere it is the guest's own business.
-    assert!(later::write_configuration(
-        &mut guest,
-        D0,
-        BAR0,
-        0xfe00_0000
-    ));
-    guest.finish();
 }
