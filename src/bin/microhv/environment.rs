@@ -6,6 +6,7 @@ use heapless::Deque;
 use spin::Mutex;
 use vtd_nest::arch::address::Hpa;
 use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::interrupt::Interrupt;
 use vtd_nest::mem::frames::zero_run;
 use vtd_nest::mem::{FrameError, FramePool, FrameRun, Frames, HostMemory, Owner, Platform};
 
@@ -126,6 +127,11 @@ impl Platform for Environment {
         // What has no room is of no use: the same message is on its way.
         let _ = self.messages.lock().push_back((address, data));
         log::debug!("machine {unit}: interrupt {address:#x}, {data:#x}");
+    }
+
+    /// The one guest owns every processor that there is for it, and all of their vectors.
+    fn route_interrupt(&self, _unit: u32, interrupt: &Interrupt) -> Option<Interrupt> {
+        Some(*interrupt)
     }
 
     fn set_bus_master(&self, source_id: SourceId, enabled: bool) {

@@ -3,12 +3,16 @@
 use heapless::Vec;
 use spin::{Mutex, MutexGuard};
 use vtd_nest::arch::address::{Hpa, PAGE_SIZE_BYTES};
+<<<<<<< HEAD
 use vtd_nest::arch::dmar::{Dmar, DmarError};
+=======
+use vtd_nest::arch::dmar::{Dmar, DmarError, PciTopology, ScopeError, ScopeKind};
+>>>>>>> 2bb07ad (Linux guest: interrupts remapped where the unit can, all of the table the guest's)
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::pci::PciTopology;
 use vtd_nest::mem::MmioRegisters;
 use vtd_nest::nest::{PhysicalRange, ProtectedRanges};
-use vtd_nest::unit::{DiscoveryError, Unit, UnitConfig, UnitDescription, UnitError, discover};
+use vtd_nest::unit::{DiscoveryError, Unit, UnitConfig, UnitDescription, UnitError, discover, InterruptConfig, InterruptRemapping};
 
 use crate::boot;
 use crate::environment::Environment;
@@ -17,6 +21,8 @@ use crate::pci::{Function, Pci};
 
 /// Remapping units that the image can drive.
 pub(crate) const UNITS: usize = 4;
+/// I/O APICs and HPETs.
+pub(crate) const INTERRUPT_SOURCES: usize = 8;
 
 /// Why the units are not owned.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +35,8 @@ pub(crate) enum UnitsError {
     /// A unit, by the address of its registers.
     Unit(Hpa, UnitError),
     Memory(MemoryError),
+    /// An I/O APIC or HPET that the table names.
+    Scope(ScopeError),
     /// No unit covers the device.
     NotCovered(SourceId),
     /// A fixed list is full.
@@ -68,6 +76,32 @@ impl DescribedUnits {
             .zip(&self.list)
             .find(|(_, unit)| unit.base == covering.base)
             .ok_or(UnitsError::NotCovered(source_id))
+    }
+
+    /// What sends interrupts beside PCI functions: I/O APICs and HPETs, by the source-ids that the
+    /// table gives them.
+    pub(crate) fn interrupt_sources(
+        &self,
+        functions: &[Function],
+    ) -> Result<Vec<SourceId, INTERRUPT_SOURCES>, UnitsError> {
+        let mut sources = Vec::new();
+        for unit in self.dmar.remapping_units() {
+            for scope in unit.map_err(UnitsError::Dmar)?.scopes() {
+                let scope = scope.map_err(UnitsError::Dmar)?;
+                if !matches!(scope.kind, ScopeKind::IoApic | ScopeKind::MsiHpet) {
+                    continue;
+                }
+                let source_id = scope
+                    .resolve(|bridge| Bridges(functions).secondary_bus(bridge))
+                    .map_err(UnitsError::Scope)?;
+                if !sources.contains(&source_id) {
+                    sources
+                        .push(source_id)
+                        .map_err(|_| UnitsError::Full("interrupt sources"))?;
+                }
+            }
+        }
+        Ok(sources)
     }
 
     /// What no device may reach: the hypervisor, interrupt hardware, configuration space, the units.
@@ -121,10 +155,11 @@ impl DescribedUnits {
 /// Where the units are: too large to be moved over the stack.
 static OWNED: Mutex<Vec<Unit<MmioRegisters>, UNITS>> = Mutex::new(Vec::new());
 
-/// Takes every unit over: from then on each blocks all DMA. They are owned as long as the image runs.
+/// Takes every unit over: from then on each blocks all DMA, and interrupts as `remapping` says. They are owned as long as the image runs.
 pub(crate) fn bring_up(
     environment: &Environment,
     windows: Vec<(UnitDescription, Window), UNITS>,
+    remapping: InterruptRemapping,
 ) -> Result<&'static [Unit<MmioRegisters>], UnitsError> {
     let units = MutexGuard::leak(OWNED.lock());
     for (description, window) in windows {
@@ -135,6 +170,10 @@ pub(crate) fn bring_up(
         let config = UnitConfig {
             // Ticks of the time-stamp counter, generously.
             timeout_nanoseconds: 1 << 34,
+            interrupts: InterruptConfig {
+                remapping,
+                ..InterruptConfig::new()
+            },
             ..UnitConfig::of(&description)
         };
         let unit = Unit::probe(registers, config).map_err(refused)?;

@@ -407,6 +407,11 @@ fn judge(seen: &mut Seen, config: &Config, setup: &Setup<'_>, disk: &Disk) -> Re
         told.bar.len() == 2 && !moved,
         "a base address register moved over the unit",
     );
+    let remaps = told.interrupt_remapping == config.intremap;
+    check(
+        remaps || setup.iommu.is_some() || setup.command_line.is_some(),
+        "the guest remaps interrupts if and only if the physical unit can",
+    );
     // Other options of the unit may lead to other reasons.
     if setup.iommu.is_none() && setup.command_line.is_none() {
         let [read, write] = config.fault_reasons();

@@ -4,6 +4,7 @@
 use heapless::Deque;
 use spin::{Mutex, MutexGuard};
 use vtd_nest::arch::address::{Gpa, Hpa};
+use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::register::FaultRecord;
 use vtd_nest::mem::{GuestMemory, MmioRegisters, Owner};
 use vtd_nest::nest::{
@@ -11,7 +12,7 @@ use vtd_nest::nest::{
     MachineError, MachineStore, Policy, ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
-use vtd_nest::unit::Unit;
+use vtd_nest::unit::{InterruptConfig, Unit};
 use vtd_nest::viommu::Poll;
 
 use crate::environment::Environment;
@@ -62,13 +63,15 @@ impl From<MachineError> for SetUpError {
 }
 
 impl Machine {
-    /// A machine with the memory of `ram` and all `functions`, all behind the one unit.
+    /// A machine with the memory of `ram` and all `functions`, all behind the one unit, which the
+    /// `interrupt_sources` are behind too.
     pub(crate) fn new(
         environment: Environment,
         units: &'static [Unit<MmioRegisters>],
         protected: ProtectedRanges,
         ram: &[(Hpa, Hpa)],
         functions: &[Function],
+        interrupt_sources: &[SourceId],
     ) -> Result<Self, SetUpError> {
         let owner = Owner::new(MACHINE);
         let quota = environment.pool().set_quota(owner, QUOTA_FRAMES);
@@ -76,7 +79,12 @@ impl Machine {
         let config = MachineConfig {
             number: MACHINE.into(),
             owner,
-            policy: Policy::default(),
+            policy: Policy {
+                // The whole table, so that the guest's indices are the unit's.
+                interrupt_entries_order: InterruptConfig::new().table_order + 1,
+                non_maskable_interrupts: true,
+                ..Policy::default()
+            },
             protected,
             hash_seed: crate::clock::read_ticks(),
             shadow_table_limit: 1 << 16,
@@ -94,15 +102,19 @@ impl Machine {
                 Rights::READ_WRITE,
             )?;
         }
-        for function in functions {
-            let config = DeviceConfig::new(
-                function.source_id,
-                function.source_id,
-                0,
-                // The one guest owns every interrupt of the machine, and every device.
-                InterruptIsolation::WaivedByEmbedder,
-                Isolation::AssertedByEmbedder,
-            );
+        let remaps = units.first().is_some_and(Unit::remaps_interrupts);
+        let isolation = if remaps {
+            InterruptIsolation::Required
+        } else {
+            // The one guest owns every interrupt of the machine.
+            InterruptIsolation::WaivedByEmbedder
+        };
+        let others = interrupt_sources.iter().filter(|_| remaps);
+        let functions = functions.iter().map(|function| &function.source_id);
+        for source_id in functions.chain(others) {
+            // It owns every device, too.
+            let groups = Isolation::AssertedByEmbedder;
+            let config = DeviceConfig::new(*source_id, *source_id, 0, isolation, groups);
             hardware
                 .assign(&environment, units, config)
                 .map_err(SetUpError::Assign)?;

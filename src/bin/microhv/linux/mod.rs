@@ -34,7 +34,7 @@ mod statistics;
 use heapless::Vec;
 use vtd_nest::arch::address::{Hpa, PAGE_SIZE_BYTES};
 use vtd_nest::arch::id::SourceId;
-use vtd_nest::unit::Unit;
+use vtd_nest::unit::{InterruptRemapping, Unit};
 
 use crate::boot::Module;
 use crate::console::println;
@@ -138,6 +138,7 @@ fn set_up(platform: Platform, module: Module) -> Result<Guest<Processor>, LinuxE
         return Err(LinuxError::SeveralUnits(described.list().len()));
     };
     let unit_registers = description.base;
+    let interrupt_sources = described.interrupt_sources(&functions)?;
     for function in &functions {
         described.covering(function.source_id, &functions)?;
     }
@@ -206,8 +207,16 @@ fn set_up(platform: Platform, module: Module) -> Result<Guest<Processor>, LinuxE
         pci.set_bus_master(function.source_id, false);
     }
     let environment = Environment::new(ram, pool_start, pci);
-    let units = units::bring_up(&environment, windows)?;
-    let machine = Machine::new(environment, units, protected, &guest_ram, &functions)?;
+    let remapping = remapping_of(information.command_line());
+    let units = units::bring_up(&environment, windows, remapping)?;
+    let machine = Machine::new(
+        environment,
+        units,
+        protected,
+        &guest_ram,
+        &functions,
+        &interrupt_sources,
+    )?;
     let start = load::load(&machine, &files, &map, &information)?;
 
     let mut cpu = Processor::new(cpu_pages, (own.start, own.end), start)?;
@@ -240,6 +249,17 @@ fn set_up(platform: Platform, module: Module) -> Result<Guest<Processor>, LinuxE
         exits: Exits::new(),
         refusals: Refusals::default(),
     })
+}
+
+/// Whether units are to remap interrupts: not if the guest is told not to, because one that remaps
+/// lets nothing else pass.
+fn remapping_of(command_line: &str) -> InterruptRemapping {
+    let is_off = |word| matches!(word, "intremap=off" | "nointremap");
+    if command_line.split_ascii_whitespace().any(is_off) {
+        InterruptRemapping::Forbidden
+    } else {
+        InterruptRemapping::WhereAvailable
+    }
 }
 
 /// Start and end of the page at `start`.
