@@ -3,16 +3,15 @@
 use heapless::Vec;
 use spin::{Mutex, MutexGuard};
 use vtd_nest::arch::address::{Hpa, PAGE_SIZE_BYTES};
-<<<<<<< HEAD
-use vtd_nest::arch::dmar::{Dmar, DmarError};
-=======
-use vtd_nest::arch::dmar::{Dmar, DmarError, PciTopology, ScopeError, ScopeKind};
->>>>>>> 2bb07ad (Linux guest: interrupts remapped where the unit can, all of the table the guest's)
+use vtd_nest::arch::dmar::{Dmar, DmarError, ScopeError, ScopeKind};
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::pci::PciTopology;
 use vtd_nest::mem::MmioRegisters;
 use vtd_nest::nest::{PhysicalRange, ProtectedRanges};
-use vtd_nest::unit::{DiscoveryError, Unit, UnitConfig, UnitDescription, UnitError, discover, InterruptConfig, InterruptRemapping};
+use vtd_nest::unit::{
+    DiscoveryError, InterruptConfig, InterruptRemapping, Unit, UnitConfig, UnitDescription,
+    UnitError, discover,
+};
 
 use crate::boot;
 use crate::environment::Environment;

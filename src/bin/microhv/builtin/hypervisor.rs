@@ -116,7 +116,8 @@ impl Hypervisor {
         let registers = edu::open(&memory, &mut pci, &device).map_err(SetUpError::Device)?;
         pci.set_bus_master(device.source_id, false);
         let environment = Environment::new(ram, pool, pci);
-        let units = units::bring_up(&environment, windows, InterruptRemapping::WhereAvailable).map_err(SetUpError::Units)?;
+        let units = units::bring_up(&environment, windows, InterruptRemapping::WhereAvailable)
+            .map_err(SetUpError::Units)?;
 
         let owner = Owner::new(MACHINE);
         let quota = environment.pool().set_quota(owner, QUOTA_FRAMES);
