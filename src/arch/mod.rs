@@ -12,6 +12,7 @@ pub mod fault;
 pub mod features;
 pub mod first_stage;
 pub mod id;
+pub mod interrupt;
 pub mod pasid;
 pub mod pci;
 mod quadwords;

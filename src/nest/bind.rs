@@ -17,12 +17,14 @@ use heapless::Vec;
 use crate::arch::descriptor::{Descriptor, IotlbGranularity, PasidCacheGranularity};
 use crate::arch::features::TableFeatures;
 use crate::arch::id::{DomainId, Pasid, SourceId};
+use crate::arch::interrupt::InterruptIndex;
 use crate::arch::pasid::PasidEntry;
 use crate::mem::{Hypervisor, Owner, Registers};
 use crate::nest::backend::{Target, nested};
 use crate::nest::device::{DeviceList, Quarantine};
 use crate::nest::device_tlb;
 use crate::nest::domain::{DomainKind, DomainSlot, DomainTable};
+use crate::nest::interrupt::MachineInterrupts;
 use crate::nest::invalidate::{Forwarding, is_transient};
 use crate::nest::machine::MachineConfig;
 use crate::nest::memory::MachineMemory;
@@ -33,7 +35,8 @@ use crate::nest::statistics::MachineStatistics;
 use crate::unit::{QueueError, StormLimit, Ticket, Unit, UnitError};
 use crate::viommu::KeyedHash;
 use crate::viommu::host::{
-    BindError, Desired, DeviceHandle, GuestInvalidation, Host, HostState, PageRange, Progress,
+    BindError, Desired, DeviceHandle, GuestInterrupt, GuestInvalidation, Host, HostState,
+    InterruptError, PageRange, Progress,
 };
 
 /// The whole input range of a table.
@@ -150,6 +153,7 @@ pub(super) struct HostSide<const DEVICES: usize, const DOMAINS: usize, const SHA
     pub(super) domains: DomainTable<DOMAINS>,
     pub(super) shadows: Shadows<SHADOWS>,
     pub(super) forwarding: Forwarding,
+    pub(super) interrupts: MachineInterrupts,
     pub(super) reservation: Option<Reservation>,
     pub(super) storm_limit: StormLimit,
     /// Devices whose faults hardware does not record for the time being.
@@ -172,6 +176,7 @@ impl<const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize>
             domains: DomainTable::vacant(),
             shadows: Shadows::new(),
             forwarding: Forwarding::new(),
+            interrupts: MachineInterrupts::vacant(),
             reservation: None,
             storm_limit: StormLimit::DEFAULT,
             silenced_devices: 0,
@@ -269,6 +274,18 @@ impl<
             return Err(error);
         }
         Ok(progress)
+    }
+
+    fn interrupt_entries(&self) -> u32 {
+        self.interrupt_count()
+    }
+
+    fn set_interrupt_entry(
+        &mut self,
+        index: InterruptIndex,
+        desired: Option<&GuestInterrupt>,
+    ) -> Result<(), InterruptError> {
+        self.follow_guest_interrupt(index, desired)
     }
 
     fn deliver_interrupt(&mut self, address: u64, data: u32) {
@@ -748,6 +765,7 @@ impl<
                 }
             }
             self.drop_device_tlb(device);
+            self.clear_interrupts_of(device);
             self.h.set_bus_master(source_id, false);
             self.side.statistics.quarantines = self.side.statistics.quarantines.wrapping_add(1);
             log::error!("machine {}: {source_id} is quarantined", self.side.number);
@@ -810,7 +828,7 @@ mod tests {
                 each(size_of::<VirtualMachine<1, 1, 1001, 1>>()),
                 each(size_of::<VirtualMachine<1, 1, 1, 1001>>()),
             ),
-            (336, 124, 24, 416)
+            (320, 124, 24, 416)
         );
         assert!(one <= 18 << 10, "{one}");
     }

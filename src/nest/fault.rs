@@ -34,7 +34,10 @@ pub enum HostFaultCause {
         /// Where the guest's tables lead.
         address: Gpa,
     },
-    /// The reason code is not one that a DMA request causes.
+    /// The guest's interrupt remapping is off: its device sent a message that the hypervisor has not
+    /// given it.
+    InterruptRemappingOff,
+    /// The reason code is not one that a guest's device can cause.
     UnknownReason,
 }
 
@@ -47,6 +50,9 @@ impl fmt::Display for HostFaultCause {
             Self::MachineMemory { address } => write!(
                 f,
                 "the guest's tables lead to {address}, to which the machine has other rights"
+            ),
+            Self::InterruptRemappingOff => f.write_str(
+                "the guest does not remap interrupts, and its device was given no such message",
             ),
             Self::UnknownReason => f.write_str("no request causes that"),
         }

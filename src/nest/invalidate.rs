@@ -323,10 +323,10 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         {
             return Ok(Progress::Again);
         }
-        // Each round confirms what is in flight and submits what fits; all domains fit in this
-        // many rounds.
+        // Each round confirms what is in flight and submits what fits; all domains, devices, and
+        // interrupt entries behind them, fit in this many rounds.
         let rounds = DOMAINS.saturating_add(DEVICES).div_ceil(BATCH);
-        for _ in 0..rounds.saturating_add(4) {
+        for _ in 0..rounds.saturating_add(5) {
             if self.confirm_in_flight()? == Progress::Wait {
                 return Ok(Progress::Wait);
             }
@@ -387,13 +387,16 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             if !strict && self.is_cut_off(unit) {
                 continue;
             }
-            let batch = self.next_batch(unit);
-            if batch.is_empty() {
-                continue;
-            }
             let Some(physical) = self.units.get(index) else {
                 continue;
             };
+            let mut batch = self.next_batch(unit);
+            let maximum_mask = physical.features().extended.maximum_handle_mask();
+            let interrupts = &mut self.side.interrupts;
+            let stale = interrupts.add_to_batch(unit, maximum_mask, &mut batch);
+            if batch.is_empty() {
+                continue;
+            }
             match physical.submit(self.h, &batch) {
                 Ok(ticket) => {
                     // One place for each unit, and all were confirmed before.
@@ -411,6 +414,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 }
                 Err(error) => {
                     self.owe_all(unit);
+                    self.side.interrupts.put_back(unit, stale);
                     let now = self.h.now_nanoseconds();
                     let since = *self.side.forwarding.owed_since.get_or_insert(now);
                     if is_transient(&error) && !self.is_late(physical, since) {
@@ -452,6 +456,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             shadow.flush_failed(self.h);
         }
         self.owe_all(unit);
+        self.side.interrupts.owe_all(unit);
     }
 
     /// Takes what one unit is owed, and the devices behind it, out of the collection, as far as a batch

@@ -1,4 +1,6 @@
 //! The virtual machine: its memory, its devices, its virtual unit, and the progress of all three.
+//!
+//! Inside: messages for its devices, and what becomes of those that hardware blocked.
 
 use core::fmt;
 
@@ -17,8 +19,8 @@ use crate::nest::offer::{Backend, Offer, OfferError, OnReadOnlyMemory, Policy, o
 use crate::nest::statistics::MachineStatistics;
 use crate::paging::second_stage::Dismantling;
 use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig, Unmapped};
-use crate::unit::Unit;
 use crate::unit::discovery::ReservedRegion;
+use crate::unit::{Unit, UnitError};
 use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Progress};
 use crate::viommu::{
     ConfigError, DeviceError, DeviceKind, Poll, STATE_LEN_BYTES, StateError, VirtualUnit,
@@ -61,6 +63,13 @@ pub enum MachineError {
     Offer(OfferError),
     /// The virtual unit cannot be made so.
     VirtualUnit(ConfigError),
+    /// A unit has no run of interrupt entries left that is long enough.
+    Interrupts {
+        /// Index of the unit.
+        unit: u8,
+        /// What it says.
+        error: UnitError,
+    },
     /// No frame for the second stage.
     Frames(FrameError),
     /// The range touches what no device may reach.
@@ -98,6 +107,7 @@ impl fmt::Display for MachineError {
             }
             Self::Offer(error) => write!(f, "nothing can be offered: {error}"),
             Self::VirtualUnit(error) => write!(f, "virtual unit: {error}"),
+            Self::Interrupts { unit, error } => write!(f, "unit {unit}: {error}"),
             Self::Frames(error) => write!(f, "no frames: {error}"),
             Self::Protected { range } => {
                 write!(f, "the range touches {}..{}", range.start, range.end)
@@ -130,7 +140,7 @@ impl From<MapError> for MachineError {
 /// `DEVICES` assigned devices, `BINDINGS` cached PASID entries, `DOMAINS` host domain-ids and
 /// `SHADOWS` shadow tables at most.
 ///
-/// Memory: 124 bytes a binding, 336 a device, 24 a domain-id, 416 a shadow, and about 17 KiB.
+/// Memory: 124 bytes a binding, 320 a device, 24 a domain-id, 416 a shadow, and about 17 KiB.
 /// [`new`](Self::new) needs a stack that holds it while it is made: with thousands of bindings a
 /// [`MachineStore`](crate::nest::MachineStore) makes it in its place.
 ///
@@ -239,8 +249,18 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             leaves_1gib: all(|features| features.second_stage_1gib),
             flush: !all(|features| features.page_walk_coherency),
         };
-        self.memory =
-            SecondStage::new(h, config.owner, second_stage).map_err(MachineError::Frames)?;
+        self.host
+            .interrupts
+            .start(h, units, config.owner, &config.policy)
+            .map_err(|(unit, error)| MachineError::Interrupts { unit, error })?;
+        self.memory = match SecondStage::new(h, config.owner, second_stage) {
+            Ok(memory) => memory,
+            Err(error) => {
+                // None was used, so hardware need not be asked.
+                _ = self.host.interrupts.release(h, units);
+                return Err(MachineError::Frames(error));
+            }
+        };
         log::info!("machine {}: back end {}", config.number, shown.backend);
         self.unconfirmed = None;
         self.dismantling = None;
@@ -375,32 +395,34 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         port.side.domains.owe_flush_of(|_| true);
         // Everything joins whatever is pending, so there is room for it.
         _ = port.forward(&GuestInvalidation::All);
+        self.complete_strictly(h, units)
+            .map_err(MachineError::NotConfirmed)?;
+        if let Some(unmapped) = self.unconfirmed.take() {
+            unmapped.settle(h);
+        }
+        Ok(())
+    }
+
+    /// Waits until hardware has confirmed all that is collected.
+    pub(super) fn complete_strictly<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+    ) -> Result<(), BindError> {
+        let mut port = port!(self, h, units);
         for _ in 0..MAXIMUM_LOOKS {
-            match port
-                .complete_forwarded(true)
-                .map_err(MachineError::NotConfirmed)?
-            {
-                Progress::Done
-                    if port
-                        .confirm_device_tlbs()
-                        .map_err(MachineError::NotConfirmed)?
-                        == Progress::Wait =>
-                {
-                    port.pause();
-                }
+            match port.complete_forwarded(true)? {
+                Progress::Done if port.confirm_device_tlbs()? == Progress::Wait => port.pause(),
                 // A shadow that could not be brought in step is empty, which is safe.
                 Progress::Done => {
                     port.side.forwarding.dropped = None;
-                    if let Some(unmapped) = self.unconfirmed.take() {
-                        unmapped.settle(h);
-                    }
                     return Ok(());
                 }
                 Progress::Again => {}
                 Progress::Wait => port.pause(),
             }
         }
-        Err(MachineError::NotConfirmed(BindError::Unit))
+        Err(BindError::Unit)
     }
 
     /// Assigns a device: its tables are made, and its requests are bound as the guest's unit says
@@ -419,8 +441,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             .get(usize::from(config.unit))
             .filter(|_| usize::from(config.unit) < MAXIMUM_UNITS)
             .ok_or(AssignError::UnknownUnit(config.unit))?;
-        if config.interrupts == InterruptIsolation::Required {
-            // Until the library drives interrupt remapping, no unit has it on.
+        if config.interrupts == InterruptIsolation::Required && !unit.remaps_interrupts() {
             return Err(AssignError::InterruptRemappingMissing(config.source_id));
         }
         if self.dismantling.is_some() {
@@ -542,6 +563,10 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             // The virtual unit has let go of it in an earlier call; its tables are still there.
             Err(_) => {}
         }
+        let mut port = port!(self, h, units);
+        if !port.withdraw_interrupts(handle) {
+            return Err(port.isolate(handle));
+        }
         if !self.withdraw_tables(h, units, handle) {
             return Err(BindError::Quarantined { source_id });
         }
@@ -593,6 +618,10 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         }
         if result != Ok(Progress::Done) {
             return result;
+        }
+        if let Err(error) = self.host.interrupts.release(h, units) {
+            log::error!("machine {}: {error}", self.host.number);
+            return Err(BindError::Unit);
         }
         // All units have forgotten all devices of the machine, and their domain-ids with them.
         self.host.shadows.retire_all(h, |_| true);

@@ -21,6 +21,8 @@
 //! | [`backend`] | what an entry becomes on hardware: nested, second-stage, shadow |
 //! | `coalesce` | ranges joined while they are collected |
 //! | [`invalidate`] | guest invalidations carried to hardware, completion |
+//! | [`interrupt`] | the guest's interrupt entries carried out by the machine's slice of the table |
+//! | `message` | interrupt messages of the machine's devices |
 //! | [`fault`] | what hardware faults come to |
 //! | `route` | hardware faults explained by the guest's tables, routed, and limited |
 
@@ -33,9 +35,11 @@ mod device_tlb;
 pub mod domain;
 mod emulated;
 pub mod fault;
+pub mod interrupt;
 pub mod invalidate;
 pub mod machine;
 pub mod memory;
+mod message;
 pub mod offer;
 mod reserve;
 mod route;
@@ -48,6 +52,7 @@ pub use device::{
     AddressTranslation, AssignError, DeviceConfig, InterruptIsolation, Isolation, ReservedMemoryUse,
 };
 pub use fault::{FaultOutcome, HostFault};
+pub use interrupt::MessageRefusal;
 pub use machine::{MachineConfig, MachineError, VirtualMachine};
 pub use memory::{MachineMemory, PhysicalRange, ProtectedRanges};
 pub use offer::{Backend, Offer, OfferError, OnReadOnlyMemory, Policy};

@@ -17,6 +17,8 @@ const FAULT_RECORD_OFFSET_BYTES: u64 = 0x220;
 const IOTLB_OFFSET_BYTES: u64 = 0xf0;
 /// Largest address mask of an IOTLB descriptor: 2^18 pages, one 1-GiB page (`CAP.MAMV`).
 const MAXIMUM_ADDRESS_MASK: u64 = 18;
+/// Largest mask of an interrupt entry cache descriptor: half of the largest table (`ECAP.MHMV`).
+const MAXIMUM_HANDLE_MASK: u64 = 15;
 
 /// How the guest's tables reach hardware.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +64,15 @@ pub struct Policy {
     pub storm_limit: StormLimit,
     /// What becomes of read-only memory that hardware would write to.
     pub on_read_only_memory: OnReadOnlyMemory,
+    /// The machine gets 2^order interrupt entries of each unit that remaps interrupts: 0 to 16. The
+    /// guest's indices beyond are not carried out: their messages are blocked, and told as 23.
+    pub interrupt_entries_order: u8,
+    /// Offer interrupt remapping where all units have it. Without, the hypervisor routes the
+    /// messages of the guest's devices
+    /// ([`route_message`](crate::nest::VirtualMachine::route_message)).
+    pub interrupt_remapping: bool,
+    /// Devices may raise NMIs.
+    pub non_maskable_interrupts: bool,
 }
 
 /// What becomes of memory that is to be read-only, where entries nest on a unit with
@@ -76,8 +87,8 @@ pub enum OnReadOnlyMemory {
 }
 
 impl Default for Policy {
-    /// All PASIDs, 16-bit domain-ids, four fault records; read-only memory is left out where it
-    /// would be written.
+    /// All PASIDs, 16-bit domain-ids, four fault records, 256 interrupt entries, interrupt
+    /// remapping, no NMIs; read-only memory is left out where it would be written.
     fn default() -> Self {
         Self {
             pasid_bits: 20,
@@ -87,6 +98,9 @@ impl Default for Policy {
             forbid_nesting: false,
             on_read_only_memory: OnReadOnlyMemory::LeaveOut,
             storm_limit: StormLimit::default(),
+            interrupt_entries_order: 8,
+            interrupt_remapping: true,
+            non_maskable_interrupts: false,
         }
     }
 }
@@ -283,6 +297,18 @@ fn offer_of(common: &Common, policy: &Policy) -> Result<Offer, OfferError> {
             u64::from(unit.extended.has_device_tlb()),
         );
     }
+    if policy.interrupt_remapping && unit.extended.has_interrupt_remapping() {
+        extended = extended
+            .with(ExtendedCapabilityField::INTERRUPT_REMAPPING, 1)
+            .with(
+                ExtendedCapabilityField::MAXIMUM_HANDLE_MASK,
+                MAXIMUM_HANDLE_MASK,
+            )
+            .with(
+                ExtendedCapabilityField::EXTENDED_INTERRUPT_MODE,
+                u64::from(unit.extended.has_extended_interrupt_mode()),
+            );
+    }
     if pasid_bits > 0 {
         extended = extended
             .with(ExtendedCapabilityField::REQUESTS_WITH_PASID, 1)
@@ -342,6 +368,9 @@ fn check(policy: &Policy) -> Result<(), OfferError> {
     }
     if !(1..=8).contains(&policy.fault_records) {
         return refuse("fault_records", policy.fault_records);
+    }
+    if policy.interrupt_entries_order > 16 {
+        return refuse("interrupt_entries_order", policy.interrupt_entries_order);
     }
     Ok(())
 }
@@ -452,7 +481,6 @@ mod tests {
                 ExtendedCapabilityField::DEVICE_TLB,
                 ExtendedCapabilityField::PAGE_REQUESTS,
                 ExtendedCapabilityField::SNOOP_CONTROL,
-                ExtendedCapabilityField::INTERRUPT_REMAPPING,
             ] {
                 assert!(!extended.has(field), "{}", field.mnemonic());
             }

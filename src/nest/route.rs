@@ -1,7 +1,7 @@
 //! Hardware faults on their way to the guest or to the hypervisor.
 
 use crate::arch::capability::Capability;
-use crate::arch::fault::FaultReason;
+use crate::arch::fault::{FaultMode, FaultReason};
 use crate::arch::register::{FaultInfo, FaultRecord, TranslationTableMode};
 use crate::mem::{Hypervisor, Registers};
 use crate::nest::fault::{
@@ -37,6 +37,11 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             let ignored = &mut self.host.statistics.faults_ignored;
             *ignored = ignored.wrapping_add(1);
             return FaultOutcome::Ignored;
+        }
+        if let Some(reason) = FaultReason::from_code(record.reason_code())
+            && reason.mode() == FaultMode::Interrupt
+        {
+            return self.handle_interrupt_fault(h, units, unit, guest_source_id, record, reason);
         }
         let access = access_of(record);
         let features = units.get(usize::from(unit)).map(Unit::features);

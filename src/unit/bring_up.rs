@@ -19,7 +19,7 @@ impl<R: Registers> Unit<R> {
     /// Every DMA request of every device behind the unit faults from then on, until its device is
     /// attached. The order is: firmware's queue off, own queue on, root table set, caches
     /// invalidated (where setting the root does not do it), translation on, root table checked,
-    /// protected memory regions off. Interrupt remapping stays as it is. All events are masked.
+    /// protected memory regions off, interrupts remapped by an empty table. All events are masked.
     ///
     /// Bus mastering of the devices should be off, or their memory protected, until this returns:
     /// a unit without translation lets everything pass. If firmware left translation on with a root
@@ -48,6 +48,7 @@ impl<R: Registers> Unit<R> {
             Ok(()) => Phase::Up,
             Err(error) => {
                 self.stop_queue_use();
+                self.forget_interrupt_remapping();
                 self.block_after_failure(h, was_translating);
                 self.free_unexposed_memory(h);
                 log::error!(
@@ -97,7 +98,7 @@ impl<R: Registers> Unit<R> {
         if capability.has_protected_low_memory() || capability.has_protected_high_memory() {
             self.disable_protected_memory(h)?;
         }
-        Ok(())
+        self.start_interrupt_remapping(h)
     }
 
     /// Makes sure that there are a root table and a queue, all zero.
@@ -145,6 +146,10 @@ impl<R: Registers> Unit<R> {
         let root = self.tables.lock().take_unexposed_root();
         if let Some(root) = root {
             h.free(root);
+        }
+        let table = self.interrupts.lock().take_unexposed_memory();
+        if let Some(table) = table {
+            h.free(table);
         }
     }
 
@@ -327,12 +332,17 @@ impl<R: Registers> Unit<R> {
     }
 
     fn clear_page<H: Hypervisor>(&self, h: &H, page: Hpa) {
-        for quadword in 0..PAGE_SIZE_BYTES / 8 {
-            if let Some(at) = page.checked_add(quadword * 8) {
+        self.clear_range(h, page, PAGE_SIZE_BYTES);
+    }
+
+    /// Zeroes a table, so that hardware sees it.
+    pub(super) fn clear_range<H: Hypervisor>(&self, h: &H, at: Hpa, len_bytes: u64) {
+        for quadword in 0..len_bytes / 8 {
+            if let Some(at) = at.checked_add(quadword.saturating_mul(8)) {
                 h.write64(at, 0);
             }
         }
-        self.flush_table(h, page, PAGE_SIZE_BYTES);
+        self.flush_table(h, at, len_bytes);
         h.fence();
     }
 
@@ -494,7 +504,13 @@ mod tests {
         assert_root_is_empty(&bench);
         assert_eq!(
             commands(&bench),
-            [TE | IRE, TE | IRE | QIE, TE | IRE | QIE | SRTP]
+            [
+                TE | IRE,
+                TE | IRE | QIE,
+                TE | IRE | QIE | SRTP,
+                // Not to be used here, and not by firmware's table.
+                TE | QIE
+            ]
         );
         // Another mode: only with ESRTPS while translating (the fake checks).
         let bench = left_on(|options| options.capability |= ESRTPS, LEGACY_ROOT, TE);

@@ -120,6 +120,12 @@ impl<R: Registers> Unit<R> {
         self.global_command(h, what, GlobalCommand::empty(), what)
     }
 
+    /// Makes the unit use the interrupt remapping table address register (`SIRTP`, §6.7).
+    pub(super) fn set_interrupt_table_pointer<P: Platform>(&self, h: &P) -> Result<(), UnitError> {
+        let what = GlobalCommand::SET_INTERRUPT_REMAPPING_TABLE_POINTER;
+        self.global_command(h, what, GlobalCommand::empty(), what)
+    }
+
     /// Flushes the unit's write buffer, if it has one (`CAP.RWBF`): owed after a table change that
     /// no invalidation follows (§6.8).
     ///

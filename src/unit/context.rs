@@ -221,3 +221,153 @@ fn context_entry_in<H: HostMemory>(h: &H, root: Hpa, source_id: SourceId) -> Opt
     let table: Hpa = root_entry.lower_context_table();
     table.checked_add(index * ScalableContextEntry::LEN_BYTES as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::super::testing::{Bench, CACHING_MODE, Completion, OWNER, up};
+    use super::*;
+    use crate::unit::{QueueError, Unit};
+    use std::vec::Vec;
+
+    /// Source-ids on both halves of one bus, and on another.
+    const IDS: [u16; 4] = [0x0010, 0x0011, 0x00f8, 0x0300];
+
+    fn requesters() -> RequesterIds {
+        let mut ids = RequesterIds::of(SourceId::from_u16(IDS[0]));
+        for alias in &IDS[1..] {
+            ids.add(SourceId::from_u16(*alias)).unwrap();
+        }
+        ids
+    }
+
+    /// The first quadword of each of the context entries as hardware sees them.
+    fn contexts(bench: &Bench) -> Vec<u64> {
+        let world = bench.world();
+        let root = world.latched_root.unwrap() & !0xfff;
+        let entry = |id: &u16| {
+            let id = u64::from(*id);
+            let root_entry = world.table_quadword(root + (id >> 8) * 16 + (id >> 7 & 1) * 8);
+            if root_entry & 1 == 0 {
+                return 0;
+            }
+            world.table_quadword((root_entry & !0xfff) + (id & 0x7f) * 32)
+        };
+        IDS.iter().map(entry).collect()
+    }
+
+    fn attach(bench: &Bench) -> Result<DeviceTables, UnitError> {
+        let unit = &bench.unit;
+        unit.attach_requesters(&bench.h, OWNER, &requesters(), 4, None)
+    }
+
+    fn forgotten(batch: &[Descriptor]) -> Vec<u16> {
+        let source_id = |descriptor: &Descriptor| match descriptor {
+            Descriptor::ContextCache {
+                granularity: ContextGranularity::Device { source_id, .. },
+            } => Some(source_id.as_u16()),
+            _ => None,
+        };
+        batch.iter().filter_map(source_id).collect()
+    }
+
+    // G20, §3.12
+    #[test]
+    fn all_source_ids_have_the_same_directory_from_attaching_to_release() {
+        let bench = up(|options| options.capability |= CACHING_MODE);
+        let tables = attach(&bench).unwrap();
+        let entries = contexts(&bench);
+        assert!(
+            entries
+                .iter()
+                .all(|entry| *entry == entries[0] && entry & 1 == 1)
+        );
+        assert_eq!(forgotten(&bench.take_executed()), IDS);
+
+        drop(bench.unit.block_device(&bench.h, &tables).unwrap());
+        assert!(contexts(&bench).iter().all(|entry| entry & 1 == 0));
+        assert_eq!(forgotten(&bench.take_executed()), IDS);
+
+        bench.world().completion = Completion::Never;
+        let detached = bench.unit.detach_device(&bench.h, tables).unwrap();
+        assert_eq!(forgotten(&bench.take_executed()), IDS);
+        let (detached, error) = bench.unit.release(&bench.h, detached).unwrap_err();
+        assert!(matches!(error, QueueError::TimedOut { .. }));
+        // Each of them is in use until hardware has forgotten all.
+        assert!(contexts(&bench).iter().all(|entry| *entry != 0));
+        bench.world().completion = Completion::Now;
+        bench.unit.release(&bench.h, detached).unwrap();
+        assert_eq!(contexts(&bench), [0; 4]);
+        assert_eq!(bench.h.pool.charged_frames(OWNER), 0);
+    }
+
+    // G20: all or nothing.
+    #[test]
+    fn one_source_id_in_use_keeps_all_of_them_out() {
+        for taken in IDS {
+            let bench = up(|_| {});
+            let taken = SourceId::from_u16(taken);
+            let other = bench.unit.attach_device(&bench.h, OWNER, taken, 0).unwrap();
+            let (before, charged) = (contexts(&bench), bench.h.pool.charged_frames(OWNER));
+            assert_eq!(attach(&bench).map(drop), Err(UnitError::Attached(taken)));
+            assert_eq!(contexts(&bench), before);
+            assert_eq!(bench.h.pool.charged_frames(OWNER), charged);
+            let detached = bench.unit.detach_device(&bench.h, other).unwrap();
+            bench.unit.release(&bench.h, detached).unwrap();
+        }
+    }
+
+    // G20: failing the n-th.
+    #[test]
+    fn the_nth_allocation_fails() {
+        let bench = up(|_| {});
+        // The directory, its first table, three context tables: those stay, so that each round gets
+        // one further.
+        for allowed in [0, 1, 2, 3, 3] {
+            bench.world().fail_allocation = Some(allowed);
+            assert!(matches!(attach(&bench), Err(UnitError::Frames(_))));
+            assert_eq!(contexts(&bench), [0; 4]);
+            assert_eq!(bench.h.pool.charged_frames(OWNER), 0);
+        }
+        bench.world().fail_allocation = None;
+        let tables = attach(&bench).unwrap();
+        let detached = bench.unit.detach_device(&bench.h, tables).unwrap();
+        bench.unit.release(&bench.h, detached).unwrap();
+    }
+
+    #[test]
+    fn attached_source_ids_are_found_in_their_range() {
+        let bench = up(|_| {});
+        let find = |unit: &Unit<_>, first, last, skipped: &[u16]| {
+            let range = SourceIdRange {
+                first: SourceId::from_u16(first),
+                last: SourceId::from_u16(last),
+            };
+            let is_other = |source_id: SourceId| !skipped.contains(&source_id.as_u16());
+            let found = unit.find_attached(&bench.h, range, is_other);
+            found.map(SourceId::as_u16)
+        };
+        assert_eq!(find(&bench.unit, 0, u16::MAX, &[]), None);
+        let tables = attach(&bench).unwrap();
+        for (first, last, skipped, found) in [
+            (0, u16::MAX, &[][..], Some(IDS[0])),
+            (0, u16::MAX, &IDS[..1], Some(IDS[1])),
+            (0, u16::MAX, &IDS[..3], Some(IDS[3])),
+            (0, u16::MAX, &IDS[..], None),
+            (0x0011, 0x0011, &[], Some(0x0011)),
+            (0x0012, 0x00f7, &[], None),
+            (0x0012, 0x00f8, &[], Some(0x00f8)),
+            (0x0100, 0x02ff, &[], None),
+            (0x0301, u16::MAX, &[], None),
+            (0x0300, 0x0010, &[], None),
+        ] {
+            assert_eq!(
+                find(&bench.unit, first, last, skipped),
+                found,
+                "{first:x} {last:x}"
+            );
+        }
+        let detached = bench.unit.detach_device(&bench.h, tables).unwrap();
+        bench.unit.release(&bench.h, detached).unwrap();
+    }
+}

@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use super::interrupt::InterruptRefusal;
 use crate::arch::capability::CapabilityError;
 use crate::arch::context::ScalableContextFault;
 use crate::arch::descriptor::DescriptorError;
@@ -22,6 +23,8 @@ pub enum Requirement {
     SecondStage,
     /// `CAP.SAGAW`: any second-stage address width.
     AddressWidth,
+    /// `ECAP.IR`: interrupt remapping, where the configuration requires it.
+    InterruptRemapping,
 }
 
 impl Requirement {
@@ -32,6 +35,7 @@ impl Requirement {
             Self::QueuedInvalidation => "QI",
             Self::SecondStage => "SSTS",
             Self::AddressWidth => "SAGAW",
+            Self::InterruptRemapping => "IR",
         }
     }
 }
@@ -49,6 +53,8 @@ pub enum UnitError {
     HostAddressWidth(u8),
     /// The queue order exceeds 7 (`IQA.QS`).
     QueueOrder(u8),
+    /// The order of the interrupt remapping table exceeds 15 (`IRTA.S`).
+    InterruptTableOrder(u8),
     /// Firmware left translation, the queue or interrupt remapping on, and the configuration asks
     /// to refuse that. Holds the global status register.
     FirmwareState(u32),
@@ -123,11 +129,33 @@ pub enum UnitError {
     PasidEntry(PasidEntryFault),
     /// The PASID entry has domain-id 0, which is reserved for not-present entries (§6.2.3.1).
     ReservedDomainId,
+    /// There is no free run of interrupt entries of this length.
+    InterruptEntries {
+        /// How many were asked for.
+        wanted: u32,
+        /// The number of entries of the table; 0 if the unit does not remap interrupts.
+        capacity: u32,
+    },
+    /// The interrupt entry is beyond the slice.
+    InterruptOffset {
+        /// How far into the slice.
+        offset: u32,
+        /// The length of the slice.
+        count: u32,
+    },
+    /// No device may raise such an interrupt, or the unit cannot.
+    Interrupt(InterruptRefusal),
 }
 
 impl From<FrameError> for UnitError {
     fn from(error: FrameError) -> Self {
         Self::Frames(error)
+    }
+}
+
+impl From<InterruptRefusal> for UnitError {
+    fn from(refusal: InterruptRefusal) -> Self {
+        Self::Interrupt(refusal)
     }
 }
 
@@ -148,6 +176,7 @@ impl fmt::Display for UnitError {
             Self::Attached(source_id) => return write!(f, "{source_id} has a context entry"),
             Self::ContextEntry(fault) => return write!(f, "invalid context entry: {fault}"),
             Self::PasidEntry(fault) => return write!(f, "invalid PASID entry: {fault}"),
+            Self::Interrupt(refusal) => return write!(f, "interrupt refused: {refusal}"),
             Self::Missing(requirement) => {
                 f.write_str("the unit lacks ")?;
                 return f.write_str(requirement.mnemonic());
@@ -161,6 +190,9 @@ impl fmt::Display for UnitError {
             }
             Self::HostAddressWidth(bits) => Told::one("host address width in bits:", bits.into()),
             Self::QueueOrder(order) => Told::one("a queue order exceeds 7:", order.into()),
+            Self::InterruptTableOrder(order) => {
+                Told::one("an interrupt table order exceeds 15:", order.into())
+            }
             Self::FirmwareState(status) => {
                 Told::one("firmware left the unit on: global status", status.into())
             }
@@ -195,6 +227,16 @@ impl fmt::Display for UnitError {
             Self::EntryAbsent(pasid) => {
                 Told::one("entry not present of PASID", pasid.as_u32().into())
             }
+            Self::InterruptEntries { wanted, capacity } => Told::two(
+                "no run of free interrupt entries: wanted and capacity",
+                wanted.into(),
+                capacity.into(),
+            ),
+            Self::InterruptOffset { offset, count } => Told::two(
+                "interrupt entry beyond its slice: offset and length",
+                offset.into(),
+                count.into(),
+            ),
             Self::ReservedDomainId => Told::words("domain-id 0 in a PASID entry"),
         };
         told.fmt(f)

@@ -22,14 +22,15 @@
 //! | [`errata`] | what real units do differently, and what is avoided there |
 //! | [`mod@explain`] | what tables say of a request, step by step |
 //! | [`storm`] | how many faults of a device are handled, and what ends the rest |
+//! | [`interrupt`] | interrupt remapping: the table, its slices and its entries |
 //! | [`domain_ids`] | the allocator of domain-ids |
 //! | [`statistics`] | counters |
 //!
 //! # Rules
 //!
 //! - All methods take `&self`. Locks are held for a few register or memory accesses, never across a
-//!   wait for hardware and never while another module is called. Order: tables, queue or faults
-//!   before commands before registers.
+//!   wait for hardware and never while another module is called. Order: tables, interrupts, queue or
+//!   faults before commands before registers.
 //! - Every wait ends: by the platform's clock, and by a count of polls should that clock stand
 //!   still ([`deadline`]).
 //! - What registers say is checked before it is used as an index, a shift or a bound.
@@ -49,6 +50,7 @@ pub mod errata;
 pub mod error;
 pub mod explain;
 pub mod fault;
+pub mod interrupt;
 pub mod queue;
 pub mod queue_recovery;
 pub mod rmrr;
@@ -71,6 +73,10 @@ pub use discovery::{DiscoveryError, UnitDescription, discover};
 pub use errata::{Errata, Erratum, PciIdentity, PlatformIdentity, ProcessorModel};
 pub use error::{QueueError, Requirement, UnitError};
 pub use explain::{ExplainRequest, Explanation, Step, explain};
+pub use interrupt::{
+    DeviceInterrupt, InterruptConfig, InterruptRefusal, InterruptRemapping, InterruptSlice,
+    StaleInterruptEntries,
+};
 pub use queue::Ticket;
 pub use rmrr::{ReservedDevice, ReservedMemoryError};
 pub use statistics::{UnitStatistics, lost_table_frames};

@@ -10,13 +10,14 @@ use super::domain_ids::DomainIds;
 use super::errata::Errata;
 use super::error::{Requirement, UnitError};
 use super::fault::FaultCursor;
+use super::interrupt::{InterruptConfig, InterruptRemapping, InterruptTable};
 use super::queue::Queue;
 use super::rmrr::ReservedMemory;
 use super::statistics::{Counters, UnitStatistics};
 use super::tables::Tables;
 use crate::arch::address::Hpa;
 use crate::arch::capability::{
-    Capability, CapabilityError, ExtendedCapability, Features, validate,
+    Capability, CapabilityError, ExtendedCapability, ExtendedCapabilityField, Features, validate,
 };
 use crate::arch::features::TableFeatures;
 use crate::arch::id::DomainId;
@@ -54,6 +55,8 @@ pub struct UnitConfig {
     pub on_firmware_state: OnFirmwareState,
     /// What is wrong with the unit, from [`Errata::of`] its platform.
     pub errata: Errata,
+    /// Whether and how interrupts are remapped.
+    pub interrupts: InterruptConfig,
 }
 
 impl UnitConfig {
@@ -66,7 +69,8 @@ impl UnitConfig {
     }
 
     /// One second for hardware, 90 seconds for devices, which is what PCI Express lets an invalidation
-    /// take, a queue of 1024 descriptors, taking over, and no errata.
+    /// take, a queue of 1024 descriptors, taking over, no errata, and interrupts remapped where the
+    /// unit can.
     pub const fn new(segment: u16, host_address_width: u8) -> Self {
         Self {
             segment,
@@ -77,6 +81,7 @@ impl UnitConfig {
             queue_order: 3,
             on_firmware_state: OnFirmwareState::TakeOver,
             errata: Errata::NONE,
+            interrupts: InterruptConfig::new(),
         }
     }
 }
@@ -109,6 +114,7 @@ pub struct Unit<R> {
     pub(super) queue: Mutex<Queue>,
     pub(super) tables: Mutex<Tables>,
     pub(super) faults: Mutex<FaultCursor>,
+    pub(super) interrupts: Mutex<InterruptTable>,
     domain_ids: Mutex<DomainIds>,
     pub(super) reserved: Mutex<ReservedMemory>,
     pub(super) counters: Counters,
@@ -123,14 +129,23 @@ impl<R: Registers> Unit<R> {
     /// # Errors
     ///
     /// [`UnitError::Capability`] if the registers cannot be those of a working unit,
-    /// [`UnitError::Missing`] if this driver cannot drive it, [`UnitError::HostAddressWidth`] and
-    /// [`UnitError::QueueOrder`] for an impossible configuration.
+    /// [`UnitError::Missing`] if this driver cannot drive it, [`UnitError::HostAddressWidth`],
+    /// [`UnitError::QueueOrder`] and [`UnitError::InterruptTableOrder`] for an impossible
+    /// configuration.
     pub fn probe(registers: R, config: UnitConfig) -> Result<Self, UnitError> {
         if !(12..=64).contains(&config.host_address_width) {
             return Err(UnitError::HostAddressWidth(config.host_address_width));
         }
         if config.queue_order > InvalidationQueueAddress::MAX_SIZE_ORDER {
             return Err(UnitError::QueueOrder(config.queue_order));
+        }
+        let InterruptConfig {
+            remapping,
+            table_order,
+            ..
+        } = config.interrupts;
+        if table_order > 15 {
+            return Err(UnitError::InterruptTableOrder(table_order));
         }
         let version = registers.read32(Register32::VERSION);
         let capability = Capability::from_bits(registers.read64(Register64::CAPABILITY));
@@ -148,7 +163,11 @@ impl<R: Registers> Unit<R> {
             log::warn!("remapping unit has an erratum: {erratum}");
         }
         let (capability, extended) = config.errata.correct(capability, extended);
-        let features = Features::new(capability, extended, config.host_address_width);
+        let mut features = Features::new(capability, extended, config.host_address_width);
+        if remapping == InterruptRemapping::Forbidden {
+            let absent = ExtendedCapabilityField::INTERRUPT_REMAPPING;
+            features.extended = features.extended.with(absent, 0);
+        }
         let missing = [
             (
                 features.extended.has_scalable_mode(),
@@ -166,6 +185,11 @@ impl<R: Registers> Unit<R> {
                 features.largest_address_width().is_some(),
                 Requirement::AddressWidth,
             ),
+            (
+                features.extended.has_interrupt_remapping()
+                    || remapping != InterruptRemapping::Required,
+                Requirement::InterruptRemapping,
+            ),
         ]
         .into_iter()
         .find_map(|(is_there, requirement)| (!is_there).then_some(requirement));
@@ -182,6 +206,7 @@ impl<R: Registers> Unit<R> {
             queue: Mutex::new(Queue::new()),
             tables: Mutex::new(Tables::new()),
             faults: Mutex::new(FaultCursor::default()),
+            interrupts: Mutex::new(InterruptTable::new(&config.interrupts)),
             domain_ids: Mutex::new(DomainIds::new(features.capability.domain_id_bits())),
             reserved: Mutex::new(ReservedMemory::new()),
             counters: Counters::default(),
@@ -189,7 +214,7 @@ impl<R: Registers> Unit<R> {
         })
     }
 
-    /// The unit's capabilities, without those that lack a prerequisite.
+    /// The unit's capabilities, without those that lack a prerequisite or are not to be used.
     pub const fn features(&self) -> &Features {
         &self.features
     }

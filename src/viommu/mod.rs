@@ -8,6 +8,7 @@
 //! | [`tables`] | the guest's root, context and PASID tables, read from hostile memory |
 //! | [`translate`] | where the guest's tables lead a request |
 //! | [`emulated`] | devices that the hypervisor emulates: translation in software |
+//! | [`interrupt`] | the guest's interrupt remapping, and messages remapped in software |
 //! | [`fault`] | fault records and the fault event |
 //! | [`state`] | the unit's state, saved and restored |
 //! | [`statistics`] | counters |
@@ -23,6 +24,7 @@ pub mod fault;
 mod first_stage_roots;
 mod flags;
 pub mod host;
+pub mod interrupt;
 mod keyed_hash;
 mod pasid_cache;
 mod queue;
@@ -42,8 +44,8 @@ pub(crate) use keyed_hash::KeyedHash;
 pub use emulated::{CACHED_TRANSLATIONS, TranslateError};
 pub use fault::{GuestFault, MAX_FAULT_RECORDS};
 pub use host::{
-    BindError, Desired, DeviceHandle, DeviceRequests, GuestBinding, GuestInvalidation, Host,
-    HostState, PageRange, Progress,
+    BindError, Desired, DeviceHandle, DeviceRequests, GuestBinding, GuestInterrupt,
+    GuestInvalidation, Host, HostState, InterruptError, PageRange, Progress,
 };
 pub use state::{STATE_LEN_BYTES, StateError};
 pub use statistics::VirtualUnitStatistics;

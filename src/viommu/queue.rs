@@ -16,6 +16,7 @@ use crate::arch::register::{
 use crate::mem::GuestMemory;
 
 use super::host::{DeviceHandle, DeviceRequests, GuestInvalidation, Host, HostState, PageRange};
+use super::interrupt::InterruptPass;
 use super::registers::Register;
 use super::statistics::count;
 use super::synchronise::{DeviceFilter, EntryFilter};
@@ -180,7 +181,12 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
                 };
                 self.begin_device_tlb_invalidation(source_id, requests, range)
             }
-            Descriptor::InterruptEntryCache { .. } | Descriptor::PageGroupResponse { .. } => None,
+            // While remapping is off the host has no entries.
+            Descriptor::InterruptEntryCache { granularity } => self
+                .interrupts
+                .is_followed
+                .then(|| Stage::Interrupts(InterruptPass::of(granularity))),
+            Descriptor::PageGroupResponse { .. } => None,
         };
         match stage {
             Some(stage) => Some(Job {

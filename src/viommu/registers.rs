@@ -156,6 +156,9 @@ registers! {
         read DWORD, write DWORD, clear 0, reset 0;
     QueueErrorRecord "IQERCD_REG" Place::At(0xb0), 8, Queue,
         read ALL, write 0, clear 0, reset 0;
+    // Where interrupt remapping is shown.
+    InterruptTableAddress "IRTA_REG" Place::At(0xb8), 8, Storage,
+        read ALL, write 0xffff_ffff_ffff_f80f, clear 0, reset 0;
     InvalidateAddress "IVA_REG" Place::Iotlb(0), 8, Storage,
         read 0, write 0xffff_ffff_ffff_f07f, clear 0, reset 0;
     IotlbCommand "IOTLB_REG" Place::Iotlb(8), 8, Command,
@@ -224,6 +227,7 @@ impl Event {
 pub(super) struct RegisterFile {
     values: [u64; COUNT],
     iotlb_offset: u16,
+    has_interrupt_remapping: bool,
     /// Messages to be sent that are no longer pending for the guest.
     fault_message: bool,
     completion_message: bool,
@@ -234,6 +238,7 @@ impl RegisterFile {
     pub(super) const VACANT: Self = Self {
         values: [0; COUNT],
         iotlb_offset: 0,
+        has_interrupt_remapping: false,
         fault_message: false,
         completion_message: false,
     };
@@ -241,6 +246,7 @@ impl RegisterFile {
     pub(super) fn new(features: &Features) -> Self {
         let mut file = Self {
             iotlb_offset: features.extended.iotlb_register_offset(),
+            has_interrupt_remapping: features.extended.has_interrupt_remapping(),
             ..Self::VACANT
         };
         for register in Register::ALL {
@@ -268,6 +274,9 @@ impl RegisterFile {
     #[inline]
     fn locate(&self, offset: u16) -> Option<(Register, u32)> {
         let register = match FIXED.get(usize::from(offset / 4)) {
+            Some(Some(Register::InterruptTableAddress)) if !self.has_interrupt_remapping => {
+                return None;
+            }
             Some(Some(register)) => *register,
             _ => match offset.checked_sub(self.iotlb_offset)? {
                 0..8 => Register::InvalidateAddress,
@@ -465,6 +474,9 @@ mod tests {
     fn expected_bytes(features: &Features) -> Vec<(u8, u8, u8)> {
         let mut bytes = std::vec![(0, 0, 0); REGISTER_WINDOW_BYTES as usize];
         for register in REGISTERS {
+            if register.name == "IRTA_REG" && !features.extended.has_interrupt_remapping() {
+                continue;
+            }
             let start = match register.place {
                 Place::At(start) => start,
                 Place::Iotlb(within) => features.extended.iotlb_register_offset() + within,

@@ -37,6 +37,10 @@ pub struct VirtualUnitStatistics {
     pub foreign_device_tlbs: u64,
     /// Invalidation queue errors (`IQE`).
     pub queue_errors: u64,
+    /// Guest interrupt entries that say nothing valid, or what no device may raise; each is absent.
+    pub interrupt_entries_refused: u64,
+    /// Guest interrupt entries that the host could not carry out; each is absent.
+    pub interrupt_entry_failures: u64,
     /// Faults recorded.
     pub faults_recorded: u64,
     /// Faults not recorded because an entry disables fault processing (`FPD`).
@@ -70,6 +74,8 @@ impl VirtualUnitStatistics {
         unbind_failures: 0,
         synchronisations: 0,
         tables_skipped: 0,
+        interrupt_entries_refused: 0,
+        interrupt_entry_failures: 0,
         descriptors: 0,
         invalidations: 0,
         invalidation_failures: 0,

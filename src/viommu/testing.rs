@@ -14,6 +14,7 @@ use crate::arch::capability::{
 use crate::arch::context::{ContextAttributes, DirectoryOrder, ScalableContextEntry};
 use crate::arch::descriptor::{Descriptor, PasidCacheGranularity, WaitStatus};
 use crate::arch::id::{DomainId, Pasid, SourceId};
+use crate::arch::interrupt::InterruptIndex;
 use crate::arch::pasid::{FirstStageFlags, PasidDirectoryEntry, PasidEntry, PasidEntryOptions};
 use crate::arch::register::TranslationTableMode;
 use crate::mem::{GuestMemory, GuestMemoryError};
@@ -35,6 +36,7 @@ pub(super) const IQA: u64 = 0x90;
 pub(super) const ICS: u64 = 0x9c;
 pub(super) const IECTL: u64 = 0xa0;
 pub(super) const IQERCD: u64 = 0xb0;
+pub(super) const IRTA: u64 = 0xb8;
 pub(super) const IVA: u64 = 0xf0;
 pub(super) const IOTLB: u64 = 0xf8;
 pub(super) const FRCD: u64 = 0x220;
@@ -42,6 +44,9 @@ pub(super) const FRCD: u64 = 0x220;
 pub(super) const TE: u64 = 1 << 31;
 pub(super) const SRTP: u64 = 1 << 30;
 pub(super) const QIE: u64 = 1 << 26;
+pub(super) const IRE: u64 = 1 << 25;
+pub(super) const SIRTP: u64 = 1 << 24;
+pub(super) const CFI: u64 = 1 << 23;
 
 pub(super) const FAULT_MESSAGE: (u64, u32) = (0x1_fee0_1000, 0x41);
 pub(super) const COMPLETION_MESSAGE: (u64, u32) = (0x2_fee0_2000, 0x42);
@@ -173,6 +178,14 @@ pub(super) struct RecordingHost {
     /// What is bound, by device and PASID; absent is blocked.
     pub(super) actual: BTreeMap<(u16, u32), Desired>,
     pub(super) interrupts: Vec<(u64, u32)>,
+    /// The interrupt entries of this host, by the guest's index.
+    pub(super) entries: BTreeMap<u16, GuestInterrupt>,
+    /// How many there can be.
+    pub(super) entry_count: u32,
+    /// Changes of entries asked for, whether they changed anything or not.
+    pub(super) entry_calls: usize,
+    /// Refuse to set these.
+    pub(super) refused_entries: BTreeMap<u16, InterruptError>,
     /// Refuse the operations with these numbers, from 0 on.
     pub(super) fail: BTreeMap<usize, BindError>,
     /// Refuse every change of these, keeping what is bound.
@@ -277,6 +290,28 @@ impl Host for RecordingHost {
         }
         self.calls.push(Call::Flush);
         self.outcome()
+    }
+
+    fn interrupt_entries(&self) -> u32 {
+        self.entry_count
+    }
+
+    fn set_interrupt_entry(
+        &mut self,
+        index: InterruptIndex,
+        desired: Option<&GuestInterrupt>,
+    ) -> Result<(), InterruptError> {
+        let index = index.as_u16();
+        assert!(u32::from(index) < self.entry_count);
+        self.entry_calls += 1;
+        self.entries.remove(&index);
+        if let Some(desired) = desired {
+            if let Some(error) = self.refused_entries.get(&index) {
+                return Err(*error);
+            }
+            self.entries.insert(index, *desired);
+        }
+        Ok(())
     }
 
     fn deliver_interrupt(&mut self, address: u64, data: u32) {
@@ -394,6 +429,10 @@ impl Bench {
                 calls: Vec::new(),
                 actual: BTreeMap::new(),
                 interrupts: Vec::new(),
+                entries: BTreeMap::new(),
+                entry_count: 200,
+                entry_calls: 0,
+                refused_entries: BTreeMap::new(),
                 fail: BTreeMap::new(),
                 stuck: BTreeSet::new(),
                 capacity: usize::MAX,

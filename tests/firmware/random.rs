@@ -38,7 +38,7 @@ impl Random {
         let path: Vec<_> = (0..1 + self.next() % 3)
             .flat_map(|_| [self.byte(), self.byte()])
             .collect();
-        let length = if self.next() % 16 == 0 {
+        let length = if self.next().is_multiple_of(16) {
             self.byte()
         } else {
             6 + path.len() as u8

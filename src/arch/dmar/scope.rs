@@ -111,7 +111,7 @@ pub struct PathEntry {
 pub struct DeviceScope<'a> {
     /// What is named.
     pub kind: ScopeKind,
-    /// The flags, which have a meaning only inside [`Sidp`].
+    /// The flags, which have a meaning only inside [`Sidp`](super::Sidp).
     pub flags: u8,
     /// The I/O APIC's id, the HPET's number, or the namespace device's number.
     pub enumeration_id: u8,

@@ -171,7 +171,7 @@ pub struct Sidp<'a> {
 }
 
 impl<'a> Sidp<'a> {
-    /// The devices; their properties are the [flags](DeviceScope::flags) of their scopes.
+    /// The devices; their properties are the [flags](super::DeviceScope::flags) of their scopes.
     #[inline]
     pub const fn scopes(&self) -> DeviceScopes<'a> {
         self.scopes.iter()

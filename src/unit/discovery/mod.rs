@@ -7,8 +7,8 @@
 //! | [`units`] | the units that the DMAR table names |
 //! | [`protection`] | whether all of them translate |
 //! | [`interrupt_sources`] | the source-ids of I/O APICs and HPETs |
-//! | [`device_properties`] | what firmware lets devices do: ATS, nesting, snooping |
-//! | [`reserved_regions`] | the memory that firmware reserves for a device |
+//! | [`mod@device_properties`] | what firmware lets devices do: ATS, nesting, snooping |
+//! | [`mod@reserved_regions`] | the memory that firmware reserves for a device |
 //! | [`requesters`] | the source-ids under which a device's requests arrive |
 //! | [`groups`] | the devices that hardware does not keep apart |
 

@@ -9,7 +9,7 @@ use crate::arch::id::SourceId;
 use crate::arch::pci::{PciFunctions, PciKind};
 
 /// Most source-ids that one device can have besides its own.
-pub const MAXIMUM_ALIASES: usize = 12;
+pub const MAXIMUM_ALIASES: usize = 8;
 
 /// The source-ids of one device besides its own, each once.
 #[derive(Clone, Copy, PartialEq, Eq)]

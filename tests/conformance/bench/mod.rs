@@ -13,6 +13,7 @@ use std::fmt;
 use vtd_nest::arch::address::{Hpa, Iova};
 use vtd_nest::arch::capability::{Capability, ExtendedCapability};
 use vtd_nest::arch::id::{Pasid, SourceId};
+use vtd_nest::arch::interrupt::{Interrupt, InterruptMessage};
 use vtd_nest::arch::register::Register64;
 use vtd_nest::mem::{HostMemory, Registers};
 
@@ -72,11 +73,15 @@ pub(crate) enum Ability {
     PageRequests,
     /// Updates of first-stage entries respect read-only second-stage mappings.
     UpdatesObeyReadOnly,
+    /// What reaches processors is seen.
+    SeesInterrupts,
+    /// Interrupts in compatibility format can be blocked.
+    BlocksCompatibilityFormat,
 }
 
 impl Ability {
     /// All of them.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::RequestsWithPasid,
         Self::PrivilegedRequests,
         Self::SeveralUnits,
@@ -85,6 +90,8 @@ impl Ability {
         Self::DeviceTlb,
         Self::PageRequests,
         Self::UpdatesObeyReadOnly,
+        Self::SeesInterrupts,
+        Self::BlocksCompatibilityFormat,
     ];
 
     /// Why a scenario that needs it is skipped.
@@ -98,6 +105,10 @@ impl Ability {
             Self::DeviceTlb => "deviation: no device has a device-TLB",
             Self::PageRequests => "deviation: no device sends page requests",
             Self::UpdatesObeyReadOnly => "deviation: erratum 772415 SPR17",
+            Self::SeesInterrupts => "deviation: what reaches processors is not seen",
+            Self::BlocksCompatibilityFormat => {
+                "deviation: interrupts in compatibility format always pass"
+            }
         }
     }
 }
@@ -140,6 +151,23 @@ pub(crate) trait Bench {
 
     /// Switches a device's own TLB on or off.
     fn set_device_tlb(&self, _source_id: SourceId, _used: DeviceTlbUse) {}
+    /// The device sends an interrupt message.
+    fn send_message(&self, source_id: SourceId, message: InterruptMessage) {
+        let requester = Requester {
+            source_id,
+            pasid: None,
+            privileged: false,
+            execute: false,
+        };
+        let data = message.data.to_le_bytes();
+        self.dma_write(requester, Iova::new(message.address), &data);
+    }
+
+    /// What reached processors since the last call, from devices that wrote to 0xFEEx_xxxx: who, and
+    /// what came of it.
+    fn take_interrupts(&self) -> Vec<(SourceId, Interrupt)> {
+        Vec::new()
+    }
 
     /// Lets the device of this source-id answer no device-TLB invalidation.
     fn set_device_silent(&self, _source_id: SourceId, _silent: bool) {}

@@ -4,12 +4,13 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use vtd_model::{
-    Access, CacheMode, DeviceTlbMode, Initiator, Machine, ModelConfig, ModelUnit, Pace, QueueOrder,
-    Request,
+    Access, CacheMode, DeliveryMode as Raised, DeviceTlbMode, Initiator, Machine, ModelConfig,
+    ModelUnit, Pace, QueueOrder, Request,
 };
 use vtd_nest::arch::address::Iova;
 use vtd_nest::arch::capability::{CapabilityField, ExtendedCapabilityField};
 use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::interrupt::{DeliveryMode, Interrupt};
 use vtd_nest::mem::{HostMemory, Registers};
 
 use super::{Ability, Bench, DeviceTlbUse, HostRange, Layout, Profile, Requester, StartError};
@@ -36,7 +37,10 @@ impl ModelProfile {
                 "nesting-server-erratum",
                 ModelConfig::nesting_server_erratum(),
             ),
-            ("caching-mode", ModelConfig::caching_mode()),
+            (
+                "caching-mode",
+                ModelConfig::caching_mode().with_interrupt_remapping(),
+            ),
             ("everything-on", ModelConfig::everything_on()),
             ("legacy-server", ModelConfig::legacy_server()),
             ("qemu-second-stage", ModelConfig::qemu_second_stage()),
@@ -204,6 +208,7 @@ impl Bench for ModelBench {
                     && !reports(ExtendedCapabilityField::PAGE_WALK_COHERENCY)
             }
             Ability::DeviceTlb => reports(ExtendedCapabilityField::DEVICE_TLB),
+            Ability::SeesInterrupts | Ability::BlocksCompatibilityFormat => true,
             Ability::PageRequests => reports(ExtendedCapabilityField::PAGE_REQUESTS),
         }
     }
@@ -285,6 +290,32 @@ impl Bench for ModelBench {
                 DeviceTlbUse::Off | DeviceTlbUse::Honest => DeviceTlbMode::Hoarder,
             },
         );
+    }
+
+    fn take_interrupts(&self) -> Vec<(SourceId, Interrupt)> {
+        let all = self.units.iter().flat_map(ModelUnit::take_interrupts);
+        let raised = all.filter_map(|sent| {
+            let raised = sent.outcome.interrupt()?;
+            let delivery = match raised.delivery {
+                Raised::Fixed => DeliveryMode::Fixed,
+                Raised::LowestPriority => DeliveryMode::LowestPriority,
+                Raised::SystemManagement => DeliveryMode::SystemManagement,
+                Raised::NonMaskable => DeliveryMode::NonMaskable,
+                Raised::Init => DeliveryMode::Init,
+                Raised::External => DeliveryMode::External,
+                Raised::Undefined(mode) => panic!("delivery mode {mode}"),
+            };
+            let interrupt = Interrupt {
+                destination: raised.destination,
+                logical: raised.is_logical,
+                redirection_hint: raised.has_redirection_hint,
+                level_triggered: raised.is_level,
+                delivery,
+                vector: raised.vector,
+            };
+            Some((sent.source_id, interrupt))
+        });
+        raised.collect()
     }
 
     fn set_device_silent(&self, source_id: SourceId, silent: bool) {

@@ -15,7 +15,7 @@ use vtd_nest::arch::register::{
 use vtd_nest::mem::Owner;
 use vtd_nest::nest::{
     AddressTranslation, AssignError, DeviceConfig, InterruptIsolation, Isolation, MachineConfig,
-    Policy, ProtectedRanges, VirtualMachine,
+    MachineError, Policy, ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
 use vtd_nest::unit::DeviceTlb;
@@ -101,6 +101,17 @@ pub(crate) struct Guest {
 /// A machine with its memory, without devices.
 fn machine(lab: &Lab, options: &GuestOptions) -> Box<Vm> {
     let h = &*lab.hypervisor;
+    let mut vm = Box::new(new_machine(lab, options).expect("a machine"));
+    for at in (0..GUEST_LEN_BYTES).step_by(PIECE as usize) {
+        let at = Gpa::new(at);
+        let host = host_of(lab, options.number, at);
+        vm.map_memory(h, &lab.units, at, host, PIECE, Rights::READ_WRITE)
+            .expect("memory for the machine");
+    }
+    vm
+}
+
+fn new_machine(lab: &Lab, options: &GuestOptions) -> Result<Vm, MachineError> {
     let config = MachineConfig {
         number: options.number.into(),
         owner: Owner::new(1 + options.number),
@@ -112,14 +123,7 @@ fn machine(lab: &Lab, options: &GuestOptions) -> Box<Vm> {
         hash_seed: 0x1234_5678_9abc_def1,
         shadow_table_limit: options.shadow_table_limit,
     };
-    let mut vm = Box::new(Vm::new(h, &lab.units, config).expect("a machine"));
-    for at in (0..GUEST_LEN_BYTES).step_by(PIECE as usize) {
-        let at = Gpa::new(at);
-        let host = host_of(lab, options.number, at);
-        vm.map_memory(h, &lab.units, at, host, PIECE, Rights::READ_WRITE)
-            .expect("memory for the machine");
-    }
-    vm
+    Vm::new(&*lab.hypervisor, &lab.units, config)
 }
 
 /// Destroys a machine, for as long as hardware needs.
@@ -143,6 +147,11 @@ fn host_of(lab: &Lab, number: u16, at: Gpa) -> Hpa {
 }
 
 impl Guest {
+    /// Why there is no machine like this, if there is none.
+    pub(crate) fn refused(lab: &Lab, options: &GuestOptions) -> Option<MachineError> {
+        new_machine(lab, options).err()
+    }
+
     /// Makes the machine, assigns its devices, and lets the guest bring its unit up.
     pub(crate) fn start(lab: &Rc<Lab>, options: GuestOptions) -> Self {
         let h = &*lab.hypervisor;

@@ -9,9 +9,9 @@ mod expect;
 mod fault;
 mod guest;
 mod hardware;
+mod interrupts;
 mod job;
 mod kinds;
-pub(crate) mod later;
 mod ledger;
 #[path = "../../../src/log_events.rs"]
 mod log_events;
@@ -32,7 +32,7 @@ use vtd_nest::arch::register::{FaultRecord, Register64, RootTableAddress};
 use vtd_nest::arch::root::RootHalf;
 use vtd_nest::mem::Registers;
 use vtd_nest::nest::{FaultOutcome, Policy};
-use vtd_nest::unit::{Errata, Erratum, Unit, UnitConfig};
+use vtd_nest::unit::{Errata, Erratum, InterruptSlice, Unit, UnitConfig};
 
 use crate::bench::{Ability, DeviceTlbUse, Interposer, Observed, Profile, host_offset};
 
@@ -58,6 +58,8 @@ pub(crate) struct Lab {
     unclaimed: RefCell<Vec<(u8, FaultRecord)>>,
     /// Records that were the hypervisor's business.
     pub(crate) host_faults: RefCell<Vec<(FaultRecord, FaultOutcome)>>,
+    /// Interrupt entries of the hypervisor's own devices.
+    slices: RefCell<Vec<(SourceId, InterruptSlice)>>,
 }
 
 /// Where a scenario runs: it starts what it needs from here.
@@ -148,6 +150,7 @@ impl Lab {
             units,
             unclaimed: RefCell::default(),
             host_faults: RefCell::default(),
+            slices: RefCell::default(),
         }
     }
 

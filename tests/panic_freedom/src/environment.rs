@@ -7,13 +7,17 @@ use core::hint::black_box;
 
 use vtd_nest::arch::address::{Gpa, Hpa};
 use vtd_nest::arch::id::{Pasid, SourceId};
+use vtd_nest::arch::interrupt::{Interrupt, InterruptIndex};
 use vtd_nest::arch::pci::{PciFunction, PciFunctions, PciKind, PciTopology, Siblings};
 use vtd_nest::arch::register::{Register32, Register64};
 use vtd_nest::mem::{FrameError, FrameRun, Frames, HostMemory, Owner, Platform, Registers};
 use vtd_nest::nest::MachineMemory;
 use vtd_nest::nest::bind::HostBinding;
 use vtd_nest::unit::ConfigurationSpace;
-use vtd_nest::viommu::host::{BindError, Desired, DeviceHandle, GuestInvalidation, Host, Progress};
+use vtd_nest::viommu::host::{
+    BindError, Desired, DeviceHandle, GuestInterrupt, GuestInvalidation, Host, InterruptError,
+    Progress,
+};
 
 /// The hypervisor: host memory, frames and platform. Also a unit's registers, and the host side of a
 /// virtual unit alone.
@@ -166,6 +170,12 @@ impl Platform for Environment {
     }
 
     #[inline(never)]
+    fn route_interrupt(&self, unit: u32, interrupt: &Interrupt) -> Option<Interrupt> {
+        black_box((unit, interrupt));
+        black_box(Some(*interrupt))
+    }
+
+    #[inline(never)]
     fn set_bus_master(&self, source_id: SourceId, enabled: bool) {
         black_box((source_id, enabled));
     }
@@ -227,6 +237,21 @@ impl Host for Environment {
     fn invalidate(&mut self, what: &GuestInvalidation) -> Result<Progress, BindError> {
         black_box(what);
         black_box(Ok(Progress::Done))
+    }
+
+    #[inline(never)]
+    fn interrupt_entries(&self) -> u32 {
+        black_box(0)
+    }
+
+    #[inline(never)]
+    fn set_interrupt_entry(
+        &mut self,
+        index: InterruptIndex,
+        desired: Option<&GuestInterrupt>,
+    ) -> Result<(), InterruptError> {
+        black_box((index, desired));
+        black_box(Ok(()))
     }
 
     #[inline(never)]
