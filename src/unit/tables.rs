@@ -437,6 +437,7 @@ impl<R: Registers> Unit<R> {
     ///
     /// As [`submit`](Self::submit) and [`poll`](Self::poll), with the device, to try again:
     /// that submits a new invalidation.
+    #[allow(clippy::result_large_err, reason = "the token is not to be lost")]
     pub fn release<H: Hypervisor>(
         &self,
         h: &H,

@@ -9,7 +9,7 @@ mod harness;
 mod lab;
 mod scenarios;
 // The image's guest driver: the same code on every bench.
-#[path = "../../src/bin/microhv/guest/mod.rs"]
+#[path = "../../src/bin/microhv/builtin/guest/mod.rs"]
 mod driver;
 
 use std::path::PathBuf;

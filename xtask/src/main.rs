@@ -7,6 +7,7 @@ mod conform;
 mod coverage;
 mod differential;
 mod image;
+mod linux;
 mod mutants;
 mod panic_freedom;
 mod progress;
@@ -36,6 +37,8 @@ enum Command {
     Mutants(mutants::Arguments),
     /// Builds the micro-hypervisor image and boots it in QEMU.
     Run(run::Arguments),
+    /// Boots the distribution's unmodified Linux as the image's guest.
+    Linux(linux::Arguments),
     /// Runs the scenarios on every bench: the model, QEMU over qtest, the image.
     Conform(conform::Arguments),
     /// Runs every check: formatting, lints, documentation, tests, panic freedom, the image in QEMU.
@@ -114,6 +117,7 @@ fn main() -> ExitCode {
     let result = match CommandLine::parse().command {
         Command::Mutants(arguments) => mutants::mutants(&arguments),
         Command::Run(arguments) => run::run(&arguments),
+        Command::Linux(arguments) => linux::linux(&arguments),
         Command::Conform(arguments) => conform::conform(&arguments),
         Command::Test(arguments) => test::test(&arguments),
         Command::Coverage(arguments) => coverage::coverage(&arguments),

@@ -113,6 +113,12 @@ impl Qemu {
         format!("{}=on,{COMMON_OPTIONS}{comma}{extra}", self.scalable_mode)
     }
 
+    /// The unit's options for scalable mode, with or without interrupt remapping.
+    pub(crate) fn options_with_interrupts(&self, intremap: bool) -> String {
+        let intremap = if intremap { "on" } else { "off" };
+        format!("{}=on,intremap={intremap}", self.scalable_mode)
+    }
+
     /// The unit's options without scalable mode.
     pub(crate) fn legacy_options(&self) -> String {
         COMMON_OPTIONS.to_owned()
@@ -126,6 +132,15 @@ impl Qemu {
 
     /// The command that boots `kernel` on a machine with these devices.
     pub(crate) fn command(&self, kernel: &Path, devices: &Devices<'_>) -> Command {
+        let mut command = self.machine(devices);
+        // Virtual time jumps over the 100 ms that each DMA of `edu` takes.
+        command.args(["-icount", "shift=7,sleep=off"]);
+        command.arg("-kernel").arg(kernel);
+        command
+    }
+
+    /// The machine with these devices, its time the host's.
+    pub(crate) fn machine(&self, devices: &Devices<'_>) -> Command {
         let mut command = Command::new(&self.path);
         command
             .args(["-accel", "tcg", "-machine", "q35", "-cpu", "EPYC"])
@@ -139,8 +154,6 @@ impl Qemu {
                 "none",
             ])
             .args(["-serial", "stdio", "-monitor", "none"])
-            // Virtual time jumps over the 100 ms that each DMA of `edu` takes.
-            .args(["-icount", "shift=7,sleep=off"])
             .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
         if let Some(options) = devices.iommu {
             command.arg("-device").arg(format!("intel-iommu,{options}"));
@@ -152,7 +165,6 @@ impl Qemu {
         for device in devices.others {
             command.args(["-device", device]);
         }
-        command.arg("-kernel").arg(kernel);
         command
     }
 }
@@ -178,6 +190,8 @@ pub(crate) enum Ending {
     Success,
     /// The image wrote the failure code.
     ImageFailed,
+    /// The machine reset or powered off, which the image never lets happen.
+    PoweredOff,
     /// QEMU ended in another way.
     Failure(String),
     /// The time limit passed and QEMU was ended.
@@ -189,7 +203,7 @@ impl Ending {
         match status.code() {
             Some(EXIT_SUCCESS) => Self::Success,
             Some(EXIT_FAILURE) => Self::ImageFailed,
-            Some(0) => Self::Failure("the machine reset or powered off (QEMU status 0)".into()),
+            Some(0) => Self::PoweredOff,
             Some(code) if code & 1 == 1 && code > 1 => {
                 Self::Failure(format!("the image ended with code {:#x}", code >> 1))
             }
@@ -202,6 +216,7 @@ impl Ending {
         match self {
             Self::Success => None,
             Self::ImageFailed => Some("the image reported a failure".into()),
+            Self::PoweredOff => Some("the machine reset or powered off (QEMU status 0)".into()),
             Self::Failure(why) => Some(why.clone()),
             Self::TimedOut(limit) => Some(format!("time limit of {} s exceeded", limit.as_secs())),
         }

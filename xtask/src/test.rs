@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every check there is, each a step with a time, a summary at the end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use crate::MachineArguments;
 use crate::command::{ask, cargo, check};
 use crate::differential::{self, Checked};
 use crate::image::{self, TARGET};
+use crate::linux::{self, Files};
 use crate::progress::{Mark, Progress};
 use crate::qemu::{Devices, Qemu};
 use crate::report::{self, Report};
@@ -443,6 +444,37 @@ fn image_steps(steps: &mut Steps, arguments: &Arguments, qemu: Option<&Qemu>) {
             run::boot_refused(qemu, image, &devices, text).into()
         });
     }
+    linux_steps(steps, qemu, built.as_deref());
+}
+
+/// The short form of `linux`: two configurations, and a guest that reaches for the hypervisor.
+fn linux_steps(steps: &mut Steps, qemu: Option<&Qemu>, image: Option<&Path>) {
+    let mut files = None;
+    steps.step("linux: guest's files", |progress| {
+        // Without a network there is no kernel: no failure of the project.
+        match linux::packages(progress) {
+            Err(error) => Ended::Skip(format!("{error:#}")),
+            Ok(packages) => linux::pack(&packages)
+                .map(|packed| files.insert(packed).version().to_owned())
+                .into(),
+        }
+    });
+    let mut boot = |name: &str, run: &dyn Fn(&Qemu, &Path, &Files, &Progress) -> Result<String>| {
+        steps.step(&format!("linux: {name}"), |progress| {
+            match (qemu, image, &files) {
+                (Some(qemu), Some(image), Some(files)) => run(qemu, image, files, progress).into(),
+                (None, ..) => Ended::Skip("no QEMU".into()),
+                (_, None, _) => Ended::Skip("no image".into()),
+                _ => Ended::Skip("no kernel for the guest".into()),
+            }
+        });
+    };
+    for mode in linux::SHORT {
+        boot(&mode.to_string(), &|qemu, image, files, progress| {
+            linux::boot_short(qemu, image, files, mode, progress)
+        });
+    }
+    boot("stopped at the hypervisor", &linux::boot_trespasser);
 }
 
 /// How many tests a test run passed, if it was one: the sum over its result lines.

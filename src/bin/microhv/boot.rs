@@ -4,7 +4,7 @@
 //! and the one reading of the loader's structures, before any other memory is in use.
 
 use core::arch::global_asm;
-use core::arch::x86_64::{__cpuid, CpuidResult};
+use core::arch::x86_64::{__cpuid_count, CpuidResult};
 use core::ptr;
 
 use heapless::Vec;
@@ -42,25 +42,26 @@ pub(crate) fn image_end() -> Hpa {
     Hpa::new((&raw const microhv_image_end).addr() as u64)
 }
 
-fn cpuid(leaf: u32) -> CpuidResult {
+/// What the processor says of itself.
+pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     #[allow(unused_unsafe, reason = "newer compilers call the intrinsic safe")]
     // SAFETY: every 64-bit processor has the instruction.
     unsafe {
-        __cpuid(leaf)
+        __cpuid_count(leaf, subleaf)
     }
 }
 
 /// First address past the identity map.
 pub(crate) fn identity_map_end() -> Hpa {
-    let has_1gib_pages = cpuid(0x8000_0001).edx & 1 << 26 != 0;
+    let has_1gib_pages = cpuid(0x8000_0001, 0).edx & 1 << 26 != 0;
     let mapped_end = if has_1gib_pages {
         (LEVEL3_TABLES as u64) << 39
     } else {
         4 << 30
     };
-    let widths = cpuid(0x8000_0000).eax;
+    let widths = cpuid(0x8000_0000, 0).eax;
     let physical_bits = if widths >= 0x8000_0008 {
-        cpuid(0x8000_0008).eax & 0xff
+        cpuid(0x8000_0008, 0).eax & 0xff
     } else {
         36
     };

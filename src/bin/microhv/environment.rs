@@ -2,19 +2,22 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use heapless::Deque;
 use spin::Mutex;
 use vtd_nest::arch::address::Hpa;
 use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::interrupt::Interrupt;
 use vtd_nest::mem::frames::zero_run;
-use vtd_nest::mem::{
-    DirectMemory, FrameError, FramePool, FrameRun, Frames, HostMemory, Owner, Platform,
-};
+use vtd_nest::mem::{FrameError, FramePool, FrameRun, Frames, HostMemory, Owner, Platform};
 
 use crate::clock;
 use crate::pci::Pci;
+use crate::ram::Ram;
 
 /// Words of the frame pool's bitmap: 64 frames each.
 const POOL_WORDS: usize = 64;
+/// Interrupt messages on their way to the guest; a unit has three events.
+const MESSAGES: usize = 4;
 /// Owners of frames: the hypervisor and one machine.
 const OWNERS: usize = 2;
 
@@ -23,20 +26,23 @@ pub(crate) const POOL_LEN_BYTES: u64 = POOL_WORDS as u64 * 64 * 4096;
 
 /// The hypervisor, as the library sees it.
 pub(crate) struct Environment {
-    memory: DirectMemory,
+    memory: Ram,
     pool: FramePool<POOL_WORDS, OWNERS>,
     pci: Mutex<Pci>,
     interrupts: AtomicU64,
+    /// Messages on their way to the guest.
+    messages: Mutex<Deque<(u64, u32), MESSAGES>>,
 }
 
 impl Environment {
     /// `memory` holds the pool, from `pool` on, and the guest's memory.
-    pub(crate) fn new(memory: DirectMemory, pool: Hpa, pci: Pci) -> Self {
+    pub(crate) fn new(memory: Ram, pool: Hpa, pci: Pci) -> Self {
         Self {
             memory,
             pool: FramePool::new(pool, POOL_LEN_BYTES),
             pci: Mutex::new(pci),
             interrupts: AtomicU64::new(0),
+            messages: Mutex::new(Deque::new()),
         }
     }
 
@@ -48,6 +54,11 @@ impl Environment {
     /// The PCI devices.
     pub(crate) fn pci(&self) -> &Mutex<Pci> {
         &self.pci
+    }
+
+    /// Takes the next interrupt message of the guest's unit, address and data, to deliver it.
+    pub(crate) fn next_interrupt(&self) -> Option<(u64, u32)> {
+        self.messages.lock().pop_front()
     }
 
     /// Interrupt messages that the guest's unit has sent.
@@ -113,7 +124,14 @@ impl Platform for Environment {
 
     fn deliver_interrupt(&self, unit: u32, address: u64, data: u32) {
         self.interrupts.fetch_add(1, Ordering::Relaxed);
+        // What has no room is of no use: the same message is on its way.
+        let _ = self.messages.lock().push_back((address, data));
         log::debug!("machine {unit}: interrupt {address:#x}, {data:#x}");
+    }
+
+    /// The one guest owns every processor that there is for it, and all of their vectors.
+    fn route_interrupt(&self, _unit: u32, interrupt: &Interrupt) -> Option<Interrupt> {
+        Some(*interrupt)
     }
 
     fn set_bus_master(&self, source_id: SourceId, enabled: bool) {

@@ -46,6 +46,16 @@ pub(crate) fn find_table(
     rsdp: Option<Hpa>,
     signature: &[u8; 4],
 ) -> Result<&'static [u8], FirmwareError> {
+    let table = locate_table(memory, rsdp, signature)?;
+    copy(memory, &table)
+}
+
+/// The first table with `signature` where firmware has it.
+pub(crate) fn locate_table(
+    memory: &Memory,
+    rsdp: Option<Hpa>,
+    signature: &[u8; 4],
+) -> Result<Window, FirmwareError> {
     let (root, entry_len_bytes) = root_table(memory, rsdp.ok_or(FirmwareError::NoRsdp)?)?;
     let entries = (root.len_bytes() - u64::from(HEADER_LEN_BYTES)) / entry_len_bytes;
     for index in 0..entries {
@@ -56,7 +66,7 @@ pub(crate) fn find_table(
         };
         let header = memory.window(Hpa::new(address), HEADER_LEN_BYTES.into())?;
         if bytes(&header, 0) == *signature {
-            return copy(memory, &table(memory, Hpa::new(address), signature)?);
+            return table(memory, Hpa::new(address), signature);
         }
     }
     Err(FirmwareError::NotFound)

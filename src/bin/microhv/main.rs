@@ -1,33 +1,35 @@
 //! A micro-hypervisor image: it owns the machine's remapping units, gives a guest a virtual one,
 //! and shows that the guest's DMA goes where the guest's tables say, and nowhere else.
 //!
-//! The guest is a driver in the image ([`guest`]): it touches only what a guest has, through the
-//! entry points that VM exits would call.
+//! Two jobs. Without a boot module the guest is a driver in the image ([`builtin`]): it touches only
+//! what a guest has, through the entry points that VM exits would call. With one, a container of
+//! kernel and initial RAM file system, it is an unmodified Linux ([`linux`]).
 #![no_std]
 #![no_main]
 
 mod boot;
+mod builtin;
 mod clock;
 mod console;
-mod edu;
+mod cpu;
+mod decode;
 mod environment;
 mod exception;
 mod exit;
 mod firmware;
-mod guest;
-mod hypervisor;
+mod linux;
 mod memory;
+mod msr;
 mod pci;
 mod platform;
 mod port;
-mod proof;
+mod ram;
 mod report;
+mod units;
 
 use log::LevelFilter;
-use vtd_nest::nest::Policy;
 
 use console::println;
-use hypervisor::Hypervisor;
 use platform::Platform;
 
 extern "C" fn entry(start_info: u32) -> ! {
@@ -42,13 +44,20 @@ extern "C" fn entry(start_info: u32) -> ! {
         }
     };
     platform.print_summary();
-    match Hypervisor::set_up(platform, Policy::default()) {
-        Ok(mut hypervisor) => {
-            if proof::run(&mut hypervisor) {
-                println!("everything held");
-                exit::success()
-            }
+    if let Some(module) = platform.information.modules.first().copied() {
+        match linux::run(platform, module) {
+            Ok(true) => exit::halt(),
+            Ok(false) => println!("the guest did not come to its end"),
+            Err(error) => log::error!("guest: {error:?}"),
         }
+        exit::failure()
+    }
+    match builtin::run(platform) {
+        Ok(true) => {
+            println!("everything held");
+            exit::success()
+        }
+        Ok(false) => {}
         Err(error) => log::error!("set-up: {error:?}"),
     }
     println!("something did not hold");

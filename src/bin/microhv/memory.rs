@@ -72,31 +72,7 @@ impl Memory {
     /// memory map says about the same addresses.
     pub(crate) fn new(information: &BootInformation) -> Result<Self, MemoryError> {
         let mapped_end = boot::identity_map_end();
-        let mut free = Vec::new();
-        for range in &information.memory_map {
-            let start = range
-                .start
-                .as_u64()
-                .checked_next_multiple_of(PAGE_SIZE_BYTES);
-            let end = range.end.min(mapped_end).as_u64() / PAGE_SIZE_BYTES * PAGE_SIZE_BYTES;
-            let Some(start) = start.filter(|start| *start < end) else {
-                continue;
-            };
-            if range.kind == RangeKind::Ram {
-                let range = FreeRange {
-                    start: Hpa::new(start),
-                    end: Hpa::new(end),
-                };
-                // A range named twice must not be handed out twice.
-                remove(&mut free, range.start, range.end)?;
-                free.push(range).map_err(|_| MemoryError::TooFragmented)?;
-            }
-        }
-        for range in &information.memory_map {
-            if range.kind != RangeKind::Ram {
-                remove(&mut free, range.start, range.end)?;
-            }
-        }
+        let mut free = ram(information, mapped_end)?;
         for module in &information.modules {
             remove(&mut free, module.start, module.end)?;
         }
@@ -155,6 +131,44 @@ impl Memory {
         Ok(Region(Window { start, len_bytes }))
     }
 
+    /// The run of addresses that the hypervisor keeps for itself: the image and everything that was
+    /// allocated, and what lies between.
+    pub(crate) fn hypervisor_range(&self) -> FreeRange {
+        let mut range = FreeRange {
+            start: boot::image_start(),
+            end: boot::image_end(),
+        };
+        let mut taken = self.free_at_boot.clone();
+        for free in &self.free {
+            // Cannot split more than what was free at first did.
+            let _ = remove(&mut taken, free.start, free.end);
+        }
+        for taken in &taken {
+            range.start = range.start.min(taken.start);
+            range.end = range.end.max(taken.end);
+        }
+        range
+    }
+
+    /// Gives up all RAM outside [`hypervisor_range`](Self::hypervisor_range), low memory and modules
+    /// included, for a guest to own; the page at address 0, which no pointer leads to, excepted.
+    pub(crate) fn into_guest_ram(
+        self,
+        information: &BootInformation,
+    ) -> Result<Vec<Region, MAX_FREE_RANGES>, MemoryError> {
+        let own = self.hypervisor_range();
+        let mut ram = ram(information, self.mapped_end)?;
+        remove(&mut ram, own.start, own.end)?;
+        remove(&mut ram, Hpa::new(0), Hpa::new(PAGE_SIZE_BYTES))?;
+        let regions = ram.iter().map(|range| {
+            Region(Window {
+                start: range.start,
+                len_bytes: range.len_bytes(),
+            })
+        });
+        Ok(regions.collect())
+    }
+
     /// A window on device registers, firmware's tables or a module.
     pub(crate) fn window(&self, start: Hpa, len_bytes: u64) -> Result<Window, MemoryError> {
         let refused = MemoryError::NotAWindow { start, len_bytes };
@@ -169,6 +183,39 @@ impl Memory {
         }
         Ok(Window { start, len_bytes })
     }
+}
+
+/// The whole pages of RAM below `mapped_end` that the memory map says nothing else about.
+fn ram(
+    information: &BootInformation,
+    mapped_end: Hpa,
+) -> Result<Vec<FreeRange, MAX_FREE_RANGES>, MemoryError> {
+    let mut ram = Vec::new();
+    for range in &information.memory_map {
+        let start = range
+            .start
+            .as_u64()
+            .checked_next_multiple_of(PAGE_SIZE_BYTES);
+        let end = range.end.min(mapped_end).as_u64() / PAGE_SIZE_BYTES * PAGE_SIZE_BYTES;
+        let Some(start) = start.filter(|start| *start < end) else {
+            continue;
+        };
+        if range.kind == RangeKind::Ram {
+            let range = FreeRange {
+                start: Hpa::new(start),
+                end: Hpa::new(end),
+            };
+            // A range named twice must not be handed out twice.
+            remove(&mut ram, range.start, range.end)?;
+            ram.push(range).map_err(|_| MemoryError::TooFragmented)?;
+        }
+    }
+    for range in &information.memory_map {
+        if range.kind != RangeKind::Ram {
+            remove(&mut ram, range.start, range.end)?;
+        }
+    }
+    Ok(ram)
 }
 
 /// Cuts `start..end` out of the ranges; on an error they are as they were.
@@ -292,6 +339,19 @@ impl Region {
     /// First address.
     pub(crate) fn start(&self) -> Hpa {
         self.0.start
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len_bytes(&self) -> u64 {
+        self.0.len_bytes
+    }
+
+    /// The region, zeroed, for accesses that may race with the processor's own.
+    pub(crate) fn into_zeroed_window(mut self) -> Window {
+        for offset in (0..self.0.len_bytes).step_by(8) {
+            let _ = self.0.write_u64(offset, 0);
+        }
+        self.0
     }
 
     /// The region as zeroed bytes. No device may be left with an address in it.

@@ -122,6 +122,49 @@ impl Pci {
         }
     }
 
+    /// Writes the low `size` bytes of `value`, 1, 2 or 4, as one access at `offset`, a multiple of
+    /// that; only where configuration space is memory-mapped.
+    pub(crate) fn write_part(&mut self, source_id: SourceId, offset: u16, size: u8, value: u32) {
+        if let Access::MemoryMapped { window, first_bus } = &mut self.0
+            && let Some(place) = place(*first_bus, source_id, offset)
+        {
+            let _ = match size {
+                1 => window.write_u8(place, value as u8),
+                2 => window.write_u16(place, value as u16),
+                _ => window.write_u32(place, value),
+            };
+        }
+    }
+
+    /// The function and offset at an address in the memory-mapped window.
+    pub(crate) fn at(&self, address: Hpa) -> Option<(SourceId, u16)> {
+        let Access::MemoryMapped { window, first_bus } = &self.0 else {
+            return None;
+        };
+        let offset = address.as_u64().checked_sub(window.start().as_u64())?;
+        let function = (offset >> 12) + (u64::from(*first_bus) << 8);
+        let function = u16::try_from(function).ok()?;
+        Some((SourceId::from_u16(function), (offset & 0xfff) as u16))
+    }
+
+    /// Length in bytes of a function's expansion ROM, or 0.
+    pub(crate) fn measure_rom(&mut self, function: &Function) -> u64 {
+        let offset = if function.bridge.is_some() {
+            0x38
+        } else {
+            0x30
+        };
+        let source_id = function.source_id;
+        let command = self.read(source_id, COMMAND) & 0xffff;
+        self.set_command(source_id, COMMAND_MEMORY, false);
+        let (_, mask) = self.measure(source_id, offset);
+        self.write(source_id, COMMAND, command);
+        match mask & !0x7ff {
+            0 => 0,
+            mask => 1 << mask.trailing_zeros(),
+        }
+    }
+
     /// Lets the function access memory, or stops it.
     pub(crate) fn set_bus_master(&mut self, source_id: SourceId, is_on: bool) {
         self.set_command(source_id, COMMAND_BUS_MASTER, is_on);

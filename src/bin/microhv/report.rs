@@ -1,6 +1,10 @@
 //! What a run shows: lines for people, and lines for machines that start with `@json `.
 
+use core::fmt;
+
 use vtd_nest::arch::capability::Features;
+use vtd_nest::arch::register::FaultRecord;
+use vtd_nest::nest::FaultOutcome;
 
 use crate::console::println;
 
@@ -66,12 +70,21 @@ pub(crate) fn step(name: &str, ok: bool, figures: &[Figure<'_>]) {
 
 /// Prints the totals of the run.
 pub(crate) fn totals(figures: &[Figure<'_>]) {
-    crate::console::print(format_args!("          totals:"));
+    all("totals", figures);
+}
+
+/// Prints the exits of the run by kind.
+pub(crate) fn exits(figures: &[Figure<'_>]) {
+    all("exits", figures);
+}
+
+fn all(title: &str, figures: &[Figure<'_>]) {
+    crate::console::print(format_args!("{title:>16}:"));
     for (name, value) in figures {
         crate::console::print(format_args!(" {value} {name}"));
     }
     println!();
-    crate::console::print(format_args!("@json {{\"totals\":{{"));
+    crate::console::print(format_args!("@json {{\"{title}\":{{"));
     object(figures);
     println!("}}}}");
 }
@@ -81,5 +94,14 @@ fn object(figures: &[Figure<'_>]) {
     for (index, (name, value)) in figures.iter().enumerate() {
         let comma = if index == 0 { "" } else { "," };
         crate::console::print(format_args!("{comma}\"{name}\":{value}"));
+    }
+}
+
+/// One line that explains a hardware fault.
+pub(crate) struct Explained<'a>(pub(crate) &'a FaultRecord, pub(crate) &'a FaultOutcome);
+
+impl fmt::Display for Explained<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.0, self.1)
     }
 }

@@ -47,6 +47,7 @@ pub(crate) enum Standing {
     Passes,
     /// It waits for the named work. It is run all the same: where it passes it counts as passed,
     /// and if it passes on every bench that can run it, the mark has to go.
+    #[allow(dead_code, reason = "for scenarios that come before what they show")]
     Pending(&'static str),
     /// There is nothing to run until the named work begins.
     Unwritten(&'static str),
@@ -77,6 +78,7 @@ impl Scenario {
     }
 
     /// Marks it as waiting for the named work.
+    #[allow(dead_code, reason = "for scenarios that come before what they show")]
     pub(crate) const fn pending(mut self, why: &'static str) -> Self {
         self.standing = Standing::Pending(why);
         self

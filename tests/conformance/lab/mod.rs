@@ -12,7 +12,6 @@ mod hardware;
 mod interrupts;
 mod job;
 mod kinds;
-pub(crate) mod later;
 mod ledger;
 #[path = "../../../src/log_events.rs"]
 mod log_events;

@@ -1,4 +1,4 @@
-//! What a hypervisor has to do on its platform: interrupt routing, configuration space.
+//! What a hypervisor has to do on its platform: interrupt routing.
 
 use vtd_nest::arch::capability::{CapabilityField as Cap, ExtendedCapabilityField as Ecap};
 use vtd_nest::arch::id::SourceId;
@@ -8,9 +8,8 @@ use vtd_nest::unit::DeviceInterrupt;
 
 use crate::bench::{Ability, Requester, host_offset};
 use crate::harness::{Need, Scenario, scenario};
-use crate::lab::{D0, Lab, Place, kind, later};
+use crate::lab::{Lab, Place, kind};
 
-const HOST_SIDE: &str = "host side, complete";
 const REMAPS: &[Need] = &[Need::Extended(Ecap::INTERRUPT_REMAPPING, "IR")];
 
 const POSTS: &[Need] = &[
@@ -38,12 +37,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         changed_entry_is_invalidated,
     )
     .needs(REMAPS),
-    scenario(
-        "S94",
-        "a BAR or bridge window over a protected page is refused",
-        windows_over_protected_pages,
-    )
-    .pending(HOST_SIDE),
 ];
 
 fn device(lab: &Lab, index: usize) -> Requester {
@@ -137,28 +130,4 @@ fn changed_entry_is_invalidated(place: Place<'_>) {
     send(&lab, requester, message);
     raised(&lab, requester.source_id, 0x52);
     lab.expect_no_violations();
-}
-
-fn windows_over_protected_pages(place: Place<'_>) {
-    let mut guest = place.guest();
-    const BAR0: u16 = 0x10;
-    const BRIDGE_WINDOW: u16 = 0x20;
-    let bridge = SourceId::from_u16(0x0008);
-    let unit = 0xfed9_0000_u32;
-    assert!(!later::write_configuration(&mut guest, D0, BAR0, unit));
-    let window = unit & 0xfff0_0000 | unit >> 16 & 0xfff0;
-    assert!(!later::write_configuration(
-        &mut guest,
-        bridge,
-        BRIDGE_WINDOW,
-        window
-    ));
-    // Elsewhere it is the guest's own business.
-    assert!(later::write_configuration(
-        &mut guest,
-        D0,
-        BAR0,
-        0xfe00_0000
-    ));
-    guest.finish();
 }

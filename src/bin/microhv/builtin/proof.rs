@@ -5,10 +5,11 @@ use vtd_nest::mem::HostMemory;
 use vtd_nest::unit::Unit;
 
 use crate::console::println;
-use crate::guest::{Blocked, BlockedTarget, Job, JobError, Layout, STEPS};
-use crate::hypervisor::{Explained, GUEST_LEN_BYTES, Hypervisor};
 use crate::memory::Window;
-use crate::report::{self, Figure};
+use crate::report::{self, Explained, Figure};
+
+use super::guest::{Blocked, BlockedTarget, Job, JobError, Layout, STEPS};
+use super::hypervisor::{GUEST_LEN_BYTES, Hypervisor};
 
 /// Memory for the guest's tables and queue.
 const TABLES: (Gpa, Gpa) = (Gpa::new(0x10_0000), Gpa::new(0x40_0000));

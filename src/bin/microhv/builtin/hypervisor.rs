@@ -1,34 +1,29 @@
 //! The hypervisor: units brought up, one machine with one device, and the exits of its guest.
 
-use core::fmt;
-
 use heapless::Vec;
 use spin::{Mutex, MutexGuard};
 use vtd_nest::arch::address::{Gpa, Hpa, PAGE_SIZE_BYTES};
-use vtd_nest::arch::dmar::{Dmar, DmarError};
-use vtd_nest::arch::id::SourceId;
-use vtd_nest::arch::pci::PciTopology;
 use vtd_nest::arch::register::FaultRecord;
 use vtd_nest::mem::{GuestMemory, MmioRegisters, Owner};
 use vtd_nest::nest::{
     AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, Isolation, MachineConfig,
-    MachineError, MachineStore, PhysicalRange, Policy, ProtectedRanges, VirtualMachine,
+    MachineError, MachineStore, Policy, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
-use vtd_nest::unit::{DiscoveryError, Step, Unit, UnitConfig, UnitError, discover};
+use vtd_nest::unit::{InterruptRemapping, Step, Unit};
 use vtd_nest::viommu::Poll;
 
-use crate::boot;
 use crate::console::println;
-use crate::edu::{self, EduError};
 use crate::environment::{Environment, POOL_LEN_BYTES};
-use crate::guest::Machine;
 use crate::memory::{MemoryError, Window};
 use crate::pci::Function;
 use crate::platform::Platform;
+use crate::ram::Ram;
+use crate::units::{self, DescribedUnits, UnitsError};
 
-/// Remapping units that the image can drive.
-const UNITS: usize = 4;
+use super::edu::{self, EduError};
+use super::guest::Machine;
+
 /// Bytes of guest memory.
 pub(crate) const GUEST_LEN_BYTES: u64 = 16 << 20;
 /// Guest memory is laid out in pieces of this size, in another order than on the host.
@@ -53,20 +48,13 @@ pub(crate) type GuestMachine = VirtualMachine<4, 64, 16, 4>;
 #[derive(Clone, Copy, Debug)]
 #[expect(dead_code, reason = "the values are only ever printed")]
 pub(crate) enum SetUpError {
-    /// The DMAR table.
-    Dmar(DmarError),
-    /// The units that it lists.
-    Discovery(DiscoveryError),
-    /// A unit, by the address of its registers.
-    Unit(Hpa, UnitError),
+    Units(UnitsError),
     Memory(MemoryError),
     /// There is no `edu` device.
     NoDevice,
     Device(EduError),
-    /// No unit covers the device.
-    NotCovered(SourceId),
-    /// A fixed list is full.
-    Full(&'static str),
+    /// The RAM for pool and guest cannot be used.
+    Arena,
     Machine(MachineError),
     Assign(AssignError),
 }
@@ -74,7 +62,7 @@ pub(crate) enum SetUpError {
 /// All of it.
 pub(crate) struct Hypervisor {
     pub(crate) environment: Environment,
-    pub(crate) units: Vec<Unit<MmioRegisters>, UNITS>,
+    pub(crate) units: &'static [Unit<MmioRegisters>],
     pub(crate) machine: &'static mut GuestMachine,
     pub(crate) device: Function,
     registers: Window,
@@ -87,27 +75,6 @@ pub(crate) struct Hypervisor {
     pub(crate) faults: Vec<(FaultRecord, FaultOutcome), 16>,
 }
 
-/// PCI bridges, as found at start.
-struct Bridges<'a>(&'a [Function]);
-
-impl PciTopology for Bridges<'_> {
-    fn secondary_bus(&self, bridge: SourceId) -> Option<u8> {
-        let found = self
-            .0
-            .iter()
-            .find(|function| function.source_id == bridge)?;
-        Some(found.bridge.as_ref()?.secondary_bus)
-    }
-
-    fn subordinate_bus(&self, bridge: SourceId) -> Option<u8> {
-        let found = self
-            .0
-            .iter()
-            .find(|function| function.source_id == bridge)?;
-        Some(found.bridge.as_ref()?.subordinate_bus)
-    }
-}
-
 impl Hypervisor {
     /// Owns every unit, so that all DMA is blocked; then makes the machine and gives it the device.
     pub(crate) fn set_up(platform: Platform, policy: Policy) -> Result<Self, SetUpError> {
@@ -118,8 +85,7 @@ impl Hypervisor {
             functions,
             ..
         } = platform;
-        let dmar = Dmar::parse(dmar).map_err(SetUpError::Dmar)?;
-        let described = discover::<UNITS>(&dmar).map_err(SetUpError::Discovery)?;
+        let described = DescribedUnits::find(dmar).map_err(SetUpError::Units)?;
 
         let arena = memory
             .allocate(POOL_LEN_BYTES + GUEST_LEN_BYTES + PAGE_SIZE_BYTES, 2 << 20)
@@ -130,71 +96,28 @@ impl Hypervisor {
             after(POOL_LEN_BYTES),
             after(POOL_LEN_BYTES + GUEST_LEN_BYTES),
         );
-        let arena = arena
-            .into_direct_memory()
-            .ok_or(SetUpError::Full("address space"))?;
-
-        let mut protected = ProtectedRanges::new();
-        let mut protect = |start, len| {
-            let range = PhysicalRange::new(start, len);
-            protected
-                .add(range)
-                .map_err(|_| SetUpError::Full("protected ranges"))
-        };
-        let image = boot::image_end()
-            .as_u64()
-            .saturating_sub(boot::image_start().as_u64());
-        protect(boot::image_start(), image)?;
-        protect(pool, POOL_LEN_BYTES)?;
-        protect(Hpa::new(0xfec0_0000), PAGE_SIZE_BYTES)?; // IOAPIC
-        protect(Hpa::new(0xfee0_0000), 1 << 20)?; // local APIC and interrupt messages
-        if let Some(window) = pci.window() {
-            protect(window.start(), window.len_bytes())?;
-        }
-        for unit in &described {
-            protect(unit.base, unit.register_window_bytes)?;
-        }
+        let mut ram = Ram::new();
+        ram.add(arena).ok_or(SetUpError::Arena)?;
+        let protected = described
+            .protected_ranges(&pci, &[(pool, POOL_LEN_BYTES)])
+            .map_err(SetUpError::Units)?;
 
         let device = functions
             .iter()
             .find(|function| edu::is_edu(function))
             .ok_or(SetUpError::NoDevice)?
             .clone();
-        let covering = dmar
-            .unit_for(0, device.source_id, &Bridges(&functions))
-            .map_err(SetUpError::Dmar)?;
-        let unit_registers = covering
-            .ok_or(SetUpError::NotCovered(device.source_id))?
-            .base;
-        let unit = described
-            .iter()
-            .position(|unit| unit.base == unit_registers)
-            .ok_or(SetUpError::NotCovered(device.source_id))? as u8;
-
-        let windows = described
-            .iter()
-            .map(|unit| (*unit, memory.window(unit.base, unit.register_window_bytes)));
-        let windows: Vec<_, UNITS> = windows.collect();
+        let (unit, covering) = described
+            .covering(device.source_id, &functions)
+            .map_err(SetUpError::Units)?;
+        let unit_registers = covering.base;
+        let windows = described.windows(&memory).map_err(SetUpError::Units)?;
         // Bus masters stay off until every unit blocks.
         let registers = edu::open(&memory, &mut pci, &device).map_err(SetUpError::Device)?;
         pci.set_bus_master(device.source_id, false);
-        let environment = Environment::new(arena, pool, pci);
-        let mut units = Vec::new();
-        for (description, window) in windows {
-            let refused = |error| SetUpError::Unit(description.base, error);
-            let window = window.map_err(SetUpError::Memory)?;
-            let registers = window
-                .into_unit_registers()
-                .ok_or(SetUpError::Full("address space"))?;
-            let config = UnitConfig {
-                // Ticks of the time-stamp counter, generously.
-                timeout_nanoseconds: 1 << 34,
-                ..UnitConfig::of(&description)
-            };
-            let unit = Unit::probe(registers, config).map_err(refused)?;
-            unit.bring_up(&environment).map_err(refused)?;
-            units.push(unit).map_err(|_| SetUpError::Full("units"))?;
-        }
+        let environment = Environment::new(ram, pool, pci);
+        let units = units::bring_up(&environment, windows, InterruptRemapping::WhereAvailable)
+            .map_err(SetUpError::Units)?;
 
         let owner = Owner::new(MACHINE);
         let quota = environment.pool().set_quota(owner, QUOTA_FRAMES);
@@ -208,7 +131,7 @@ impl Hypervisor {
             shadow_table_limit: 4096,
         };
         let machine = MutexGuard::leak(MACHINE_STORE.lock())
-            .start(&environment, &units, config)
+            .start(&environment, units, config)
             .map_err(SetUpError::Machine)?;
         for piece in 0..GUEST_LEN_BYTES / PIECE_LEN_BYTES {
             // 37 is odd, so it meets every piece.
@@ -218,7 +141,7 @@ impl Hypervisor {
             machine
                 .map_memory(
                     &environment,
-                    &units,
+                    units,
                     guest,
                     host,
                     PIECE_LEN_BYTES,
@@ -239,7 +162,7 @@ impl Hypervisor {
             )
         };
         machine
-            .assign(&environment, &units, config)
+            .assign(&environment, units, config)
             .map_err(SetUpError::Assign)?;
         environment
             .pci()
@@ -280,7 +203,7 @@ impl Hypervisor {
     /// the faults of hardware.
     fn after_exit(&mut self) {
         for _ in 0..MAXIMUM_SLICES {
-            match self.machine.poll(&self.environment, &self.units, SLICE) {
+            match self.machine.poll(&self.environment, self.units, SLICE) {
                 Poll::Idle => break,
                 Poll::Again => {}
                 Poll::Wait => core::hint::spin_loop(),
@@ -292,7 +215,7 @@ impl Hypervisor {
             };
             let outcome =
                 self.machine
-                    .handle_fault(&self.environment, &self.units, self.unit, &record);
+                    .handle_fault(&self.environment, self.units, self.unit, &record);
             // Enough room for a step; what does not fit was still handled.
             let _ = self.faults.push((record, outcome));
         }
@@ -335,14 +258,5 @@ impl Machine for Hypervisor {
     fn pass_time(&mut self) {
         crate::clock::pass_time();
         self.after_exit();
-    }
-}
-
-/// One line that explains a hardware fault.
-pub(crate) struct Explained<'a>(pub(crate) &'a FaultRecord, pub(crate) &'a FaultOutcome);
-
-impl fmt::Display for Explained<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.0, self.1)
     }
 }
