@@ -12,9 +12,8 @@
 //! A change of a bound entry reserves all that the new one needs before the old one is touched.
 //! Nothing that the old entry used is reused before hardware has confirmed its invalidation.
 
-use crate::arch::descriptor::{Descriptor, IotlbGranularity, PasidCacheGranularity};
 use crate::arch::features::TableFeatures;
-use crate::arch::id::{DomainId, Pasid};
+use crate::arch::id::Pasid;
 use crate::arch::pasid::PasidEntry;
 use crate::mem::{Hypervisor, Owner, Registers};
 use crate::nest::backend::shadow::Shadow;
@@ -427,26 +426,10 @@ impl<
             return Ok(Progress::Done);
         };
         if let Confirmation::Owed(since) = bound.confirmation {
-            let [pasid_cache, iotlb] = removal(domain.id, pasid);
-            let submitted = if unit.needs_invalidation_after_set_up() {
-                // With caching mode a not-present entry is cached under domain-id 0 (§6.2.3).
-                let faulting = PasidCacheGranularity::Pasid {
-                    domain_id: DomainId::ZERO,
-                    pasid,
-                };
-                unit.submit(
-                    self.h,
-                    &[
-                        Descriptor::PasidCache {
-                            granularity: faulting,
-                        },
-                        pasid_cache,
-                        iotlb,
-                    ],
-                )
-            } else {
-                unit.submit(self.h, &[pasid_cache, iotlb])
+            let Ok(assigned) = self.side.devices.get(device) else {
+                return Ok(Progress::Done);
             };
+            let submitted = unit.invalidate_entry(self.h, &assigned.tables, pasid, domain.id);
             match submitted {
                 Ok(ticket) => bound.confirmation = Confirmation::Submitted(ticket),
                 // Others fill the queue; hardware empties it, or stops altogether.
@@ -693,24 +676,6 @@ impl<
 pub(super) fn owes_after_set_up<R: Registers>(unit: &Unit<R>) -> bool {
     unit.needs_invalidation_after_set_up()
         || unit.features().capability.requires_write_buffer_flush()
-}
-
-/// What the removal of a second-stage or nested entry owes (§6.5.3.3, Table 28): the domain-wide
-/// form, because only that drops second-stage paging structures.
-fn removal(id: DomainId, pasid: Pasid) -> [Descriptor; 2] {
-    [
-        Descriptor::PasidCache {
-            granularity: PasidCacheGranularity::Pasid {
-                domain_id: id,
-                pasid,
-            },
-        },
-        Descriptor::Iotlb {
-            granularity: IotlbGranularity::Domain(id),
-            drain_reads: true,
-            drain_writes: true,
-        },
-    ]
 }
 
 /// What the guest side learns of a physical unit's refusal; the details go to the log.

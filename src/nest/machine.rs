@@ -187,7 +187,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             output_bits: widths.unwrap_or(0),
             leaves_2mib: all(|features| features.second_stage_2mib),
             leaves_1gib: all(|features| features.second_stage_1gib),
-            flush: !all(|features| features.page_walk_coherency),
+            flush: !units.iter().all(Unit::snoops_second_stage),
         };
         let memory =
             SecondStage::new(h, config.owner, second_stage).map_err(MachineError::Frames)?;

@@ -9,6 +9,8 @@ use crate::arch::address::AddressWidth;
 use crate::arch::capability::{
     Capability, CapabilityField, ExtendedCapability, ExtendedCapabilityField, Features,
 };
+use crate::arch::register::TranslationTableMode;
+use crate::unit::table_mode_for;
 
 /// Offset of the fault records in the virtual register page, in bytes (`CAP.FRO`).
 const FAULT_RECORD_OFFSET_BYTES: u64 = 0x220;
@@ -24,6 +26,9 @@ pub enum Backend {
     Nested,
     /// Second-stage tables are composed with the machine's own into a shadow.
     Shadow,
+    /// As [`Shadow`](Self::Shadow), on units without scalable-mode second stage: the guest is shown
+    /// legacy mode only.
+    SecondStage,
 }
 
 impl Backend {
@@ -32,6 +37,7 @@ impl Backend {
         match self {
             Self::Nested => "nested",
             Self::Shadow => "shadow",
+            Self::SecondStage => "second-stage",
         }
     }
 }
@@ -134,11 +140,14 @@ pub fn offer<'a>(
     .ok_or(OfferError::NoCommonWidth)?;
     let input_bits = guest_bits.min(width.bits());
 
-    let nests = !policy.forbid_nesting
+    let is_scalable =
+        all(|unit| matches!(table_mode_for(unit), TranslationTableMode::Scalable));
+    let nests = is_scalable
+        && !policy.forbid_nesting
         && all(|unit| unit.extended.has_nested())
         && all(|unit| unit.extended.has_first_stage())
         && all(|unit| unit.extended.has_second_stage());
-    let pasid_bits = if all(|unit| unit.extended.has_pasid()) {
+    let pasid_bits = if is_scalable && all(|unit| unit.extended.has_pasid()) {
         policy
             .pasid_bits
             .min(least(|unit| unit.extended.pasid_bits()).unwrap_or(0))
@@ -189,14 +198,17 @@ pub fn offer<'a>(
             IOTLB_OFFSET_BYTES / 16,
         )
         .with(ExtendedCapabilityField::PASS_THROUGH, 1)
-        .with(ExtendedCapabilityField::SCALABLE_MODE, 1)
+        .with(
+            ExtendedCapabilityField::SCALABLE_MODE,
+            u64::from(is_scalable),
+        )
         .with(
             ExtendedCapabilityField::COHERENCY,
             u64::from(all(|unit| unit.extended.is_coherent())),
         )
         .with(
             ExtendedCapabilityField::PAGE_WALK_COHERENCY,
-            u64::from(all(|unit| unit.extended.has_page_walk_coherency())),
+            u64::from(is_scalable && all(|unit| unit.extended.has_page_walk_coherency())),
         );
     if pasid_bits > 0 {
         extended = extended
@@ -227,7 +239,10 @@ pub fn offer<'a>(
     } else {
         // Every size the guest may use is split or kept by the shadow; none needs hardware.
         capability = capability.with(CapabilityField::SECOND_STAGE_LARGE_PAGES, 0b11);
-        extended = extended.with(ExtendedCapabilityField::SECOND_STAGE, 1);
+        extended = extended.with(
+            ExtendedCapabilityField::SECOND_STAGE,
+            u64::from(is_scalable),
+        );
     }
     // A guest's pointers above this are reserved bits to it, as they would be to hardware.
     let host_address_width = address_bits.min(input_bits);
@@ -237,10 +252,10 @@ pub fn offer<'a>(
             extended,
             host_address_width,
         },
-        backend: if nests {
-            Backend::Nested
-        } else {
-            Backend::Shadow
+        backend: match (is_scalable, nests) {
+            (false, _) => Backend::SecondStage,
+            (true, false) => Backend::Shadow,
+            (true, true) => Backend::Nested,
         },
         width,
         input_bits,
@@ -338,6 +353,27 @@ mod tests {
             assert!(!extended.has_first_stage() && extended.has_second_stage());
             assert!(
                 !capability.has_first_stage_1gib_pages() && !extended.has_supervisor_requests()
+            );
+        }
+    }
+
+    // R34, DESIGN section 5: without a second stage in scalable mode, legacy mode is shown.
+    #[test]
+    fn hardware_in_legacy_mode_shows_legacy_mode_only() {
+        for missing in [
+            ExtendedCapabilityField::SCALABLE_MODE,
+            ExtendedCapabilityField::SECOND_STAGE,
+        ] {
+            let offer = offered(&[able(), without(missing)], &Policy::default());
+            let (capability, extended) = (offer.features.capability, offer.features.extended);
+            assert_eq!(offer.backend, Backend::SecondStage, "{missing:?}");
+            assert!(!extended.has_scalable_mode() && !extended.has_pasid());
+            assert!(!extended.has_second_stage() && !extended.has_first_stage());
+            assert!(extended.has_queued_invalidation() && extended.has_pass_through());
+            assert!(capability.has_caching_mode());
+            assert!(
+                capability.field(CapabilityField::ADJUSTED_GUEST_ADDRESS_WIDTHS) != 0,
+                "second-stage tables by context entries"
             );
         }
     }

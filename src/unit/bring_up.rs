@@ -8,9 +8,8 @@ use super::queue::QueueMemory;
 use super::unit::{OnFirmwareState, Phase, Unit};
 use crate::arch::address::{Hpa, PAGE_SIZE_BYTES};
 use crate::arch::register::{
-    ContextCommand, DescriptorWidth, EventControl, FaultStatus, GlobalCommand, GlobalStatus,
+    ContextCommand, EventControl, FaultStatus, GlobalCommand, GlobalStatus,
     InvalidationQueueAddress, IotlbCommand, Register32, Register64, RootTableAddress,
-    TranslationTableMode,
 };
 use crate::mem::{FrameRun, Hypervisor, Owner, Registers};
 
@@ -121,7 +120,11 @@ impl<R: Registers> Unit<R> {
         let status = h.allocate(Owner::HYPERVISOR, 0);
         match (ring, status) {
             (Ok(ring), Ok(status)) => {
-                self.queue.lock().set_memory(QueueMemory { ring, status });
+                self.queue.lock().set_memory(QueueMemory {
+                    ring,
+                    status,
+                    width: self.descriptor_width(),
+                });
                 Ok(())
             }
             (ring, status) => {
@@ -139,7 +142,7 @@ impl<R: Registers> Unit<R> {
     /// Gives back what hardware was never told of.
     fn free_unexposed_memory<H: Hypervisor>(&self, h: &H) {
         let memory = self.queue.lock().take_unexposed_memory();
-        if let Some(QueueMemory { ring, status }) = memory {
+        if let Some(QueueMemory { ring, status, .. }) = memory {
             h.free(ring);
             h.free(status);
         }
@@ -207,14 +210,13 @@ impl<R: Registers> Unit<R> {
     }
 
     fn start_queue<H: Hypervisor>(&self, h: &H) -> Result<(), UnitError> {
-        // 256-bit descriptors before scalable mode (§6.5.2).
         let address = self
             .queue
             .lock()
             .expose()
             .and_then(|ring| {
                 let order = self.config.queue_order;
-                InvalidationQueueAddress::new(ring, order, DescriptorWidth::Bits256)
+                InvalidationQueueAddress::new(ring, order, self.descriptor_width())
             })
             .ok_or(UnitError::QueueOrder(self.config.queue_order))?;
         self.write64_checked(Register64::INVALIDATION_QUEUE_TAIL, 0)?;
@@ -270,7 +272,7 @@ impl<R: Registers> Unit<R> {
         if self.is_translating()? && !self.may_switch_root()? {
             self.disable(h, GlobalCommand::TRANSLATION_ENABLE)?;
         }
-        let address = RootTableAddress::new(root, TranslationTableMode::Scalable);
+        let address = RootTableAddress::new(root, self.table_mode());
         self.owns_root.store(false, Ordering::Release);
         self.write64_checked(Register64::ROOT_TABLE_ADDRESS, address.bits())?;
         self.set_root_table_pointer(h)?;
@@ -292,7 +294,7 @@ impl<R: Registers> Unit<R> {
             .features
             .capability
             .has_enhanced_set_root_table_pointer()
-            || current.mode() == TranslationTableMode::Scalable
+            || current.mode() == self.table_mode()
                 && !current.has_second_stage_io_permissions())
     }
 
@@ -390,6 +392,7 @@ mod tests {
         Bench, CAPABILITY, ESRTPS, EXTENDED, Event, IQE, IRE, Options, QIE, SRTP, TE, bench,
     };
     use super::*;
+    use crate::arch::register::TranslationTableMode;
     use std::vec::Vec;
 
     const LEGACY_ROOT: u64 = 0x7000;

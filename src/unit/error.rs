@@ -3,7 +3,7 @@
 use core::fmt;
 
 use crate::arch::capability::CapabilityError;
-use crate::arch::context::ScalableContextFault;
+use crate::arch::context::{LegacyContextFault, ScalableContextFault};
 use crate::arch::descriptor::DescriptorError;
 use crate::arch::id::{Pasid, SourceId};
 use crate::arch::pasid::PasidEntryFault;
@@ -13,12 +13,8 @@ use crate::mem::FrameError;
 /// An ability that this driver cannot do without.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Requirement {
-    /// `ECAP.SMTS`: scalable mode.
-    ScalableMode,
     /// `ECAP.QI`: the invalidation queue.
     QueuedInvalidation,
-    /// `ECAP.SSTS`: second-stage translation in scalable mode.
-    SecondStage,
     /// `CAP.SAGAW`: any second-stage address width.
     AddressWidth,
 }
@@ -27,9 +23,7 @@ impl Requirement {
     /// The mnemonic of the capability field.
     pub const fn mnemonic(self) -> &'static str {
         match self {
-            Self::ScalableMode => "SMTS",
             Self::QueuedInvalidation => "QI",
-            Self::SecondStage => "SSTS",
             Self::AddressWidth => "SAGAW",
         }
     }
@@ -120,6 +114,13 @@ pub enum UnitError {
     EntryAbsent(Pasid),
     /// Hardware would refuse the PASID entry.
     PasidEntry(PasidEntryFault),
+    /// Hardware would refuse the legacy context entry.
+    LegacyContextEntry(LegacyContextFault),
+    /// The unit is driven in legacy mode, where a device has a second-stage table and nothing else.
+    NotInLegacyMode {
+        /// The translation type of the PASID entry that was asked for (`PGTT`).
+        translation_type: u8,
+    },
     /// The PASID entry has domain-id 0, which is reserved for not-present entries (§6.2.3.1).
     ReservedDomainId,
 }
@@ -183,6 +184,11 @@ impl fmt::Display for UnitError {
             Self::EntryInUse(pasid) => write!(f, "the entry of PASID {pasid} is in use"),
             Self::EntryAbsent(pasid) => write!(f, "the entry of PASID {pasid} is not present"),
             Self::PasidEntry(fault) => write!(f, "invalid PASID entry: {fault:?}"),
+            Self::LegacyContextEntry(fault) => write!(f, "invalid context entry: {fault:?}"),
+            Self::NotInLegacyMode { translation_type } => write!(
+                f,
+                "translation type {translation_type} on a unit in legacy mode"
+            ),
             Self::ReservedDomainId => f.write_str("domain-id 0 in a PASID entry"),
         }
     }

@@ -10,7 +10,9 @@
 //! | [`mod@unit`] | one unit: probing, its state, its configuration |
 //! | [`bring_up`] | from whatever firmware left to *translating, everything blocked* |
 //! | [`command`] | global commands: one at a time, one change per write, bounded waits |
-//! | [`tables`] | root, context and PASID tables, and the order of stores to them |
+//! | [`tables`] | root and context tables, attached devices, and the order of stores to them |
+//! | [`entries`] | what requests of a device translate to: PASID entries |
+//! | `legacy` | the same as context entries, for units driven in legacy mode |
 //! | [`queue`] | the invalidation queue, its tickets and its errors |
 //! | [`fault`] | draining fault records |
 //! | [`domain_ids`] | the allocator of domain-ids |
@@ -32,8 +34,10 @@ pub mod command;
 pub mod deadline;
 pub mod discovery;
 pub mod domain_ids;
+pub mod entries;
 pub mod error;
 pub mod fault;
+mod legacy;
 pub mod queue;
 pub mod statistics;
 pub mod tables;
@@ -49,4 +53,4 @@ pub use error::{QueueError, Requirement, UnitError};
 pub use queue::Ticket;
 pub use statistics::{UnitStatistics, lost_table_frames};
 pub use tables::{DetachedDevice, DeviceTables};
-pub use unit::{OnFirmwareState, Unit, UnitConfig};
+pub use unit::{OnFirmwareState, Unit, UnitConfig, table_mode_for};

@@ -14,11 +14,10 @@ use crate::arch::descriptor::{
     WaitStatus,
 };
 use crate::arch::register::{
-    DescriptorWidth, FaultStatus, QueueErrorRecord, Register32, Register64, TranslationTableMode,
+    DescriptorWidth, FaultStatus, QueueErrorRecord, Register32, Register64,
 };
 use crate::mem::{FrameRun, HostMemory, Hypervisor, Registers};
 
-const DESCRIPTOR_BYTES: u32 = 32;
 /// Status words take a quadword each, of which hardware writes the lower half.
 const STATUS_WORD_BYTES: u64 = 8;
 /// One page of status words, the last of them for waits that nobody looks at.
@@ -39,6 +38,9 @@ pub(super) const EVERYTHING: [Descriptor; 3] = [
         drain_writes: true,
     },
 ];
+
+/// As [`EVERYTHING`], in legacy mode: there is no PASID cache.
+const EVERYTHING_LEGACY: [Descriptor; 2] = [EVERYTHING[0], EVERYTHING[2]];
 
 /// The right to ask whether a submission is done.
 ///
@@ -91,6 +93,8 @@ impl Ticket {
 pub(super) struct QueueMemory {
     pub(super) ring: FrameRun,
     pub(super) status: FrameRun,
+    /// Of each descriptor.
+    pub(super) width: DescriptorWidth,
 }
 
 impl QueueMemory {
@@ -111,17 +115,22 @@ impl QueueMemory {
 
     /// The offset behind the descriptor at `offset`.
     const fn next(&self, offset: u32) -> u32 {
-        offset.wrapping_add(DESCRIPTOR_BYTES) & self.ring_bytes().wrapping_sub(1)
+        offset.wrapping_add(self.width.len_bytes()) & self.ring_bytes().wrapping_sub(1)
+    }
+
+    /// Binary logarithm of a descriptor's length in bytes.
+    const fn descriptor_order(&self) -> u32 {
+        self.width.len_bytes().trailing_zeros()
     }
 
     /// Number of descriptors from `head` to `tail`.
     const fn distance(&self, head: u32, tail: u32) -> u32 {
-        (tail.wrapping_sub(head) & self.ring_bytes().wrapping_sub(1)) / DESCRIPTOR_BYTES
+        (tail.wrapping_sub(head) & self.ring_bytes().wrapping_sub(1)) >> self.descriptor_order()
     }
 
     /// The head register's value, if it is the place of a descriptor.
     const fn checked_head(&self, value: u64) -> Result<u32, QueueError> {
-        if value < self.ring_bytes() as u64 && value.is_multiple_of(DESCRIPTOR_BYTES as u64) {
+        if value < self.ring_bytes() as u64 && value.is_multiple_of(self.width.len_bytes() as u64) {
             Ok(value as u32)
         } else {
             Err(QueueError::Head { value })
@@ -130,7 +139,8 @@ impl QueueMemory {
 
     fn write<H: HostMemory>(&self, h: &H, offset: u32, descriptor: RawDescriptor) {
         let mut at = self.descriptor_at(offset);
-        for quadword in descriptor.words() {
+        let quadwords = self.width.len_bytes() as usize / 8;
+        for quadword in descriptor.words().into_iter().take(quadwords) {
             h.write64(at, quadword);
             at = Hpa::new(at.as_u64().saturating_add(8));
         }
@@ -296,11 +306,7 @@ impl<R: Registers> Unit<R> {
             // Hardware would stop at it, and fail everybody's submissions.
             descriptor
                 .encode()
-                .decode(
-                    DescriptorWidth::Bits256,
-                    TranslationTableMode::Scalable,
-                    &self.features,
-                )
+                .decode(self.descriptor_width(), self.table_mode(), &self.features)
                 .map_err(|error| QueueError::Descriptor { index, error })?;
         }
         let deadline = h
@@ -389,7 +395,7 @@ impl<R: Registers> Unit<R> {
     /// Whether `wanted` descriptors fit; one place always stays empty.
     fn room(&self, queue: &Queue, wanted: u32) -> Result<(), QueueError> {
         let memory = queue.memory.as_ref().ok_or(QueueError::NotRunning)?;
-        let capacity = memory.ring_bytes() / DESCRIPTOR_BYTES - 1;
+        let capacity = (memory.ring_bytes() >> memory.descriptor_order()).saturating_sub(1);
         let head = memory.checked_head(self.read_head())?;
         let free = capacity.saturating_sub(memory.distance(head, queue.tail));
         if wanted > free {
@@ -469,8 +475,17 @@ impl<R: Registers> Unit<R> {
     ///
     /// As [`submit`](Self::submit) and [`poll`](Self::poll).
     pub fn invalidate_everything<H: Hypervisor>(&self, h: &H) -> Result<(), QueueError> {
-        let ticket = self.submit(h, &EVERYTHING)?;
+        let ticket = self.submit(h, self.everything())?;
         self.wait(h, ticket)
+    }
+
+    /// What forgets all that the unit has cached for DMA.
+    pub(super) const fn everything(&self) -> &'static [Descriptor] {
+        if self.is_scalable() {
+            &EVERYTHING
+        } else {
+            &EVERYTHING_LEGACY
+        }
     }
 
     fn give_up(&self, queue: &mut Queue, ticket: &Ticket) -> QueueError {

@@ -1,4 +1,5 @@
-//! Root, context and PASID tables, and the order of stores to them (§9, §6.2.3.1).
+//! Root and context tables, the tables of attached devices, and the order of stores to them (§9,
+//! §6.2.3.1).
 //!
 //! Hardware may read an entry in 16-byte pieces at any moment. So an entry is set up from its end,
 //! with the quadword that holds Present last, and taken down by zeroing that quadword first; the
@@ -6,16 +7,20 @@
 //! (`ECAP.C` clear), each step is written back to memory before the next.
 
 use super::error::{QueueError, UnitError};
+use super::legacy;
 use super::queue::{EVERYTHING, Ticket};
 use super::statistics::add_lost_table_frames;
 use super::unit::Unit;
 use crate::arch::address::{Hpa, PAGE_SIZE_BYTES};
-use crate::arch::context::{ContextAttributes, DirectoryOrder, ScalableContextEntry};
+use crate::arch::context::{
+    ContextAttributes, DirectoryOrder, LegacyContextEntry, ScalableContextEntry,
+};
 use crate::arch::descriptor::{
     ContextGranularity, Descriptor, IotlbGranularity, PasidCacheGranularity,
 };
-use crate::arch::id::{DomainId, Pasid, SourceId};
-use crate::arch::pasid::{PasidDirectoryEntry, PasidEntry};
+use crate::arch::id::{DomainId, SourceId};
+use crate::arch::pasid::PasidDirectoryEntry;
+use crate::arch::register::TranslationTableMode;
 use crate::arch::root::{RootHalf, ScalableRootEntry};
 use crate::mem::{FrameRun, Frames, HostMemory, Hypervisor, Owner, Registers};
 
@@ -63,9 +68,9 @@ impl Tables {
 /// The frames of one device: its PASID directory and the PASID tables that it names. Dropped, they
 /// are lost and counted.
 #[derive(Debug)]
-struct TableFrames {
+pub(super) struct TableFrames {
     directory: Option<FrameRun>,
-    tables: u32,
+    pub(super) tables: u32,
 }
 
 impl TableFrames {
@@ -99,6 +104,15 @@ impl Drop for TableFrames {
     }
 }
 
+/// What a device's entries lie in.
+#[derive(Debug)]
+pub(super) enum Form {
+    /// A PASID directory and its tables.
+    Scalable { directory: Hpa, frames: TableFrames },
+    /// The context entry alone: the unit is driven in legacy mode.
+    Legacy { context_entry: Hpa },
+}
+
 /// The tables of one attached device.
 ///
 /// Owns their frames: dropped, they are lost, counted by
@@ -106,12 +120,11 @@ impl Drop for TableFrames {
 #[must_use = "dropped tables are lost, and the device stays attached"]
 #[derive(Debug)]
 pub struct DeviceTables {
-    source_id: SourceId,
-    owner: Owner,
-    directory: Hpa,
+    pub(super) source_id: SourceId,
+    pub(super) owner: Owner,
     /// PASIDs are below this.
-    limit: u32,
-    frames: TableFrames,
+    pub(super) limit: u32,
+    pub(super) form: Form,
 }
 
 impl DeviceTables {
@@ -130,35 +143,13 @@ impl DeviceTables {
         self.limit
     }
 
-    /// Number of PASID tables there are, each for 64 PASIDs and one frame long.
+    /// Number of PASID tables there are, each for 64 PASIDs and one frame long; none in legacy
+    /// mode.
     pub const fn table_count(&self) -> u32 {
-        self.frames.tables
-    }
-
-    fn directory_entry_at(&self, pasid: Pasid) -> Result<Hpa, UnitError> {
-        let beyond = UnitError::PasidBeyondLimit {
-            pasid,
-            limit: self.limit,
-        };
-        if pasid.as_u32() >= self.limit {
-            return Err(beyond);
+        match &self.form {
+            Form::Scalable { frames, .. } => frames.tables,
+            Form::Legacy { .. } => 0,
         }
-        let offset = u64::from(pasid.directory_index()) * PasidDirectoryEntry::LEN_BYTES as u64;
-        self.directory.checked_add(offset).ok_or(beyond)
-    }
-
-    /// Where the entry of a PASID is.
-    fn entry_at<H: HostMemory>(&self, h: &H, pasid: Pasid) -> Result<Hpa, UnitError> {
-        let entry = h.read64(self.directory_entry_at(pasid)?);
-        let entry = PasidDirectoryEntry::from_u64(entry);
-        if !entry.is_present() {
-            return Err(UnitError::NotPrepared(pasid));
-        }
-        let offset = u64::from(pasid.table_index()) * PasidEntry::LEN_BYTES as u64;
-        let table: Hpa = entry.pasid_table();
-        table
-            .checked_add(offset)
-            .ok_or(UnitError::NotPrepared(pasid))
     }
 }
 
@@ -200,7 +191,7 @@ impl<R: Registers> Unit<R> {
     }
 
     /// Stores one quadword of a table so that hardware sees it after all that was stored before.
-    fn publish_quadword<H: HostMemory>(&self, h: &H, at: Hpa, value: u64) {
+    pub(super) fn publish_quadword<H: HostMemory>(&self, h: &H, at: Hpa, value: u64) {
         h.fence();
         h.write64(at, value);
         self.flush_table(h, at, 8);
@@ -208,7 +199,7 @@ impl<R: Registers> Unit<R> {
     }
 
     /// Stores an entry that is not present in memory yet: its end first, Present last.
-    fn publish_entry_at<H: HostMemory>(&self, h: &H, at: Hpa, quadwords: &[u64]) {
+    pub(super) fn publish_entry_at<H: HostMemory>(&self, h: &H, at: Hpa, quadwords: &[u64]) {
         let Some((first, rest)) = quadwords.split_first() else {
             return;
         };
@@ -222,7 +213,7 @@ impl<R: Registers> Unit<R> {
     }
 
     /// Zeroes an entry whose first quadword is not present.
-    fn clear_entry_at<H: HostMemory>(&self, h: &H, at: Hpa, quadwords: u64) {
+    pub(super) fn clear_entry_at<H: HostMemory>(&self, h: &H, at: Hpa, quadwords: u64) {
         for quadword in 0..quadwords {
             h.write64(Hpa::new(at.as_u64().saturating_add(quadword * 8)), 0);
         }
@@ -231,7 +222,8 @@ impl<R: Registers> Unit<R> {
     }
 
     /// Gives a device a context entry and an empty PASID directory with the table of PASID 0:
-    /// every request of it still faults, but entries can be published.
+    /// every request of it still faults, but entries can be published. In legacy mode the context
+    /// entry itself is that of PASID 0, and there are no frames.
     ///
     /// `pasid_bits` is the width of the PASIDs that the device may use in requests; with 0
     /// requests-with-PASID are refused and PASID 0, that of all other requests, is the only one.
@@ -252,7 +244,8 @@ impl<R: Registers> Unit<R> {
         pasid_bits: u8,
     ) -> Result<DeviceTables, UnitError> {
         self.check_is_up()?;
-        let maximum = if self.features.extended.has_pasid() {
+        let has_pasid = self.is_scalable() && self.features.extended.has_pasid();
+        let maximum = if has_pasid {
             self.features.extended.pasid_bits()
         } else {
             0
@@ -264,7 +257,34 @@ impl<R: Registers> Unit<R> {
         if pasid_bits > maximum {
             return Err(bits_error);
         }
-        let order = DirectoryOrder::for_pasid_bits(pasid_bits).ok_or(bits_error)?;
+        let form = if self.is_scalable() {
+            let order = DirectoryOrder::for_pasid_bits(pasid_bits).ok_or(bits_error)?;
+            self.attach_directory(h, owner, source_id, order, pasid_bits > 0)?
+        } else {
+            // Not present, so nothing is owed for it.
+            let entry = legacy::ATTACHED.quadwords();
+            Form::Legacy {
+                context_entry: self.install_context(h, source_id, entry)?,
+            }
+        };
+        self.counters.attached.add(1);
+        Ok(DeviceTables {
+            source_id,
+            owner,
+            limit: 1 << pasid_bits.min(20),
+            form,
+        })
+    }
+
+    /// Makes a directory with the table of PASID 0, and has the context entry lead to it.
+    fn attach_directory<H: Hypervisor>(
+        &self,
+        h: &H,
+        owner: Owner,
+        source_id: SourceId,
+        order: DirectoryOrder,
+        pasid_enabled: bool,
+    ) -> Result<Form, UnitError> {
         let directory = h.allocate(owner, frame_order(order.len_bytes()))?;
         let table = match h.allocate(owner, 0) {
             Ok(table) => table,
@@ -274,7 +294,7 @@ impl<R: Registers> Unit<R> {
             }
         };
         let attributes = ContextAttributes {
-            pasid_enabled: pasid_bits > 0,
+            pasid_enabled,
             ..ContextAttributes::default()
         };
         let entry = ScalableContextEntry::new(directory.address(), order, attributes);
@@ -284,7 +304,7 @@ impl<R: Registers> Unit<R> {
                 self.flush_table(h, directory.address(), directory.len_bytes());
                 let first = PasidDirectoryEntry::new(table.address());
                 self.publish_quadword(h, directory.address(), first.as_u64());
-                self.install_context(h, source_id, &entry)
+                self.install_context(h, source_id, entry.quadwords())
             }
             Err(fault) => Err(UnitError::ContextEntry(fault)),
         };
@@ -293,11 +313,8 @@ impl<R: Registers> Unit<R> {
             h.free(directory);
             return Err(error);
         }
-        let tables = DeviceTables {
-            source_id,
-            owner,
+        let form = Form::Scalable {
             directory: directory.address(),
-            limit: 1 << pasid_bits.min(20),
             frames: TableFrames {
                 directory: Some(directory),
                 tables: 1,
@@ -306,19 +323,19 @@ impl<R: Registers> Unit<R> {
         if let Err(error) = self.announce_context(h, source_id) {
             self.withdraw_context(h, source_id);
             log::error!("attaching {source_id}: {error}");
+            // Hardware may know of the frames: they are lost, and counted.
             return Err(error);
         }
-        self.counters.attached.add(1);
-        Ok(tables)
+        Ok(form)
     }
 
-    /// Writes a context entry, in a new context table if there is none yet.
+    /// Writes a context entry, in a new context table if there is none yet; gives its place.
     fn install_context<H: Hypervisor>(
         &self,
         h: &H,
         source_id: SourceId,
-        entry: &ScalableContextEntry,
-    ) -> Result<(), UnitError> {
+        entry: &[u64],
+    ) -> Result<Hpa, UnitError> {
         let has_table = self.context_entry_at(h, source_id).is_some();
         // Allocated before the lock is taken; given back if another processor was faster.
         let mut spare = if has_table {
@@ -332,7 +349,7 @@ impl<R: Registers> Unit<R> {
         let result = match guard.root() {
             None => Err(UnitError::NotUp),
             Some(root) => {
-                let half_at = root_half_at(root, source_id);
+                let half_at = self.root_quadword_at(root, source_id);
                 if h.read64(half_at) == 0
                     && let Some(table) = spare.take()
                 {
@@ -340,10 +357,10 @@ impl<R: Registers> Unit<R> {
                     let root_entry = ScalableRootEntry::new(Some(table.address()), None);
                     self.publish_quadword(h, half_at, root_entry.half(RootHalf::Lower));
                 }
-                match context_entry_in(h, root, source_id) {
-                    Some(at) if h.read64(at) == 0 => {
-                        self.publish_entry_at(h, at, entry.quadwords());
-                        Ok(())
+                match self.context_entry_in(h, root, source_id) {
+                    Some(at) if is_clear(h, at, entry.len()) => {
+                        self.publish_entry_at(h, at, entry);
+                        Ok(at)
                     }
                     _ => Err(UnitError::Attached(source_id)),
                 }
@@ -364,7 +381,7 @@ impl<R: Registers> Unit<R> {
         // Entries that are not present are cached under domain-id 0.
         let domain_id = DomainId::ZERO;
         let batch = [
-            forget_context(source_id),
+            forget_context(source_id, domain_id),
             Descriptor::PasidCache {
                 granularity: PasidCacheGranularity::Domain(domain_id),
             },
@@ -380,7 +397,47 @@ impl<R: Registers> Unit<R> {
 
     fn context_entry_at<H: HostMemory>(&self, h: &H, source_id: SourceId) -> Option<Hpa> {
         let root = self.tables.lock().root()?;
-        context_entry_in(h, root, source_id)
+        self.context_entry_in(h, root, source_id)
+    }
+
+    /// Where the quadword of the root entry is that leads to a device's context table.
+    fn root_quadword_at(&self, root: Hpa, source_id: SourceId) -> Hpa {
+        let entry = u64::from(source_id.bus()) * ScalableRootEntry::LEN_BYTES as u64;
+        let half = match self.table_mode() {
+            TranslationTableMode::Scalable => u64::from(RootHalf::of(source_id).quadword()) * 8,
+            _ => 0,
+        };
+        Hpa::new(root.as_u64().saturating_add(entry + half))
+    }
+
+    /// Where a device's context entry is, if there is a context table for it.
+    fn context_entry_in<H: HostMemory>(
+        &self,
+        h: &H,
+        root: Hpa,
+        source_id: SourceId,
+    ) -> Option<Hpa> {
+        // Legacy entries and halves of scalable-mode ones have the same form.
+        let half = h.read64(self.root_quadword_at(root, source_id));
+        let root_entry = ScalableRootEntry::from_quadwords([half, 0]);
+        if !root_entry.is_present(RootHalf::Lower) {
+            return None;
+        }
+        let table: Hpa = root_entry.lower_context_table();
+        let index = if self.is_scalable() {
+            u64::from(ScalableContextEntry::index(source_id))
+        } else {
+            u64::from(LegacyContextEntry::index(source_id))
+        };
+        table.checked_add(index * self.context_entry_bytes())
+    }
+
+    const fn context_entry_bytes(&self) -> u64 {
+        if self.is_scalable() {
+            ScalableContextEntry::LEN_BYTES as u64
+        } else {
+            LegacyContextEntry::LEN_BYTES as u64
+        }
     }
 
     /// Clears Present in a context entry. What else the first quadword holds stays, so that the
@@ -398,8 +455,13 @@ impl<R: Registers> Unit<R> {
         h: &H,
         source_id: SourceId,
     ) -> Result<Ticket, QueueError> {
+        if !self.is_scalable() {
+            // Its context entry may be cached under any domain-id.
+            return self.submit(h, self.everything());
+        }
         let [_, pasid_cache, iotlb] = EVERYTHING;
-        self.submit(h, &[forget_context(source_id), pasid_cache, iotlb])
+        let context = forget_context(source_id, DomainId::ZERO);
+        self.submit(h, &[context, pasid_cache, iotlb])
     }
 
     /// Blocks a device at once: its context entry becomes not present by one store, and what is
@@ -463,133 +525,16 @@ impl<R: Registers> Unit<R> {
             return Err((device, error));
         }
         let DeviceTables {
-            source_id, frames, ..
+            source_id, form, ..
         } = device.tables;
         if let Some(at) = self.context_entry_at(h, source_id) {
-            self.clear_entry_at(h, at, ScalableContextEntry::LEN_BYTES as u64 / 8);
+            self.clear_entry_at(h, at, self.context_entry_bytes() / 8);
         }
-        frames.free(h);
+        if let Form::Scalable { frames, .. } = form {
+            frames.free(h);
+        }
         self.counters.released.add(1);
         Ok(())
-    }
-
-    /// Makes sure that there is a table for a PASID's entry: what
-    /// [`publish_entry`](Self::publish_entry) needs, reserved ahead.
-    ///
-    /// # Errors
-    ///
-    /// [`UnitError::PasidBeyondLimit`] or [`UnitError::Frames`]; nothing has changed then.
-    pub fn prepare_entry<H: Hypervisor>(
-        &self,
-        h: &H,
-        tables: &mut DeviceTables,
-        pasid: Pasid,
-    ) -> Result<(), UnitError> {
-        let at = tables.directory_entry_at(pasid)?;
-        if PasidDirectoryEntry::from_u64(h.read64(at)).is_present() {
-            return Ok(());
-        }
-        let table = h.allocate(tables.owner, 0)?;
-        self.flush_table(h, table.address(), PAGE_SIZE_BYTES);
-        let entry = PasidDirectoryEntry::new(table.address());
-        // The directory stands for the frame from now on.
-        self.publish_quadword(h, at, entry.as_u64());
-        tables.frames.tables = tables.frames.tables.saturating_add(1);
-        Ok(())
-    }
-
-    /// Publishes a PASID entry in an empty slot, Present last.
-    ///
-    /// If [`needs_invalidation_after_set_up`](Self::needs_invalidation_after_set_up), the caller
-    /// owes an invalidation; otherwise a [`write_buffer_flush`](Self::write_buffer_flush), which
-    /// does nothing on most units.
-    ///
-    /// # Errors
-    ///
-    /// [`UnitError::PasidEntry`] and [`UnitError::ReservedDomainId`] for an entry that hardware
-    /// would not accept, [`UnitError::PasidBeyondLimit`], [`UnitError::NotPrepared`], and
-    /// [`UnitError::EntryInUse`] if the slot is not all clear; nothing has changed then.
-    pub fn publish_entry<H: Hypervisor>(
-        &self,
-        h: &H,
-        tables: &DeviceTables,
-        pasid: Pasid,
-        entry: &PasidEntry,
-    ) -> Result<(), UnitError> {
-        self.check_entry(entry)?;
-        let at = tables.entry_at(h, pasid)?;
-        if read_pasid_entry(h, at) != PasidEntry::default() {
-            return Err(UnitError::EntryInUse(pasid));
-        }
-        self.publish_entry_at(h, at, entry.quadwords());
-        Ok(())
-    }
-
-    fn check_entry(&self, entry: &PasidEntry) -> Result<(), UnitError> {
-        let valid = entry
-            .decode::<Hpa>(&self.table_features)
-            .map_err(UnitError::PasidEntry)?;
-        if valid.domain_id == DomainId::ZERO {
-            return Err(UnitError::ReservedDomainId);
-        }
-        Ok(())
-    }
-
-    /// Zeroes the first quadword of a PASID entry by one store. The rest, with the domain-id,
-    /// stays for the invalidation that is owed, and keeps the slot from being used before
-    /// [`clear_entry`](Self::clear_entry). Nothing happens if the PASID has no table.
-    pub fn withdraw_entry<H: Hypervisor>(&self, h: &H, tables: &DeviceTables, pasid: Pasid) {
-        if let Ok(at) = tables.entry_at(h, pasid) {
-            self.publish_quadword(h, at, 0);
-        }
-    }
-
-    /// Zeroes what is left of a withdrawn PASID entry. The caller has seen its invalidation
-    /// complete. Nothing happens if the entry is present, or the PASID has no table.
-    pub fn clear_entry<H: Hypervisor>(&self, h: &H, tables: &DeviceTables, pasid: Pasid) {
-        if let Ok(at) = tables.entry_at(h, pasid)
-            && h.read64(at) == 0
-        {
-            self.clear_entry_at(h, at, PasidEntry::LEN_BYTES as u64 / 8);
-        }
-    }
-
-    /// Replaces the quadword of a present PASID entry that holds first-stage root, paging mode,
-    /// `SRE`, `WPE` and `EAFE` (bits 191:128), by one store. The caller owes an invalidation.
-    ///
-    /// # Errors
-    ///
-    /// [`UnitError::PasidEntry`] if hardware would not accept the result,
-    /// [`UnitError::EntryAbsent`], [`UnitError::PasidBeyondLimit`] or [`UnitError::NotPrepared`];
-    /// nothing has changed then.
-    pub fn replace_quadword<H: Hypervisor>(
-        &self,
-        h: &H,
-        tables: &DeviceTables,
-        pasid: Pasid,
-        quadword2: u64,
-    ) -> Result<(), UnitError> {
-        let at = tables.entry_at(h, pasid)?;
-        let entry = read_pasid_entry(h, at);
-        if !entry.is_present() {
-            return Err(UnitError::EntryAbsent(pasid));
-        }
-        let [q0, q1, _, q3, q4, q5, q6, q7] = *entry.quadwords();
-        let changed = PasidEntry::from_quadwords([q0, q1, quadword2, q3, q4, q5, q6, q7]);
-        self.check_entry(&changed)?;
-        self.publish_quadword(h, Hpa::new(at.as_u64().saturating_add(16)), quadword2);
-        Ok(())
-    }
-
-    /// The PASID's entry as it is in memory, or `None` if the PASID has no table.
-    pub fn read_entry<H: Hypervisor>(
-        &self,
-        h: &H,
-        tables: &DeviceTables,
-        pasid: Pasid,
-    ) -> Option<PasidEntry> {
-        let at = tables.entry_at(h, pasid).ok()?;
-        Some(read_pasid_entry(h, at))
     }
 }
 
@@ -599,43 +544,20 @@ const fn frame_order(len_bytes: u64) -> u8 {
     frames.next_power_of_two().trailing_zeros() as u8
 }
 
-const fn forget_context(source_id: SourceId) -> Descriptor {
+/// The context-cache invalidation of a device. The domain-id counts in legacy mode only.
+pub(super) const fn forget_context(source_id: SourceId, domain_id: DomainId) -> Descriptor {
     Descriptor::ContextCache {
         granularity: ContextGranularity::Device {
             source_id,
             function_mask: 0,
-            domain_id: DomainId::ZERO,
+            domain_id,
         },
     }
 }
 
-/// Where the half of the root entry is that serves a device.
-fn root_half_at(root: Hpa, source_id: SourceId) -> Hpa {
-    let entry = u64::from(source_id.bus()) * ScalableRootEntry::LEN_BYTES as u64;
-    let half = u64::from(RootHalf::of(source_id).quadword()) * 8;
-    Hpa::new(root.as_u64().saturating_add(entry + half))
-}
-
-/// Where a device's context entry is, if there is a context table for it.
-fn context_entry_in<H: HostMemory>(h: &H, root: Hpa, source_id: SourceId) -> Option<Hpa> {
-    let half = h.read64(root_half_at(root, source_id));
-    let root_entry = ScalableRootEntry::from_quadwords([half, 0]);
-    if !root_entry.is_present(RootHalf::Lower) {
-        return None;
-    }
-    let index = u64::from(ScalableContextEntry::index(source_id));
-    let table: Hpa = root_entry.lower_context_table();
-    table.checked_add(index * ScalableContextEntry::LEN_BYTES as u64)
-}
-
-fn read_pasid_entry<H: HostMemory>(h: &H, at: Hpa) -> PasidEntry {
-    let mut quadwords = [0; 8];
-    let mut next = at;
-    for quadword in &mut quadwords {
-        *quadword = h.read64(next);
-        next = Hpa::new(next.as_u64().saturating_add(8));
-    }
-    PasidEntry::from_quadwords(quadwords)
+/// Whether so many quadwords are all zero.
+fn is_clear<H: HostMemory>(h: &H, at: Hpa, quadwords: usize) -> bool {
+    (0..quadwords as u64).all(|index| h.read64(Hpa::new(at.as_u64().saturating_add(index * 8))) == 0)
 }
 
 #[cfg(test)]
@@ -647,7 +569,8 @@ mod tests {
     };
     use super::*;
     use crate::arch::address::{AddressWidth, FirstStagePaging, Gpa};
-    use crate::arch::pasid::{FirstStageFlags, PasidEntryFault, PasidEntryOptions};
+    use crate::arch::id::Pasid;
+    use crate::arch::pasid::{FirstStageFlags, PasidEntry, PasidEntryFault, PasidEntryOptions};
     use crate::mem::FrameError;
     use std::sync::Mutex;
     use std::vec::Vec;
@@ -744,7 +667,10 @@ mod tests {
                 assert_eq!(walk(&bench, device(), beyond), None);
                 assert_eq!(bench.h.pool.charged_frames(OWNER), frames + 1);
                 assert_eq!(tables.pasid_limit(), 1 << bits);
-                let directory = tables.directory.as_u64();
+                let Form::Scalable { directory, .. } = tables.form else {
+                    panic!("{:?}", tables.form);
+                };
+                let directory = directory.as_u64();
                 let log = bench.take_log();
                 let context = log.iter().rev().find_map(|event| match event {
                     Event::Store(_, value) => Some(*value),
@@ -1025,7 +951,7 @@ mod tests {
             let descriptors = bench.take_executed();
             assert_eq!(descriptors.len(), executed);
             if let Some(first) = descriptors.first() {
-                assert_eq!(*first, forget_context(device()));
+                assert_eq!(*first, forget_context(device(), DomainId::ZERO));
             }
             detach(&bench, tables);
         }
@@ -1054,7 +980,7 @@ mod tests {
         let executed = bench.take_executed();
         assert_eq!(
             executed[..3],
-            [forget_context(device()), EVERYTHING[1], EVERYTHING[2]]
+            [forget_context(device(), DomainId::ZERO), EVERYTHING[1], EVERYTHING[2]]
         );
         assert_eq!(
             detached

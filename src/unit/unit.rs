@@ -16,7 +16,9 @@ use crate::arch::capability::{
 };
 use crate::arch::features::TableFeatures;
 use crate::arch::id::DomainId;
-use crate::arch::register::{InvalidationQueueAddress, Register32, Register64};
+use crate::arch::register::{
+    DescriptorWidth, InvalidationQueueAddress, Register32, Register64, TranslationTableMode,
+};
 use crate::mem::Registers;
 
 /// What bring-up does with a unit that firmware left translating, with its queue on, or remapping
@@ -121,16 +123,8 @@ impl<R: Registers> Unit<R> {
         let features = Features::new(capability, extended, config.host_address_width);
         let missing = [
             (
-                features.extended.has_scalable_mode(),
-                Requirement::ScalableMode,
-            ),
-            (
                 features.extended.has_queued_invalidation(),
                 Requirement::QueuedInvalidation,
-            ),
-            (
-                features.extended.has_second_stage(),
-                Requirement::SecondStage,
             ),
             (
                 features.largest_address_width().is_some(),
@@ -163,6 +157,26 @@ impl<R: Registers> Unit<R> {
         &self.features
     }
 
+    /// The mode of the unit's tables: scalable if it has second-stage translation there, otherwise
+    /// legacy.
+    pub const fn table_mode(&self) -> TranslationTableMode {
+        table_mode_for(&self.features)
+    }
+
+    pub(super) const fn is_scalable(&self) -> bool {
+        matches!(self.table_mode(), TranslationTableMode::Scalable)
+    }
+
+    /// The width of the queue's descriptors: 256 bits wherever the unit has scalable mode, in which
+    /// they are a must (§6.5.2).
+    pub(super) const fn descriptor_width(&self) -> DescriptorWidth {
+        if self.features.extended.has_scalable_mode() {
+            DescriptorWidth::Bits256
+        } else {
+            DescriptorWidth::Bits128
+        }
+    }
+
     /// What the capabilities say about table entries.
     pub const fn table_features(&self) -> &TableFeatures {
         &self.table_features
@@ -183,6 +197,16 @@ impl<R: Registers> Unit<R> {
             Ok(())
         } else {
             Err(UnitError::NotUp)
+        }
+    }
+
+    /// Whether the unit snoops its accesses to second-stage tables, so that they need not be
+    /// written back (`ECAP.SMPWC`; in legacy mode `ECAP.C`).
+    pub const fn snoops_second_stage(&self) -> bool {
+        if self.is_scalable() {
+            self.table_features.page_walk_coherency
+        } else {
+            self.features.extended.is_coherent()
         }
     }
 
@@ -211,6 +235,19 @@ impl<R: Registers> Unit<R> {
     /// The counters.
     pub fn statistics(&self) -> UnitStatistics {
         self.counters.snapshot()
+    }
+}
+
+/// The mode that a unit with these capabilities is driven in.
+///
+/// Scalable mode without `ECAP.SSTS` has no way to lead a device to a machine's memory; legacy mode
+/// always has one, by the widths of `CAP.SAGAW`.
+pub const fn table_mode_for(features: &Features) -> TranslationTableMode {
+    let extended = features.extended;
+    if extended.has_scalable_mode() && extended.has_second_stage() {
+        TranslationTableMode::Scalable
+    } else {
+        TranslationTableMode::Legacy
     }
 }
 
@@ -266,17 +303,13 @@ mod tests {
     fn units_that_this_driver_cannot_drive_are_refused_by_name() {
         let without = |bit: u32| EXTENDED & !(1 << bit);
         // §11.4.3: QI 1, SMTS 43, SSTS 46; scalable mode needs QI.
-        for (extended, mnemonic) in [
-            (without(1), "SMTS"),
-            (without(43), "SMTS"),
-            (without(46), "SSTS"),
-        ] {
-            match probe(|o| o.extended = extended) {
-                Err(UnitError::Missing(requirement)) => {
-                    assert_eq!(requirement.mnemonic(), mnemonic)
-                }
-                other => panic!("{other:?}"),
-            }
+        assert_eq!(
+            probe(|o| o.extended = without(1)),
+            Err(UnitError::Missing(Requirement::QueuedInvalidation))
+        );
+        for extended in [without(43), without(46)] {
+            let legacy = bench(|o| o.extended = extended);
+            assert_eq!(legacy.unit.table_mode(), TranslationTableMode::Legacy);
         }
         let no_width = CAPABILITY & !(0x1f << 8);
         assert_eq!(
