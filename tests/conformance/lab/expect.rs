@@ -5,6 +5,7 @@ use vtd_nest::arch::address::Iova;
 use vtd_nest::arch::fault::FaultReason;
 use vtd_nest::arch::id::SourceId;
 
+use super::fault::reason_in_legacy_mode;
 use super::{Guest, GuestFault};
 use crate::bench::Access;
 
@@ -126,7 +127,8 @@ impl Guest {
         self.expect_access_blocked(source_id, tag, iova, Access::Read, reason);
     }
 
-    /// As [`expect_blocked`](Self::expect_blocked), for either access.
+    /// As [`expect_blocked`](Self::expect_blocked), for either access. A guest in legacy mode
+    /// finds the number that stands there for the reason.
     #[track_caller]
     pub(crate) fn expect_access_blocked(
         &mut self,
@@ -142,12 +144,18 @@ impl Guest {
             "{access:?} by {source_id} {tag:?} at {iova:#x} is not blocked"
         );
         let taken = self.take_faults();
+        let write = access == Access::Write;
+        let reason = if self.is_legacy() {
+            reason_in_legacy_mode(reason, write)
+        } else {
+            reason
+        };
         let expected = GuestFault {
             reason,
             source_id,
             pasid: tag,
             address: Iova::new(iova & !0xfff),
-            write: access == Access::Write,
+            write,
         };
         match taken.faults.as_slice() {
             // A request without PASID may be recorded with the PASID that its context gives it.

@@ -81,3 +81,23 @@ impl Guest {
         TakenFaults { faults, overflow }
     }
 }
+
+/// The reason that legacy mode has for what scalable mode tells otherwise (§7.1.3, Table 30).
+pub(super) fn reason_in_legacy_mode(reason: FaultReason, write: bool) -> FaultReason {
+    use FaultReason::*;
+    match reason {
+        PasidEntryNotPresent => LegacyContextEntryNotPresent,
+        PasidEntryReserved => LegacyContextEntryReserved,
+        PasidEntryInvalid => LegacyContextEntryInvalid,
+        SecondStageNotPresent if write => LegacyWriteDenied,
+        SecondStageNotPresent => LegacyReadDenied,
+        WriteDenied => LegacyWriteDenied,
+        ReadDenied => LegacyReadDenied,
+        SecondStageReserved => LegacySecondStageReserved,
+        SecondStageUnreadable => LegacySecondStageUnreadable,
+        SecondStageRootUnreadable => LegacyContextEntryInvalid,
+        AddressBeyondSecondStage => LegacyAddressTooLarge,
+        InterruptAddress => LegacyInterruptAddress,
+        other => other,
+    }
+}

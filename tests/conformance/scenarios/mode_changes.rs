@@ -154,7 +154,7 @@ fn root_without_the_device(place: Place<'_>) {
     let mut guest = place.guest();
     let (_, page) = bind_three(&mut guest);
     let empty = guest.page();
-    guest.set_root(empty, TranslationTableMode::Scalable);
+    guest.set_root(empty, guest.table_mode());
     for (device, pasid, tag) in three(&guest) {
         assert_eq!(guest.hardware_entry(device, pasid), None);
         guest.expect_blocked(device, tag, IOVA, FaultReason::ScalableRootEntryNotPresent);
@@ -193,7 +193,7 @@ fn root_with_one_difference(place: Place<'_>) {
         .map(|(device, pasid, tag)| (device, pasid, tag, guest.hardware_entry(device, pasid)))
         .collect();
     let before = guest.vm.statistics();
-    guest.set_root(root, TranslationTableMode::Scalable);
+    guest.set_root(root, guest.table_mode());
     guest.expect_reaches(D1, guest.tag, IOVA, other);
     for (device, pasid, tag, entry) in kept {
         assert_eq!(guest.hardware_entry(device, pasid), entry, "untouched");
@@ -253,7 +253,7 @@ fn legacy_root_after_bindings(place: Place<'_>) {
     guest.expect_reaches(D0, None, IOVA, other);
     guest.expect_no_data(D1, None, IOVA);
     guest.expect_no_data(D0, None, page);
-    guest.set_root(crate::lab::ROOT, TranslationTableMode::Scalable);
+    guest.set_root(crate::lab::ROOT, guest.table_mode());
     for (device, _, tag) in three(&guest) {
         guest.expect_reaches(device, tag, IOVA, page);
     }
@@ -278,7 +278,7 @@ fn reset_while_the_host_fails(place: Place<'_>) {
         }
         // A driver starts from the beginning and finds a unit that works.
         guest.take_faults();
-        guest.bring_up(vtd_nest::arch::register::DescriptorWidth::Bits256);
+        guest.bring_up(guest.descriptor_width());
         guest.bound();
         guest.finish();
     }

@@ -330,7 +330,7 @@ fn s51_bad_queue(place: Place<'_>) {
         // The guest starts over.
         guest.command(GlobalCommand::QUEUED_INVALIDATION_ENABLE, false);
         guest.clear_queue_error();
-        guest.bring_up(DescriptorWidth::Bits256);
+        guest.bring_up(guest.descriptor_width());
         guest.bound();
         guest.finish();
     }
@@ -566,7 +566,7 @@ fn s54(place: Place<'_>) {
     guest.command(GlobalCommand::QUEUED_INVALIDATION_ENABLE, false);
     assert_eq!(guest.head(), 0);
     guest.clear_queue_error();
-    guest.enable_queue(DescriptorWidth::Bits256);
+    guest.enable_queue(guest.descriptor_width());
     guest.bound();
     guest.finish();
 }
@@ -807,7 +807,7 @@ fn s56_writes(place: Place<'_>) {
     guest.take_faults();
     guest.write32(Register32::FAULT_STATUS, u32::MAX);
     assert_eq!(guest.fault_status(), FaultStatus::empty());
-    guest.bring_up(DescriptorWidth::Bits256);
+    guest.bring_up(guest.descriptor_width());
     guest.bound();
     guest.expect_blocked(D0, guest.tag, IOVA + 0x1000, not_mapped(&guest));
     guest.finish();
