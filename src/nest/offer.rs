@@ -140,8 +140,7 @@ pub fn offer<'a>(
     .ok_or(OfferError::NoCommonWidth)?;
     let input_bits = guest_bits.min(width.bits());
 
-    let is_scalable =
-        all(|unit| matches!(table_mode_for(unit), TranslationTableMode::Scalable));
+    let is_scalable = all(|unit| matches!(table_mode_for(unit), TranslationTableMode::Scalable));
     let nests = is_scalable
         && !policy.forbid_nesting
         && all(|unit| unit.extended.has_nested())

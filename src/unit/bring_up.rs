@@ -294,8 +294,7 @@ impl<R: Registers> Unit<R> {
             .features
             .capability
             .has_enhanced_set_root_table_pointer()
-            || current.mode() == self.table_mode()
-                && !current.has_second_stage_io_permissions())
+            || current.mode() == self.table_mode() && !current.has_second_stage_io_permissions())
     }
 
     fn enable_translation<H: Hypervisor>(&self, h: &H) -> Result<(), UnitError> {

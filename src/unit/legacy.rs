@@ -35,8 +35,7 @@ pub(super) fn context_entry(
     if u64::from(entry.translation_type_field()) != TranslationType::SecondStage.field() {
         return Err(refused);
     }
-    let width =
-        AddressWidth::from_field(u64::from(entry.address_width_field())).ok_or(refused)?;
+    let width = AddressWidth::from_field(u64::from(entry.address_width_field())).ok_or(refused)?;
     let root: Hpa = entry.second_stage_root();
     let context = LegacyContextEntry::second_stage(root, width, entry.domain_id(), false);
     context
@@ -259,8 +258,7 @@ mod tests {
             assert_eq!(seen(&bench), Some([0, 8]), "nothing has changed");
             published.unwrap_err()
         };
-        let pass_through =
-            PasidEntry::pass_through(DomainId::new(1), PasidEntryOptions::default());
+        let pass_through = PasidEntry::pass_through(DomainId::new(1), PasidEntryOptions::default());
         assert_eq!(
             refuse(&pass_through),
             UnitError::NotInLegacyMode {

@@ -557,7 +557,8 @@ pub(super) const fn forget_context(source_id: SourceId, domain_id: DomainId) -> 
 
 /// Whether so many quadwords are all zero.
 fn is_clear<H: HostMemory>(h: &H, at: Hpa, quadwords: usize) -> bool {
-    (0..quadwords as u64).all(|index| h.read64(Hpa::new(at.as_u64().saturating_add(index * 8))) == 0)
+    (0..quadwords as u64)
+        .all(|index| h.read64(Hpa::new(at.as_u64().saturating_add(index * 8))) == 0)
 }
 
 #[cfg(test)]
@@ -980,7 +981,11 @@ mod tests {
         let executed = bench.take_executed();
         assert_eq!(
             executed[..3],
-            [forget_context(device(), DomainId::ZERO), EVERYTHING[1], EVERYTHING[2]]
+            [
+                forget_context(device(), DomainId::ZERO),
+                EVERYTHING[1],
+                EVERYTHING[2]
+            ]
         );
         assert_eq!(
             detached

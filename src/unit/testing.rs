@@ -17,8 +17,8 @@ use crate::arch::capability::{Capability, CapabilityField, ExtendedCapability, F
 use crate::arch::descriptor::{Descriptor, RawDescriptor};
 use crate::arch::id::SourceId;
 use crate::arch::register::{
-    AddressType, DescriptorWidth, FaultInfo, FaultRecord, InvalidationQueueAddress, QueueErrorInfo, QueueErrorRecord,
-    Register32, Register64, RequestType, RootTableAddress, TranslationTableMode,
+    AddressType, DescriptorWidth, FaultInfo, FaultRecord, InvalidationQueueAddress, QueueErrorInfo,
+    QueueErrorRecord, Register32, Register64, RequestType, RootTableAddress, TranslationTableMode,
 };
 use crate::mem::{FrameError, FramePool, FrameRun, Frames, HostMemory, Owner, Platform, Registers};
 

@@ -5,7 +5,6 @@ use vtd_nest::arch::address::Iova;
 use vtd_nest::arch::fault::FaultReason;
 use vtd_nest::arch::id::SourceId;
 
-use super::fault::reason_in_legacy_mode;
 use super::{Guest, GuestFault};
 use crate::bench::Access;
 
@@ -145,11 +144,7 @@ impl Guest {
         );
         let taken = self.take_faults();
         let write = access == Access::Write;
-        let reason = if self.is_legacy() {
-            reason_in_legacy_mode(reason, write)
-        } else {
-            reason
-        };
+        let reason = self.shown(reason, write);
         let expected = GuestFault {
             reason,
             source_id,

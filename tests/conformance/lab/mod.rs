@@ -25,9 +25,7 @@ use std::rc::Rc;
 use vtd_nest::arch::address::{AddressWidth, Hpa};
 use vtd_nest::arch::id::{DomainId, SourceId};
 use vtd_nest::arch::pasid::PasidEntry;
-use vtd_nest::arch::register::{
-    FaultRecord, Register64, RootTableAddress, TranslationTableMode,
-};
+use vtd_nest::arch::register::{FaultRecord, Register64, RootTableAddress, TranslationTableMode};
 use vtd_nest::mem::Registers;
 use vtd_nest::nest::{FaultOutcome, Policy};
 use vtd_nest::unit::{Unit, UnitConfig};

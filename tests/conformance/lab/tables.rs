@@ -106,12 +106,17 @@ impl Guest {
     /// Writes a PASID entry, in legacy mode the context entry that says the same; and says nothing.
     pub(crate) fn set_entry(&mut self, source_id: SourceId, pasid: u32, entry: &PasidEntry) {
         let at = self.entry_at(source_id, pasid);
+        self.write(at, &self.entry_bytes(entry));
+    }
+
+    /// The bytes that [`set_entry`](Self::set_entry) writes.
+    pub(crate) fn entry_bytes(&self, entry: &PasidEntry) -> Vec<u8> {
         if self.is_legacy() {
             let widest = self.vm.offer().features.capability.largest_address_width();
             let widest = widest.expect("a width").field();
-            self.write(at, &legacy_context(entry, widest).to_bytes());
+            legacy_context(entry, widest).to_bytes().to_vec()
         } else {
-            self.write(at, &entry.to_bytes());
+            entry.to_bytes().to_vec()
         }
     }
 
@@ -318,20 +323,26 @@ impl Guest {
 
     #[track_caller]
     pub(crate) fn invalidate_pasid(&mut self, domain: u16, pasid: u32) {
+        self.submit(&[self.entry_invalidation(domain, pasid)]);
+    }
+
+    /// The descriptor of [`invalidate_pasid`](Self::invalidate_pasid). In legacy mode, where
+    /// entries that are not present are cached under another domain-id than those that are, it
+    /// names all contexts.
+    pub(crate) fn entry_invalidation(&self, domain: u16, pasid: u32) -> Descriptor {
         if self.is_legacy() {
-            return self.invalidate_pasid_domain(domain);
+            Descriptor::ContextCache {
+                granularity: ContextGranularity::Global,
+            }
+        } else {
+            pasid_cache(domain, pasid)
         }
-        self.submit(&[pasid_cache(domain, pasid)]);
     }
 
     #[track_caller]
     pub(crate) fn invalidate_pasid_domain(&mut self, domain: u16) {
         if self.is_legacy() {
-            // Entries that are not present are cached under domain-id 0 (§6.2.2.1).
-            let contexts = |domain| Descriptor::ContextCache {
-                granularity: ContextGranularity::Domain(DomainId::new(domain)),
-            };
-            return self.submit(&[contexts(0), contexts(domain)]);
+            return self.invalidate_pasid_global();
         }
         self.submit(&[Descriptor::PasidCache {
             granularity: PasidCacheGranularity::Domain(DomainId::new(domain)),
@@ -415,7 +426,7 @@ fn legacy_context(entry: &PasidEntry, widest: u64) -> LegacyContextEntry {
         _ => (3, widest),
     };
     LegacyContextEntry::from_quadwords([
-        q0 & ADDRESS | translation_type << 2 | q0 & 3,
+        q0 & !0xfff | translation_type << 2 | q0 & 3,
         (q1 & 0xffff) << 8 | width,
     ])
 }

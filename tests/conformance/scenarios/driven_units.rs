@@ -33,12 +33,14 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "G5 G17",
         "frames of a detached device are free only after hardware has confirmed",
         frames_after_confirmation,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "G5",
         "tables whose confirmation was never waited for are lost and counted, never reused",
         dropped_tables,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "G6",
         "every structure of a unit is seen by hardware that snoops nothing",
@@ -120,7 +122,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "G38",
         "any allocation of an attachment may fail: nothing is kept, and it can be repeated",
         attach_without_frames,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "G1 S87",
         "hardware blocks interrupts in compatibility format once a unit is up",

@@ -13,7 +13,7 @@ use vtd_nest::arch::register::{
 use vtd_nest::nest::Policy;
 
 use crate::bench::{Access, Hold};
-use crate::harness::{Scenario, scenario};
+use crate::harness::{Need, Scenario, scenario};
 use crate::lab::{D0, D1, Event, Guest, GuestOptions, IOVA, OUTSIDE, Place, pasid_cache};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -21,7 +21,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S51 R7 R8",
         "a reserved bit in a descriptor stops the queue at it",
         s51,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S51 G9",
         "a tail or a queue that cannot be stops the queue",
@@ -36,13 +37,15 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S52",
         "descriptor width and table mode have to go together",
         s52_width,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario("S53", "a wait writes its data and raises its event", s53),
     scenario(
         "S53 G33",
         "a wait waits for hardware; one that does nothing is a barrier",
         s53_barrier,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S53 G10",
         "a wait whose status is not in the machine's memory writes nowhere",
@@ -83,7 +86,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S58 R25",
         "an entry that disables fault processing silences qualified faults",
         s58,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S58",
         "a legacy context entry that disables fault processing silences its faults",
@@ -578,9 +582,12 @@ fn s55(place: Place<'_>) {
             brought_up: false,
             ..GuestOptions::default()
         });
-        let queue = Guest::queue_base() | 1 << 11;
+        let width = guest.descriptor_width();
+        let wide = u64::from(width == DescriptorWidth::Bits256);
+        let queue = Guest::queue_base() | wide << 11;
+        let tail = 2 * u64::from(width.len_bytes());
         if tail_first {
-            guest.write64(Register64::INVALIDATION_QUEUE_TAIL, 64);
+            guest.write64(Register64::INVALIDATION_QUEUE_TAIL, tail);
         }
         guest.write64(Register64::INVALIDATION_QUEUE_ADDRESS, queue);
         guest.push_words([0x11, 0, 0, 0]);
@@ -595,7 +602,7 @@ fn s55(place: Place<'_>) {
             "not enabled yet"
         );
         guest.command(GlobalCommand::QUEUED_INVALIDATION_ENABLE, true);
-        assert_eq!((guest.head(), guest.wait_status()), (64, wait));
+        assert_eq!((guest.head(), guest.wait_status()), (tail, wait));
         assert_eq!(guest.queue_error(), None);
         guest.finish();
     }

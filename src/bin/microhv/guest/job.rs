@@ -223,7 +223,11 @@ impl Job {
         let (page, write_reason, read_reason) = match target {
             BlockedTarget::Unmapped => {
                 let reason = |direction| self.unmapped_reason(direction);
-                (None, reason(Direction::ToMemory), reason(Direction::ToDevice))
+                (
+                    None,
+                    reason(Direction::ToMemory),
+                    reason(Direction::ToDevice),
+                )
             }
             BlockedTarget::NotOfMachine(address) if self.unit.is_legacy() => {
                 (Some(address), LEGACY_WRITE_DENIED, LEGACY_READ_DENIED)
