@@ -180,6 +180,39 @@ pub struct TableFeatures {
     pub tolerate_address_width: bool,
 }
 
+impl TableFeatures {
+    /// A unit that has no ability at all.
+    pub const NOTHING: Self = Self {
+        host_address_width: 0,
+        domain_id_bits: 0,
+        maximum_guest_address_width: 0,
+        widths: AddressWidths::NONE,
+        first_stage: false,
+        second_stage: false,
+        nested: false,
+        pass_through: false,
+        first_stage_five_level: false,
+        first_stage_1gib: false,
+        second_stage_2mib: false,
+        second_stage_1gib: false,
+        snoop_control: false,
+        page_walk_coherency: false,
+        memory_types: false,
+        supervisor_requests: false,
+        extended_accessed: false,
+        second_stage_accessed_dirty: false,
+        device_tlb: false,
+        page_requests: false,
+        rid_pasid: false,
+        rid_privilege: false,
+        pasid: false,
+        translated_requests_with_pasid: false,
+        host_permission_tables: false,
+        zero_length_read: false,
+        tolerate_address_width: false,
+    };
+}
+
 #[cfg(test)]
 impl TableFeatures {
     /// A unit that has every ability, 52-bit host addresses, and 57-bit guest addresses.

@@ -123,6 +123,8 @@ pub fn lost_frames() -> u64 {
 #[derive(Debug)]
 pub struct FrameChain {
     head: Option<Hpa>,
+    /// The frame that leads to no other, if there is a head.
+    last: Hpa,
     len: u32,
     owner: Owner,
 }
@@ -132,6 +134,7 @@ impl FrameChain {
     pub const fn new(owner: Owner) -> Self {
         Self {
             head: None,
+            last: Hpa::new(0),
             len: 0,
             owner,
         }
@@ -173,6 +176,9 @@ impl FrameChain {
     /// Adds a frame that belongs to the chain's owner.
     pub(crate) fn push<H: HostMemory>(&mut self, h: &H, frame: Hpa) {
         h.write64(frame, self.head.map_or(0, Hpa::as_u64));
+        if self.head.is_none() {
+            self.last = frame;
+        }
         self.head = Some(frame);
         self.len = self.len.saturating_add(1);
     }
@@ -189,15 +195,28 @@ impl FrameChain {
 
     /// Returns all frames to the pool. Nothing may use them any more, hardware included.
     pub(crate) fn free<H: HostMemory + Frames>(mut self, h: &H) {
-        while let Some(frame) = self.pop(h) {
+        self.free_some(h, self.len);
+    }
+
+    /// Returns `most` frames to the pool, as [`free`](Self::free) does.
+    pub(crate) fn free_some<H: HostMemory + Frames>(&mut self, h: &H, most: u32) {
+        for _ in 0..most {
+            let Some(frame) = self.pop(h) else {
+                return;
+            };
             h.free(FrameRun::new(frame, 0, self.owner));
         }
     }
 
-    /// Moves all frames of `other` to this chain.
-    pub(crate) fn append<H: HostMemory>(&mut self, h: &H, mut other: Self) {
-        while let Some(frame) = other.pop(h) {
-            self.push(h, frame);
+    /// Moves all frames of `other` to this chain, by one store.
+    pub(crate) fn append<H: HostMemory>(&mut self, h: &H, other: Self) {
+        if let Some(head) = other.head {
+            match self.head {
+                Some(next) => h.write64(other.last, next.as_u64()),
+                None => self.last = other.last,
+            }
+            self.head = Some(head);
+            self.len = self.len.saturating_add(other.len);
         }
         mem::forget(other);
     }

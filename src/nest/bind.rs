@@ -16,18 +16,20 @@ use crate::arch::features::TableFeatures;
 use crate::arch::id::Pasid;
 use crate::arch::pasid::PasidEntry;
 use crate::mem::{Hypervisor, Owner, Registers};
-use crate::nest::backend::shadow::Shadow;
 use crate::nest::backend::{Target, nested};
 use crate::nest::device::{DeviceList, Quarantine};
 use crate::nest::domain::{DomainKind, DomainSlot, DomainTable};
 use crate::nest::invalidate::{Forwarding, is_transient};
+use crate::nest::machine::MachineConfig;
 use crate::nest::memory::MachineMemory;
 use crate::nest::offer::Offer;
 use crate::nest::reserve::Reserved;
+use crate::nest::shadows::Shadows;
 use crate::nest::statistics::MachineStatistics;
 use crate::unit::{QueueError, Ticket, Unit, UnitError};
+use crate::viommu::KeyedHash;
 use crate::viommu::host::{
-    BindError, Desired, DeviceHandle, GuestInvalidation, Host, PageRange, Progress,
+    BindError, Desired, DeviceHandle, GuestInvalidation, Host, HostState, PageRange, Progress,
 };
 
 /// The whole input range of a table.
@@ -117,6 +119,10 @@ pub enum HostBinding {
     Held(Bound),
 }
 
+impl HostState for HostBinding {
+    const BLOCKED: Self = Self::Blocked;
+}
+
 impl HostBinding {
     /// What it holds, in a stage.
     fn held(&mut self, stage: Stage) -> Option<&mut Bound> {
@@ -138,10 +144,47 @@ pub(super) struct HostSide<const DEVICES: usize, const DOMAINS: usize, const SHA
     pub(super) shadow_table_limit: u32,
     pub(super) devices: DeviceList<DEVICES>,
     pub(super) domains: DomainTable<DOMAINS>,
-    pub(super) shadows: [Option<Shadow>; SHADOWS],
+    pub(super) shadows: Shadows<SHADOWS>,
     pub(super) forwarding: Forwarding,
     pub(super) reservation: Option<Reservation>,
     pub(super) statistics: MachineStatistics,
+}
+
+impl<const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize>
+    HostSide<DEVICES, DOMAINS, SHADOWS>
+{
+    /// That of a machine that has yet to be started.
+    pub(super) const fn vacant() -> Self {
+        Self {
+            number: 0,
+            owner: Owner::HYPERVISOR,
+            offer: Offer::NOTHING,
+            guest_features: TableFeatures::NOTHING,
+            shadow_table_limit: 0,
+            devices: DeviceList::new(),
+            domains: DomainTable::vacant(),
+            shadows: Shadows::new(),
+            forwarding: Forwarding::new(),
+            reservation: None,
+            statistics: MachineStatistics::NONE,
+        }
+    }
+
+    /// Makes it that of a machine without devices, in its place. What it was of another machine before
+    /// has been given back.
+    pub(super) fn start(&mut self, config: &MachineConfig, offer: Offer) {
+        self.number = config.number;
+        self.owner = config.owner;
+        self.guest_features = TableFeatures::from(&offer.features);
+        self.offer = offer;
+        self.shadow_table_limit = config.shadow_table_limit;
+        // Devices and shadows are gone with the machine before.
+        self.domains
+            .start(KeyedHash::new(config.hash_seed).another(19));
+        self.forwarding = Forwarding::new();
+        self.reservation = None;
+        self.statistics = MachineStatistics::NONE;
+    }
 }
 
 /// The host side together with what it acts on, for the length of one call.
@@ -195,6 +238,10 @@ impl<
                 "machine {}: device {source_id:?} PASID {pasid} blocked: {error}",
                 self.side.number
             );
+        }
+        // What the change left behind goes before the next one.
+        if matches!(result, Ok(Progress::Done)) && self.side.shadows.advance_leaving(self.h) {
+            return Ok(Progress::Again);
         }
         result
     }
@@ -254,6 +301,7 @@ impl<
             }
             _ => {
                 self.drop_reservation(device, pasid);
+                self.give_up_builds(&Ok(None));
                 return Err(BindError::Quarantined { source_id });
             }
         }
@@ -374,8 +422,7 @@ impl<
             ) => self
                 .side
                 .shadows
-                .get(usize::from(shadow))
-                .and_then(Option::as_ref)
+                .get(shadow)
                 .is_some_and(|shadow| shadow.serves(*domain_id, *root, *width)),
             _ => false,
         })
@@ -707,7 +754,7 @@ mod tests {
                 each(size_of::<VirtualMachine<1, 1, 1001, 1>>()),
                 each(size_of::<VirtualMachine<1, 1, 1, 1001>>()),
             ),
-            (240, 124, 16, 352)
+            (240, 124, 24, 416)
         );
         assert!(one <= 14 << 10, "{one}");
     }

@@ -94,8 +94,9 @@ pub(super) struct Spans<K, const N: usize> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct SpansFull;
 
-impl<K, const N: usize> Default for Spans<K, N> {
-    fn default() -> Self {
+impl<K, const N: usize> Spans<K, N> {
+    /// No span.
+    pub(super) const fn new() -> Self {
         Self {
             entries: Vec::new(),
         }
@@ -105,11 +106,6 @@ impl<K, const N: usize> Default for Spans<K, N> {
 impl<K: Copy + PartialEq, const N: usize> Spans<K, N> {
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
-    }
-
-    /// All, in the order in which they came.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Keyed<K>> {
-        self.entries.iter()
     }
 
     /// The span that came first.
@@ -217,7 +213,7 @@ mod tests {
     #[test]
     fn a_thousand_neighbours_are_one_whatever_their_order() {
         for step in [1u64, 7, 999] {
-            let mut spans = Spans::<u8, 256>::default();
+            let mut spans = Spans::<u8, 256>::new();
             for index in 0..1000u64 {
                 let page = 100 + index * step % 1000;
                 add(&mut spans, 1, page, page).unwrap();
@@ -229,7 +225,7 @@ mod tests {
 
     #[test]
     fn other_keys_and_pages_apart_are_kept_apart() {
-        let mut spans = Spans::<u8, 4>::default();
+        let mut spans = Spans::<u8, 4>::new();
         assert_eq!(add(&mut spans, 1, 4, 5), Ok(false));
         assert_eq!(add(&mut spans, 2, 6, 6), Ok(false));
         assert_eq!(add(&mut spans, 1, 8, 9), Ok(false));
@@ -246,7 +242,7 @@ mod tests {
 
     #[test]
     fn the_last_pages_of_the_address_space_are_joined_without_overflow() {
-        let mut spans = Spans::<u8, 4>::default();
+        let mut spans = Spans::<u8, 4>::new();
         add(&mut spans, 1, LAST_PAGE, LAST_PAGE).unwrap();
         add(&mut spans, 1, 0, 0).unwrap();
         assert_eq!(add(&mut spans, 1, LAST_PAGE - 1, LAST_PAGE - 1), Ok(true));
@@ -301,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_span_is_worked_off_from_its_start() {
-        let mut spans = Spans::<u8, 4>::default();
+        let mut spans = Spans::<u8, 4>::new();
         add(&mut spans, 1, 4, 9).unwrap();
         spans.advance_first(7);
         assert_eq!(all(&spans), [(1, 7, 9, true)]);

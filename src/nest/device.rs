@@ -66,6 +66,8 @@ pub enum AssignError {
     VirtualUnit,
     /// The first binding failed.
     Bind(BindError),
+    /// The machine is being destroyed.
+    BeingDestroyed,
 }
 
 /// The host side of one assigned device.

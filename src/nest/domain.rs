@@ -2,9 +2,18 @@
 //!
 //! Domain-ids belong to a physical unit, are never 0 and never the guest's. Entries that share one
 //! must agree (§6.2.3.1), which this table and [`bind`](super::bind) see to together.
+//!
+//! A guest chooses the domain-ids that it uses, so what is found by them is chained by a keyed
+//! hash. Domains that owe an invalidation are chained by unit. No look-up depends on how many
+//! domains there are.
 
 use crate::arch::id::DomainId;
+use crate::nest::invalidate::MAXIMUM_UNITS;
+use crate::viommu::KeyedHash;
 use crate::viommu::host::BindError;
+
+/// A chain's end, and no slot.
+const NONE: u16 = u16::MAX;
 
 /// What a host domain-id tags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +34,17 @@ pub enum DomainKind {
     },
 }
 
+impl DomainKind {
+    /// What the hash is of. A shadow has one guest domain-id only.
+    const fn key(self) -> u64 {
+        match self {
+            Self::Machine => 0,
+            Self::Nested { guest } => 1 << 16 | guest.as_u16() as u64,
+            Self::Shadow { shadow, .. } => 2 << 16 | shadow as u64,
+        }
+    }
+}
+
 /// One host domain-id in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HostDomain {
@@ -36,24 +56,84 @@ pub struct HostDomain {
     pub kind: DomainKind,
     /// Bindings that use it.
     pub users: u32,
+    owes_flush: bool,
+}
+
+impl HostDomain {
     /// An IOTLB invalidation of the whole domain is owed with the next submission.
-    pub owes_flush: bool,
+    pub const fn owes_flush(&self) -> bool {
+        self.owes_flush
+    }
 }
 
 /// Index of a domain in the table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DomainSlot(u16);
 
-/// The host domain-ids of one machine; `N` is its quota.
+/// The slots beside one in the chains that it is in.
+#[derive(Clone, Copy, Debug)]
+struct Links {
+    /// Next of the same hash, or next free one.
+    next: u16,
+    /// Of those of the unit that owe an invalidation.
+    owing_previous: u16,
+    owing_next: u16,
+}
+
+/// The host domain-ids of one machine; `N` is its quota, 65,535 at most.
 #[derive(Debug)]
 pub struct DomainTable<const N: usize> {
     slots: [Option<HostDomain>; N],
+    links: [Links; N],
+    /// First slot of each hash value.
+    heads: [u16; N],
+    /// First slot that owes an invalidation to each unit.
+    owing: [u16; MAXIMUM_UNITS],
+    free: u16,
+    used: u16,
+    /// No slot at or above this was ever used.
+    high: u16,
+    hash: KeyedHash,
 }
 
 impl<const N: usize> DomainTable<N> {
-    /// An empty table.
-    pub const fn new() -> Self {
-        Self { slots: [None; N] }
+    /// A table that has yet to be [started](Self::start).
+    pub(super) const fn vacant() -> Self {
+        Self {
+            slots: [None; N],
+            links: [Links {
+                next: 0,
+                owing_previous: 0,
+                owing_next: 0,
+            }; N],
+            heads: [0; N],
+            owing: [NONE; MAXIMUM_UNITS],
+            free: NONE,
+            used: 0,
+            high: 0,
+            hash: KeyedHash::new(0),
+        }
+    }
+
+    /// Makes the table empty in its place.
+    pub(super) fn start(&mut self, hash: KeyedHash) {
+        self.slots.fill(None);
+        self.heads.fill(NONE);
+        self.owing.fill(NONE);
+        self.free = NONE;
+        self.used = 0;
+        self.high = 0;
+        self.hash = hash;
+    }
+
+    /// The number of domains in use.
+    pub const fn len(&self) -> usize {
+        self.used as usize
+    }
+
+    /// Whether no domain is in use.
+    pub const fn is_empty(&self) -> bool {
+        self.used == 0
     }
 
     /// The domain in a slot.
@@ -61,20 +141,57 @@ impl<const N: usize> DomainTable<N> {
         self.slots.get(usize::from(slot.0))?.as_ref()
     }
 
-    /// The domain in a slot, to change it.
-    pub fn get_mut(&mut self, slot: DomainSlot) -> Option<&mut HostDomain> {
+    fn get_mut(&mut self, slot: DomainSlot) -> Option<&mut HostDomain> {
         self.slots.get_mut(usize::from(slot.0))?.as_mut()
+    }
+
+    fn links_mut(&mut self, at: u16) -> Option<&mut Links> {
+        self.links.get_mut(usize::from(at))
+    }
+
+    fn chain_of(&self, kind: DomainKind) -> usize {
+        self.hash.chain_of(kind.key(), N)
     }
 
     /// All domains in use.
     pub fn iter(&self) -> impl Iterator<Item = (DomainSlot, &HostDomain)> {
-        let slots = self.slots.iter().enumerate();
+        let slots = self.slots.iter().take(usize::from(self.high)).enumerate();
         slots.filter_map(|(index, domain)| Some((DomainSlot(index as u16), domain.as_ref()?)))
     }
 
-    /// All domains in use, to change them.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut HostDomain> {
-        self.slots.iter_mut().flatten()
+    /// The domains that tag the same.
+    pub fn of_kind(&self, kind: DomainKind) -> impl Iterator<Item = (DomainSlot, &HostDomain)> {
+        let mut slot = self.first_of_kind(kind);
+        let all = core::iter::from_fn(move || {
+            let this = slot?;
+            slot = self.next_of_kind(this, kind);
+            Some((this, self.get(this)?))
+        });
+        // Bounded by what the table holds, should a chain ever be broken.
+        all.take(self.len())
+    }
+
+    /// The first of the domains that tag the same.
+    pub fn first_of_kind(&self, kind: DomainKind) -> Option<DomainSlot> {
+        self.in_chain(*self.heads.get(self.chain_of(kind))?, kind)
+    }
+
+    /// The one after it.
+    pub fn next_of_kind(&self, slot: DomainSlot, kind: DomainKind) -> Option<DomainSlot> {
+        self.in_chain(self.links.get(usize::from(slot.0))?.next, kind)
+    }
+
+    /// The first domain of a kind from a slot of its chain on.
+    fn in_chain(&self, from: u16, kind: DomainKind) -> Option<DomainSlot> {
+        let mut at = from;
+        for _ in 0..self.used {
+            let slot = DomainSlot(at);
+            if self.get(slot)?.kind == kind {
+                return Some(slot);
+            }
+            at = self.links.get(usize::from(at))?.next;
+        }
+        None
     }
 
     /// Adds a domain without users.
@@ -92,44 +209,182 @@ impl<const N: usize> DomainTable<N> {
             store: "host domain-ids",
             capacity: N,
         };
-        let index = self.slots.iter().position(Option::is_none).ok_or(full)?;
-        let slot = self.slots.get_mut(index).ok_or(full)?;
-        *slot = Some(HostDomain {
+        let is_reused = self.free != NONE;
+        let at = if is_reused { self.free } else { self.high };
+        let chain = self.chain_of(kind);
+        let index = usize::from(at);
+        let (Some(place), Some(links), Some(head)) = (
+            self.slots.get_mut(index).filter(|_| at != NONE),
+            self.links.get_mut(index),
+            self.heads.get_mut(chain),
+        ) else {
+            return Err(full);
+        };
+        if is_reused {
+            self.free = links.next;
+        } else {
+            self.high = self.high.saturating_add(1);
+        }
+        *place = Some(HostDomain {
             unit,
             id,
             kind,
             users: 0,
             owes_flush: false,
         });
-        Ok(DomainSlot(index as u16))
+        links.next = core::mem::replace(head, at);
+        self.used = self.used.saturating_add(1);
+        Ok(DomainSlot(at))
     }
 
     /// Takes a domain out; its id may be freed if it was unused and is invalidated.
     pub fn remove(&mut self, slot: DomainSlot) -> Option<HostDomain> {
-        self.slots.get_mut(usize::from(slot.0))?.take()
+        self.flush_taken(slot);
+        let domain = self.slots.get_mut(usize::from(slot.0))?.take()?;
+        let after = self.links.get(usize::from(slot.0))?.next;
+        let chain = self.chain_of(domain.kind);
+        let head = self.heads.get_mut(chain)?;
+        if *head == slot.0 {
+            *head = after;
+        } else {
+            let mut at = *head;
+            for _ in 0..self.used {
+                let Some(links) = self.links_mut(at) else {
+                    break;
+                };
+                if links.next == slot.0 {
+                    links.next = after;
+                    break;
+                }
+                at = links.next;
+            }
+        }
+        let free = core::mem::replace(&mut self.free, slot.0);
+        self.links_mut(slot.0)?.next = free;
+        self.used = self.used.saturating_sub(1);
+        Some(domain)
     }
-}
 
-impl<const N: usize> Default for DomainTable<N> {
-    fn default() -> Self {
-        Self::new()
+    /// Counts one more user.
+    pub fn add_user(&mut self, slot: DomainSlot) {
+        if let Some(domain) = self.get_mut(slot) {
+            domain.users = domain.users.saturating_add(1);
+        }
+    }
+
+    /// Counts one user less. The domain, taken out, if it was the last one.
+    pub fn remove_user(&mut self, slot: DomainSlot) -> Option<HostDomain> {
+        let domain = self.get_mut(slot)?;
+        domain.users = domain.users.saturating_sub(1);
+        if domain.users > 0 {
+            return None;
+        }
+        self.remove(slot)
+    }
+
+    /// Has a domain invalidated whole with the next submission.
+    pub fn owe_flush(&mut self, slot: DomainSlot) {
+        let Some(domain) = self.get_mut(slot).filter(|domain| !domain.owes_flush) else {
+            return;
+        };
+        let unit = usize::from(domain.unit);
+        domain.owes_flush = true;
+        let Some(head) = self.owing.get_mut(unit) else {
+            return;
+        };
+        let after = core::mem::replace(head, slot.0);
+        if let Some(links) = self.links_mut(after) {
+            links.owing_previous = slot.0;
+        }
+        if let Some(links) = self.links_mut(slot.0) {
+            links.owing_previous = NONE;
+            links.owing_next = after;
+        }
+    }
+
+    /// Has the domains invalidated whole that are as said.
+    pub fn owe_flush_of(&mut self, is_so: impl Fn(&HostDomain) -> bool) {
+        for at in 0..self.high {
+            let slot = DomainSlot(at);
+            if self.get(slot).is_some_and(&is_so) {
+                self.owe_flush(slot);
+            }
+        }
+    }
+
+    /// A domain that owes an invalidation to a unit: it is the caller's now.
+    pub fn take_owing(&mut self, unit: u8) -> Option<DomainId> {
+        let slot = DomainSlot(*self.owing.get(usize::from(unit))?);
+        let id = self.get(slot)?.id;
+        self.flush_taken(slot);
+        Some(id)
+    }
+
+    /// Whether some domain owes an invalidation.
+    pub fn owes_any(&self) -> bool {
+        self.owing.iter().any(|head| *head != NONE)
+    }
+
+    /// The invalidation of a domain is owed no more.
+    fn flush_taken(&mut self, slot: DomainSlot) {
+        let Some(domain) = self.get_mut(slot).filter(|domain| domain.owes_flush) else {
+            return;
+        };
+        let unit = usize::from(domain.unit);
+        domain.owes_flush = false;
+        let Some(&Links {
+            owing_previous,
+            owing_next,
+            ..
+        }) = self.links.get(usize::from(slot.0))
+        else {
+            return;
+        };
+        if let Some(links) = self.links_mut(owing_next) {
+            links.owing_previous = owing_previous;
+        }
+        if let Some(links) = self.links_mut(owing_previous) {
+            links.owing_next = owing_next;
+        } else if let Some(head) = self.owing.get_mut(unit) {
+            *head = owing_next;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+    use std::boxed::Box;
+    use std::vec::Vec;
+
     use super::*;
+
+    fn table<const N: usize>(secret: u64) -> Box<DomainTable<N>> {
+        let mut table = Box::new(DomainTable::vacant());
+        table.start(KeyedHash::new(secret));
+        table
+    }
+
+    const fn nested(guest: u16) -> DomainKind {
+        DomainKind::Nested {
+            guest: DomainId::new(guest),
+        }
+    }
+
+    fn ids_of<const N: usize>(table: &DomainTable<N>, kind: DomainKind) -> Vec<u16> {
+        let ids = table.of_kind(kind).map(|(_, domain)| domain.id.as_u16());
+        let mut ids: Vec<_> = ids.collect();
+        ids.sort_unstable();
+        ids
+    }
 
     #[test]
     fn full_table_is_a_typed_error_and_slots_are_reused() {
-        let mut table = DomainTable::<2>::new();
+        let mut table = table::<2>(5);
         let first = table
             .insert(0, DomainId::new(1), DomainKind::Machine)
             .unwrap();
-        let guest = DomainId::new(7);
-        table
-            .insert(0, DomainId::new(2), DomainKind::Nested { guest })
-            .unwrap();
+        table.insert(0, DomainId::new(2), nested(7)).unwrap();
         assert_eq!(
             table.insert(0, DomainId::new(3), DomainKind::Machine),
             Err(BindError::StoreFull {
@@ -137,15 +392,147 @@ mod tests {
                 capacity: 2
             })
         );
-        assert_eq!(table.iter().count(), 2);
+        assert_eq!((table.iter().count(), table.len()), (2, 2));
         assert_eq!(
             table.remove(first).map(|domain| domain.id),
             Some(DomainId::new(1))
         );
         assert_eq!(table.get(first), None);
+        assert_eq!(table.remove(first), None);
         assert_eq!(
             table.insert(0, DomainId::new(3), DomainKind::Machine),
             Ok(first)
         );
+        table.start(KeyedHash::new(6));
+        assert!(table.is_empty());
+        assert_eq!(ids_of(&table, DomainKind::Machine), []);
+    }
+
+    #[test]
+    fn domains_that_tag_the_same_are_found_together_in_any_order_of_changes() {
+        // Few hash values, so that every chain holds several kinds.
+        let mut table = table::<12>(5);
+        let shadow = |guest, shadow| DomainKind::Shadow {
+            guest: DomainId::new(guest),
+            shadow,
+        };
+        let kinds = [DomainKind::Machine, nested(7), nested(8), shadow(7, 0)];
+        let slots: Vec<_> = (0..12u16)
+            .map(|id| {
+                let kind = kinds[usize::from(id) % 4];
+                (id, table.insert(0, DomainId::new(id), kind).unwrap())
+            })
+            .collect();
+        let mut left: Vec<u16> = (0..12).collect();
+        for step in [5, 2, 11, 0, 7, 9, 4, 1, 10, 3, 8, 6] {
+            for (index, kind) in kinds.into_iter().enumerate() {
+                let of_kind = left.iter().filter(|id| usize::from(**id) % 4 == index);
+                let expected: Vec<_> = of_kind.copied().collect();
+                assert_eq!(ids_of(&table, kind), expected, "{kind:?}");
+            }
+            left.retain(|id| *id != step);
+            assert!(table.remove(slots[usize::from(step)].1).is_some());
+        }
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn the_last_user_takes_the_domain_out() {
+        let mut table = table::<2>(5);
+        let slot = table.insert(0, DomainId::new(1), nested(7)).unwrap();
+        table.add_user(slot);
+        table.add_user(slot);
+        assert_eq!(table.remove_user(slot), None);
+        assert_eq!(
+            table.remove_user(slot).map(|domain| domain.id),
+            Some(DomainId::new(1))
+        );
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn what_is_owed_is_taken_once_by_its_unit_and_goes_with_its_domain() {
+        let mut table = table::<8>(5);
+        let slots: Vec<_> = (0..6u16)
+            .map(|id| {
+                let unit = (id % 2) as u8;
+                table.insert(unit, DomainId::new(id), nested(id)).unwrap()
+            })
+            .collect();
+        for slot in &slots[..4] {
+            table.owe_flush(*slot);
+            table.owe_flush(*slot);
+        }
+        // Of unit 0: 0 and 2; of unit 1: 1, which goes, and 3.
+        table.remove(slots[1]);
+        let take = |table: &mut DomainTable<8>, unit| {
+            let taken = core::iter::from_fn(|| table.take_owing(unit));
+            let mut taken: Vec<_> = taken.map(DomainId::as_u16).collect();
+            taken.sort_unstable();
+            taken
+        };
+        assert_eq!(take(&mut table, 0), [0, 2]);
+        assert!(table.owes_any());
+        assert_eq!(take(&mut table, 1), [3]);
+        assert!(!table.owes_any());
+        table.owe_flush_of(|domain| domain.unit == 1);
+        assert_eq!(take(&mut table, 0), []);
+        assert_eq!(take(&mut table, 1), [3, 5]);
+        table.owe_flush_of(|_| true);
+        assert!(table.get(slots[0]).unwrap().owes_flush());
+        assert_eq!(take(&mut table, 0), [0, 2, 4]);
+        assert_eq!(take(&mut table, 1), [3, 5]);
+    }
+
+    /// The most slots that a look-up of one of all domains looks at.
+    fn most_probes<const N: usize>(secret: u64, stride: u16) -> usize {
+        let mut table = table::<N>(secret);
+        let guest = |index: usize| (index as u16).wrapping_mul(stride);
+        let mut slots = Vec::new();
+        for index in 0..N {
+            let (id, kind) = (DomainId::new(index as u16), nested(guest(index)));
+            slots.push(table.insert(0, id, kind).unwrap());
+        }
+        let probes = (0..N).map(|index| {
+            let kind = nested(guest(index));
+            let mut at = table.heads[table.chain_of(kind)];
+            let mut probes = 1;
+            while table.get(DomainSlot(at)).unwrap().kind != kind {
+                at = table.links[usize::from(at)].next;
+                probes += 1;
+            }
+            assert_eq!(table.first_of_kind(kind), Some(slots[index]));
+            probes
+        });
+        probes.max().unwrap()
+    }
+
+    // S93: domain-ids as a guest may choose them who knows the hash, but not the secret.
+    #[test]
+    fn a_look_up_costs_the_same_however_many_domains_there_are_and_however_chosen() {
+        for secret in [1, 0x0123_4567_89ab_cdef] {
+            for stride in [1, 3, 257] {
+                for most in [
+                    most_probes::<16>(secret, stride),
+                    most_probes::<1024>(secret, stride),
+                    most_probes::<32768>(secret, stride),
+                ] {
+                    assert!(most <= 12, "{most} by {stride}");
+                }
+            }
+        }
+        // The ids that meet under one secret are apart under another.
+        let known = KeyedHash::new(1);
+        let chosen: Vec<u16> = (0..u16::MAX)
+            .filter(|guest| known.chain_of(nested(*guest).key(), 256) == 0)
+            .take(200)
+            .collect();
+        let other = KeyedHash::new(2);
+        let mut lengths = [0; 256];
+        for guest in &chosen {
+            lengths[other.chain_of(nested(*guest).key(), 256)] += 1;
+        }
+        assert_eq!(chosen.len(), 200);
+        assert!(lengths.iter().max() < Some(&12));
     }
 }

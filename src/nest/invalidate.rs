@@ -10,10 +10,10 @@ use crate::arch::capability::CapabilityField;
 use crate::arch::descriptor::{Descriptor, IotlbGranularity, PasidIotlbGranularity};
 use crate::arch::id::{DomainId, Pasid};
 use crate::mem::{Hypervisor, Registers};
-use crate::nest::backend::shadow::{Changes, Synchronisation};
+use crate::nest::backend::shadow::{Changes, Shadow, Synchronisation};
 use crate::nest::bind::{EVERYTHING, HostPort, owes_after_set_up};
 use crate::nest::coalesce::{Keyed, Span, Spans, SpansFull};
-use crate::nest::domain::DomainKind;
+use crate::nest::domain::{DomainKind, DomainSlot, HostDomain};
 use crate::unit::{QueueError, Ticket};
 use crate::viommu::host::{BindError, GuestInvalidation, PageRange, Progress};
 
@@ -27,7 +27,7 @@ const EVERY_PAGE: u8 = 52;
 pub const MAXIMUM_UNITS: usize = 8;
 
 /// Guest invalidations on their way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Forwarding {
     collected: Spans<Tag, COLLECTED>,
     in_flight: Vec<InFlight, MAXIMUM_UNITS>,
@@ -37,11 +37,25 @@ pub(super) struct Forwarding {
     pub(super) dropped: Option<BindError>,
 }
 
+impl Forwarding {
+    /// Nothing is on its way.
+    pub(super) const fn new() -> Self {
+        Self {
+            collected: Spans::new(),
+            in_flight: Vec::new(),
+            owed_since: None,
+            dropped: None,
+        }
+    }
+}
+
 /// What a collected range is of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Tag {
     unit: u8,
     domain_id: DomainId,
+    /// The domain's place, as long as it has this domain-id.
+    slot: DomainSlot,
     /// First-stage addresses of a PASID, or second-stage addresses.
     pasid: Option<Pasid>,
 }
@@ -92,8 +106,8 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     pub(super) fn forward(&mut self, what: &GuestInvalidation) -> Progress {
         self.collect_for_nested(what);
         let limit = self.side.shadow_table_limit;
-        for index in 0..SHADOWS {
-            let Some(shadow) = self.side.shadows.get_mut(index).and_then(Option::as_mut) else {
+        for index in 0..SHADOWS.min(usize::from(u16::MAX)) as u16 {
+            let Some(shadow) = self.side.shadows.get_mut(index) else {
                 continue;
             };
             let Some(span) = shadow_span(what, shadow.domain_id) else {
@@ -129,28 +143,29 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 (Some(domain_id), Some(pasid))
             }
         };
-        let mut covered: Vec<(u8, DomainId), DOMAINS> = Vec::new();
-        for domain in self.side.domains.iter_mut() {
-            let DomainKind::Nested { guest } = domain.kind else {
+        let Some(guest) = named else {
+            let is_nested = |domain: &HostDomain| matches!(domain.kind, DomainKind::Nested { .. });
+            return self.side.domains.owe_flush_of(is_nested);
+        };
+        let kind = DomainKind::Nested { guest };
+        let mut next = self.side.domains.first_of_kind(kind);
+        for _ in 0..self.side.domains.len() {
+            let Some(slot) = next else {
+                return;
+            };
+            next = self.side.domains.next_of_kind(slot, kind);
+            let Some(pasid) = pasid else {
+                self.side.domains.owe_flush(slot);
                 continue;
             };
-            if named.is_some_and(|named| named != guest) {
+            let Some(&HostDomain { unit, id, .. }) = self.side.domains.get(slot) else {
                 continue;
-            }
-            match pasid {
-                None => domain.owes_flush = true,
-                // As many places as there are domains, so it is never full.
-                Some(_) => _ = covered.push((domain.unit, domain.id)),
-            }
-        }
-        let Some(pasid) = pasid else {
-            return;
-        };
-        for &(unit, domain_id) in &covered {
-            if self.is_bound(unit, domain_id, pasid) {
+            };
+            if self.is_bound(unit, id, pasid) {
                 let tag = Tag {
                     unit,
-                    domain_id,
+                    domain_id: id,
+                    slot,
                     pasid: Some(pasid),
                 };
                 self.collect(tag, Span::named_by(&pages), pages.leaf_only);
@@ -174,14 +189,10 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// Puts a range into the next batch, joined with its neighbours; without room the whole domain
     /// is invalidated, which covers it.
     fn collect(&mut self, tag: Tag, span: Span, leaf_only: bool) {
-        let domain = self
-            .side
-            .domains
-            .iter_mut()
-            .find(|domain| domain.unit == tag.unit && domain.id == tag.domain_id);
-        let Some(domain) = domain.filter(|domain| !domain.owes_flush) else {
+        let domain = self.side.domains.get(tag.slot);
+        if domain.is_none_or(|domain| domain.owes_flush()) {
             return;
-        };
+        }
         let statistics = &mut self.side.statistics;
         match self.side.forwarding.collected.add(Keyed {
             key: tag,
@@ -193,7 +204,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 statistics.ranges_merged = statistics.ranges_merged.wrapping_add(1);
             }
             Err(SpansFull) => {
-                domain.owes_flush = true;
+                self.side.domains.owe_flush(tag.slot);
                 statistics.domains_widened = statistics.domains_widened.wrapping_add(1);
                 log::debug!(
                     "machine {}: domain-id {} is invalidated whole: {COLLECTED} ranges are collected",
@@ -206,10 +217,8 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
 
     /// Does a slice of the first shadow in use that is not in step; `false` if all are.
     fn advance_shadows(&mut self) -> bool {
-        let behind = self.side.shadows.iter().position(|slot| {
-            slot.as_ref()
-                .is_some_and(|shadow| shadow.users > 0 && !shadow.is_in_step())
-        });
+        let is_behind = |shadow: &Shadow| shadow.users > 0 && !shadow.is_in_step();
+        let behind = self.side.shadows.find(is_behind);
         if let Some(index) = behind {
             self.advance_shadow(index);
         }
@@ -218,53 +227,64 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
 
     /// Does a slice of what is pending for a shadow, and collects what that owes. One that cannot be
     /// kept in step is emptied: everything through it faults.
-    fn advance_shadow(&mut self, index: usize) {
+    fn advance_shadow(&mut self, index: u16) {
         let synchronisation = Synchronisation {
             memory: self.memory,
             features: &self.side.guest_features,
         };
-        let Some(shadow) = self.side.shadows.get_mut(index).and_then(Option::as_mut) else {
+        let Some(shadow) = self.side.shadows.get_mut(index) else {
             return;
         };
         let statistics = &mut self.side.statistics;
-        let changes = match synchronisation.run_slice(shadow, statistics) {
-            Ok(changes) => changes,
-            Err(error) => {
-                log::error!("machine {}: shadow dropped: {error}", self.side.number);
-                shadow.empty(self.h);
-                statistics.shadows_dropped = statistics.shadows_dropped.wrapping_add(1);
-                self.side.forwarding.dropped.get_or_insert(error);
-                Changes::default()
-            }
+        let changes = if shadow.empty_slice(self.h) {
+            Changes::default()
+        } else {
+            synchronisation
+                .run_slice(shadow, statistics)
+                .unwrap_or_else(|error| {
+                    log::error!("machine {}: shadow dropped: {error}", self.side.number);
+                    shadow.empty();
+                    statistics.shadows_dropped = statistics.shadows_dropped.wrapping_add(1);
+                    self.side.forwarding.dropped.get_or_insert(error);
+                    Changes::default()
+                })
         };
         let owes_whole = shadow.detached.is_some();
-        let mut tags: Vec<Tag, MAXIMUM_UNITS> = Vec::new();
-        for domain in self.side.domains.iter_mut() {
-            if !matches!(domain.kind, DomainKind::Shadow { shadow, .. } if usize::from(shadow) == index)
-            {
-                continue;
-            }
-            let Some(unit) = self.units.get(usize::from(domain.unit)) else {
-                continue;
-            };
-            let owes = changes.replaced > 0 || changes.added > 0 && owes_after_set_up(unit);
-            let tag = Tag {
-                unit: domain.unit,
-                domain_id: domain.id,
-                pasid: None,
-            };
-            if owes_whole || owes && tags.push(tag).is_err() {
-                domain.owes_flush = true;
-            }
-        }
-        let Some(span) = changes.span else {
-            return;
+        let kind = DomainKind::Shadow {
+            guest: shadow.domain_id,
+            shadow: index,
         };
-        for &tag in &tags {
-            // A page that was added may be in a new table, whose absence caching mode lets
-            // hardware keep: then upper levels have to go too (§6.5.2.3). So it is with a leaf that
-            // was split.
-            self.collect(tag, span, changes.is_leaf_only);
+        let mut next = self.side.domains.first_of_kind(kind);
+        // One for each unit.
+        for _ in 0..MAXIMUM_UNITS {
+            let Some(slot) = next else {
+                return;
+            };
+            next = self.side.domains.next_of_kind(slot, kind);
+            let Some(&HostDomain { unit, id, .. }) = self.side.domains.get(slot) else {
+                return;
+            };
+            if owes_whole {
+                self.side.domains.owe_flush(slot);
+            }
+            let owes_added = self
+                .units
+                .get(usize::from(unit))
+                .is_some_and(owes_after_set_up);
+            if let Some(span) = changes.span
+                && (changes.replaced > 0 || owes_added)
+            {
+                let tag = Tag {
+                    unit,
+                    domain_id: id,
+                    slot,
+                    pasid: None,
+                };
+                // A page that was added may be in a new table, whose absence caching mode lets
+                // hardware keep: then upper levels have to go too (§6.5.2.3). So it is with a leaf
+                // that was split.
+                self.collect(tag, span, changes.is_leaf_only);
+            }
         }
     }
 
@@ -276,7 +296,10 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// [`BindError::Quarantined`] if hardware did not confirm: the machine's devices behind that
     /// unit are cut off.
     pub(super) fn complete_forwarded(&mut self, strict: bool) -> Result<Progress, BindError> {
-        if self.advance_shadows() {
+        if self.advance_shadows()
+            || self.side.shadows.give_back_tables(self.h)
+            || self.side.shadows.advance_leaving(self.h)
+        {
             return Ok(Progress::Again);
         }
         // Each round confirms what is in flight and submits what fits; all domains fit in this
@@ -286,7 +309,11 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 return Ok(Progress::Wait);
             }
             if !self.submit_collected(strict)? {
-                return Ok(Progress::Done);
+                return Ok(if self.side.shadows.has_tables_to_give_back() {
+                    Progress::Again
+                } else {
+                    Progress::Done
+                });
             }
         }
         Ok(Progress::Wait)
@@ -316,7 +343,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         }
         if !self.side.forwarding.in_flight.is_empty() {
             self.side.forwarding.in_flight.clear();
-            for shadow in self.side.shadows.iter_mut().flatten() {
+            for shadow in self.side.shadows.iter_mut() {
                 shadow.flush_confirmed(self.h);
             }
         }
@@ -355,14 +382,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 }
                 Err(error) => {
                     // What the batch held is owed again, in the form that covers it.
-                    for domain in self
-                        .side
-                        .domains
-                        .iter_mut()
-                        .filter(|domain| domain.unit == unit)
-                    {
-                        domain.owes_flush = true;
-                    }
+                    self.side.domains.owe_flush_of(|domain| domain.unit == unit);
                     let now = self.h.now_nanoseconds();
                     let since = *self.side.forwarding.owed_since.get_or_insert(now);
                     if is_transient(&error) && !self.is_late(physical, since) {
@@ -375,12 +395,8 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             }
         }
         self.side.forwarding.owed_since = None;
-        let all_submitted = self
-            .side
-            .domains
-            .iter()
-            .all(|(_, domain)| !domain.owes_flush);
-        for shadow in self.side.shadows.iter_mut().flatten() {
+        let all_submitted = !self.side.domains.owes_any();
+        for shadow in self.side.shadows.iter_mut() {
             if all_submitted {
                 shadow.flush_submitted(self.h);
                 if !submitted {
@@ -397,21 +413,15 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         let mut batch = Vec::new();
         self.widen_beyond_mask(unit);
         let side = &mut *self.side;
-        for domain in side
-            .domains
-            .iter_mut()
-            .filter(|domain| domain.unit == unit && domain.owes_flush)
+        while !batch.is_full()
+            && let Some(id) = side.domains.take_owing(unit)
         {
-            let descriptor = Descriptor::Iotlb {
-                granularity: IotlbGranularity::Domain(domain.id),
+            // There is room for it.
+            _ = batch.push(Descriptor::Iotlb {
+                granularity: IotlbGranularity::Domain(id),
                 drain_reads: true,
                 drain_writes: true,
-            };
-            if batch.push(descriptor).is_err() {
-                return batch;
-            }
-            domain.owes_flush = false;
-            let id = domain.id;
+            });
             side.forwarding
                 .collected
                 .retain(|entry| entry.key.unit != unit || entry.key.domain_id != id);
@@ -442,16 +452,21 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         };
         let capability = physical.features().capability;
         let side = &mut *self.side;
-        for domain in side.domains.iter_mut().filter(|domain| domain.unit == unit) {
-            let id = domain.id;
-            domain.owes_flush |= side.forwarding.collected.iter().any(|entry| {
-                entry.key.unit == unit
-                    && entry.key.domain_id == id
-                    && entry.key.pasid.is_none()
-                    && (!capability.has(CapabilityField::PAGE_SELECTIVE_INVALIDATION)
-                        || entry.span.blocks().0.order > capability.maximum_address_mask())
-            });
-        }
+        side.forwarding.collected.retain(|entry| {
+            let tag = &entry.key;
+            let is_named = tag.pasid.is_some()
+                || capability.has(CapabilityField::PAGE_SELECTIVE_INVALIDATION)
+                    && entry.span.blocks().0.order <= capability.maximum_address_mask();
+            if tag.unit == unit && !is_named {
+                // A domain that went since has been invalidated whole.
+                let domain = side.domains.get(tag.slot);
+                if domain.is_some_and(|domain| domain.unit == unit && domain.id == tag.domain_id) {
+                    side.domains.owe_flush(tag.slot);
+                }
+                return false;
+            }
+            true
+        });
     }
 
     /// Whether the machine has devices behind a unit, all of them in quarantine.
@@ -474,7 +489,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             .forwarding
             .in_flight
             .retain(|flight| flight.unit != unit);
-        for shadow in self.side.shadows.iter_mut().flatten() {
+        for shadow in self.side.shadows.iter_mut() {
             shadow.flush_failed(self.h);
         }
         let mut error = BindError::Unit;
@@ -489,14 +504,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 error = self.isolate(handle);
             }
         }
-        for domain in self
-            .side
-            .domains
-            .iter_mut()
-            .filter(|domain| domain.unit == unit)
-        {
-            domain.owes_flush = true;
-        }
+        self.side.domains.owe_flush_of(|domain| domain.unit == unit);
         error
     }
 }

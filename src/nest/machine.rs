@@ -7,21 +7,20 @@ use crate::arch::capability::{Capability, ExtendedCapability};
 use crate::arch::fault::FaultReason;
 use crate::arch::features::TableFeatures;
 use crate::arch::register::{FaultRecord, TranslationTableMode};
-use crate::mem::{FrameError, Hypervisor, Owner, Registers};
-use crate::nest::backend::shadow::Shadow;
+use crate::mem::{FrameChain, FrameError, Hypervisor, Owner, Registers};
 use crate::nest::bind::{HostBinding, HostPort, HostSide, owes_after_set_up};
 use crate::nest::device::{
-    AssignError, AssignedDevice, DeviceConfig, DeviceList, InterruptIsolation, Quarantine,
+    AssignError, AssignedDevice, DeviceConfig, InterruptIsolation, Quarantine,
 };
-use crate::nest::domain::DomainTable;
 use crate::nest::fault::{
     FaultOutcome, HostFault, HostFaultCause, access_of, agrees, outside_machine, pasid_of,
     sent_addresses,
 };
-use crate::nest::invalidate::{Forwarding, MAXIMUM_UNITS};
+use crate::nest::invalidate::MAXIMUM_UNITS;
 use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
 use crate::nest::offer::{Backend, Offer, OfferError, Policy, offer};
 use crate::nest::statistics::MachineStatistics;
+use crate::paging::second_stage::Dismantling;
 use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig, Unmapped};
 use crate::unit::Unit;
 use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Progress};
@@ -78,6 +77,10 @@ pub enum MachineError {
     /// Hardware did not confirm that the old mapping is gone: the memory must not be used for
     /// anything else. The devices are quarantined, the mapping is removed.
     NotConfirmed(BindError),
+    /// The machine is being destroyed.
+    BeingDestroyed,
+    /// There is a machine in its place already.
+    InUse,
 }
 
 impl fmt::Display for MachineError {
@@ -94,6 +97,8 @@ impl fmt::Display for MachineError {
             }
             Self::Map(error) => write!(f, "second stage: {error:?}"),
             Self::NotConfirmed(error) => write!(f, "memory is not free to use: {error}"),
+            Self::BeingDestroyed => f.write_str("the machine is being destroyed"),
+            Self::InUse => f.write_str("there is a machine already"),
         }
     }
 }
@@ -111,9 +116,9 @@ impl From<MapError> for MachineError {
 /// `DEVICES` assigned devices, `BINDINGS` cached PASID entries, `DOMAINS` host domain-ids and
 /// `SHADOWS` shadow tables at most.
 ///
-/// Memory: 124 bytes a binding, 240 a device, 16 a domain-id, 352 a shadow, and about 13 KiB. With
-/// thousands of bindings it belongs into a static or onto a heap, and [`new`](Self::new) needs a
-/// stack that holds it while it is made.
+/// Memory: 124 bytes a binding, 240 a device, 24 a domain-id, 416 a shadow, and about 13 KiB.
+/// [`new`](Self::new) needs a stack that holds it while it is made: with thousands of bindings a
+/// [`MachineStore`](crate::nest::MachineStore) makes it in its place.
 ///
 /// Locking: the embedder serialises calls for one machine, and passes the same units in the same
 /// order each time. No call waits for hardware, except [`unmap_memory`](Self::unmap_memory),
@@ -130,6 +135,8 @@ pub struct VirtualMachine<
     memory: SecondStage<Gpa>,
     /// Table pages that hardware may still use, until everything of the machine is flushed.
     unconfirmed: Option<Unmapped<Gpa>>,
+    /// While the machine is destroyed: how far its second stage has been taken apart.
+    dismantling: Option<Dismantling>,
     protected: ProtectedRanges,
     virtual_unit: VirtualUnit<HostBinding, DEVICES, BINDINGS>,
     host: HostSide<DEVICES, DOMAINS, SHADOWS>,
@@ -160,6 +167,30 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         units: &[Unit<R>],
         config: MachineConfig,
     ) -> Result<Self, MachineError> {
+        let mut machine = Self::vacant();
+        machine.start(h, units, config)?;
+        Ok(machine)
+    }
+
+    /// What stands for a machine that has yet to be [started](Self::start). It is never used.
+    pub(super) const fn vacant() -> Self {
+        Self {
+            memory: SecondStage::vacant(),
+            unconfirmed: None,
+            dismantling: None,
+            protected: ProtectedRanges::new(),
+            virtual_unit: VirtualUnit::vacant(),
+            host: HostSide::vacant(),
+        }
+    }
+
+    /// Makes it a machine without memory and devices, in its place.
+    pub(super) fn start<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+        config: MachineConfig,
+    ) -> Result<(), MachineError> {
         if units.len() > MAXIMUM_UNITS {
             return Err(MachineError::TooManyUnits {
                 count: units.len(),
@@ -168,12 +199,13 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         }
         let shown =
             offer(units.iter().map(Unit::features), &config.policy).map_err(MachineError::Offer)?;
-        let virtual_unit = VirtualUnit::new(VirtualUnitConfig {
-            features: shown.features,
-            fault_records: config.policy.fault_records,
-            hash_seed: config.hash_seed,
-        })
-        .map_err(MachineError::VirtualUnit)?;
+        self.virtual_unit
+            .start(VirtualUnitConfig {
+                features: shown.features,
+                fault_records: config.policy.fault_records,
+                hash_seed: config.hash_seed,
+            })
+            .map_err(MachineError::VirtualUnit)?;
         let all = |ability: fn(&TableFeatures) -> bool| {
             units.iter().all(|unit| ability(unit.table_features()))
         };
@@ -189,32 +221,18 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             leaves_1gib: all(|features| features.second_stage_1gib),
             flush: !units.iter().all(Unit::snoops_second_stage),
         };
-        let memory =
+        self.memory =
             SecondStage::new(h, config.owner, second_stage).map_err(MachineError::Frames)?;
         log::info!(
             "machine {}: back end {}",
             config.number,
             shown.backend.name()
         );
-        Ok(Self {
-            memory,
-            unconfirmed: None,
-            protected: config.protected,
-            virtual_unit,
-            host: HostSide {
-                number: config.number,
-                owner: config.owner,
-                guest_features: TableFeatures::from(&shown.features),
-                offer: shown,
-                shadow_table_limit: config.shadow_table_limit,
-                devices: DeviceList::new(),
-                domains: DomainTable::new(),
-                shadows: [const { None::<Shadow> }; SHADOWS],
-                forwarding: Forwarding::default(),
-                reservation: None,
-                statistics: MachineStatistics::default(),
-            },
-        })
+        self.unconfirmed = None;
+        self.dismantling = None;
+        self.host.start(&config, shown);
+        self.protected = config.protected;
+        Ok(())
     }
 
     /// What the guest is shown, and how its tables reach hardware.
@@ -247,13 +265,16 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         len_bytes: u64,
         rights: Rights,
     ) -> Result<(), MachineError> {
+        if self.dismantling.is_some() {
+            return Err(MachineError::BeingDestroyed);
+        }
         let range = PhysicalRange::new(host, len_bytes);
         if let Some(protected) = self.protected.overlapped_by(&range) {
             return Err(MachineError::Protected { range: *protected });
         }
         self.memory.map(h, guest, host, len_bytes, rights)?;
         // A shadow leads nowhere yet where the guest's table already leads to the range.
-        let is_shadowed = self.host.shadows.iter().any(Option::is_some);
+        let is_shadowed = self.host.shadows.iter().next().is_some();
         if is_shadowed || units.iter().any(owes_after_set_up) {
             self.flush_everything(h, units)?;
         }
@@ -307,9 +328,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         units: &[Unit<R>],
     ) -> Result<(), MachineError> {
         let mut port = port!(self, h, units);
-        for domain in port.side.domains.iter_mut() {
-            domain.owes_flush = true;
-        }
+        port.side.domains.owe_flush_of(|_| true);
         // Everything joins whatever is pending, so there is room for it.
         _ = port.forward(&GuestInvalidation::All);
         for _ in 0..MAXIMUM_LOOKS {
@@ -350,10 +369,14 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
     ) -> Result<DeviceHandle, AssignError> {
         let unit = units
             .get(usize::from(config.unit))
+            .filter(|_| usize::from(config.unit) < MAXIMUM_UNITS)
             .ok_or(AssignError::UnknownUnit(config.unit))?;
         if config.interrupts == InterruptIsolation::Required {
             // Until the library drives interrupt remapping, no unit has it on.
             return Err(AssignError::InterruptRemappingMissing(config.source_id));
+        }
+        if self.dismantling.is_some() {
+            return Err(AssignError::BeingDestroyed);
         }
         if self.host.devices.iter().any(|(_, device)| {
             device.config.guest_source_id == config.guest_source_id
@@ -461,7 +484,8 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
 
     /// Destroys a machine: takes every device away, and gives back the second stage with what else
     /// it holds of the host. `Done` leaves `None`, and the guest's memory is free to use then;
-    /// otherwise call again. It is handed over in its place because it is large.
+    /// otherwise call again. Once all devices have left, each call does what about one table page is
+    /// work. It is handed over in its place because it is large.
     ///
     /// # Errors
     ///
@@ -476,13 +500,26 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         let Some(this) = machine else {
             return Ok(Progress::Done);
         };
+        let progress = this.wind_up(h, units)?;
+        if progress == Progress::Done {
+            *machine = None;
+        }
+        Ok(progress)
+    }
+
+    /// Gives back everything that the machine holds of the host; it is vacant when that is done.
+    pub(super) fn wind_up<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+    ) -> Result<Progress, BindError> {
         let mut result = Ok(Progress::Done);
         for index in 0..DEVICES {
             let handle = DeviceHandle::new(index as u16);
-            if this.host.devices.get(handle).is_err() {
+            if self.host.devices.get(handle).is_err() {
                 continue;
             }
-            match (this.unassign(h, units, handle), result) {
+            match (self.unassign(h, units, handle), result) {
                 (Ok(Progress::Done), _) | (_, Err(_)) => {}
                 (unfinished, Ok(_)) => result = unfinished,
             }
@@ -491,12 +528,20 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             return result;
         }
         // All units have forgotten all devices of the machine, and their domain-ids with them.
-        if let Some(unmapped) = this.unconfirmed.take() {
-            unmapped.settle(h);
+        self.host.shadows.retire_all(h, |_| true);
+        if self.host.shadows.advance_leaving(h) {
+            return Ok(Progress::Again);
         }
-        this.memory.take_apart(h).settle(h);
-        log::info!("machine {}: destroyed", this.host.number);
-        *machine = None;
+        let detached = match self.unconfirmed.take() {
+            Some(unmapped) => unmapped.into_tables(),
+            None => FrameChain::new(self.host.owner),
+        };
+        let state = self.dismantling.get_or_insert(Dismantling::new(detached));
+        if !self.memory.dismantle(h, state) {
+            return Ok(Progress::Again);
+        }
+        self.dismantling = None;
+        log::info!("machine {}: destroyed", self.host.number);
         Ok(Progress::Done)
     }
 

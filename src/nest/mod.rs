@@ -9,10 +9,12 @@
 //! |---|---|
 //! | [`offer`] | what the guest is shown, from the hardware's capabilities and policy |
 //! | [`machine`] | the virtual machine: memory, devices, registers, progress |
+//! | [`store`] | a place for a machine, in which it is made |
 //! | [`device`] | one assigned device and its tables on the physical unit |
 //! | [`domain`] | host domain-ids and who uses them |
 //! | [`bind`] | one binding's way from state to state |
 //! | `reserve` | what a binding needs before it is published: table page, domain-id, shadow |
+//! | `shadows` | the shadows of a machine, and those on their way back to the pool |
 //! | [`backend`] | what an entry becomes on hardware: nested, second-stage, shadow |
 //! | `coalesce` | ranges joined while they are collected |
 //! | [`invalidate`] | guest invalidations carried to hardware, completion |
@@ -29,7 +31,9 @@ pub mod machine;
 pub mod memory;
 pub mod offer;
 mod reserve;
+mod shadows;
 pub mod statistics;
+pub mod store;
 
 pub use bind::HostBinding;
 pub use device::{AssignError, DeviceConfig, InterruptIsolation};
@@ -38,3 +42,4 @@ pub use machine::{MachineConfig, MachineError, VirtualMachine};
 pub use memory::{MachineMemory, PhysicalRange, ProtectedRanges};
 pub use offer::{Backend, Offer, OfferError, Policy};
 pub use statistics::MachineStatistics;
+pub use store::MachineStore;

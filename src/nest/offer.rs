@@ -108,6 +108,20 @@ pub struct Offer {
     pub input_bits: u8,
 }
 
+impl Offer {
+    /// What a machine shows that has yet to be started.
+    pub(super) const NOTHING: Self = Self {
+        features: Features {
+            capability: Capability::from_bits(0),
+            extended: ExtendedCapability::from_bits(0),
+            host_address_width: 0,
+        },
+        backend: Backend::Shadow,
+        width: AddressWidth::Bits48,
+        input_bits: 0,
+    };
+}
+
 /// The table of DESIGN section 5: what all the `units` can carry, cut down by `policy`.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ use crate::viommu::host::{BindError, DeviceHandle};
 pub(super) enum Reserved {
     /// Nothing is wanted.
     Nothing,
-    /// A shadow is being built: the same call again goes on with it.
+    /// A shadow is being built, or one that leaves taken apart: the same call again goes on with it.
     Unfinished,
     /// All is there for this entry.
     Entry(Bound, PasidEntry),
@@ -38,6 +38,10 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         let Some(target) = wanted? else {
             return Ok(Reserved::Nothing);
         };
+        // What leaves may hold the room, and the frames, that this needs.
+        if self.side.shadows.advance_leaving(self.h) {
+            return Ok(Reserved::Unfinished);
+        }
         self.prepare_table(device, pasid)?;
         let Some(domain) = self.acquire(device, pasid, &target)? else {
             return Ok(Reserved::Unfinished);
@@ -88,12 +92,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 let DomainKind::Shadow { shadow, .. } = domain.kind else {
                     return Err(BindError::DomainIdsExhausted);
                 };
-                let shadow = self
-                    .side
-                    .shadows
-                    .get(usize::from(shadow))
-                    .and_then(Option::as_ref);
-                let shadow = shadow.ok_or(BindError::StoreFull {
+                let shadow = self.side.shadows.get(shadow).ok_or(BindError::StoreFull {
                     store: "shadows",
                     capacity: SHADOWS,
                 })?;
@@ -130,10 +129,8 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 }
             }
         };
-        let found = self.side.domains.iter().find(|(_, domain)| {
-            domain.unit == unit
-                && domain.kind == kind
-                && !self.conflicts(device, pasid, domain.id, target)
+        let found = self.side.domains.of_kind(kind).find(|(_, domain)| {
+            domain.unit == unit && !self.conflicts(device, pasid, domain.id, target)
         });
         let slot = match found.map(|(slot, _)| slot) {
             Some(slot) => slot,
@@ -145,9 +142,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 }
             },
         };
-        if let Some(domain) = self.side.domains.get_mut(slot) {
-            domain.users = domain.users.saturating_add(1);
-        }
+        self.side.domains.add_user(slot);
         Ok(Some(slot))
     }
 
@@ -163,11 +158,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         match slot {
             Ok(_) => {
                 if let DomainKind::Shadow { shadow, .. } = kind
-                    && let Some(shadow) = self
-                        .side
-                        .shadows
-                        .get_mut(usize::from(shadow))
-                        .and_then(Option::as_mut)
+                    && let Some(shadow) = self.side.shadows.get_mut(shadow)
                 {
                     shadow.users = shadow.users.saturating_add(1);
                 }
@@ -222,25 +213,14 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// Counts one user less; the last one frees the domain-id, and the shadow with it. Only called
     /// when no entry with the id is cached any more.
     pub(super) fn release(&mut self, device: DeviceHandle, slot: DomainSlot) {
-        let Some(domain) = self.side.domains.get_mut(slot) else {
-            return;
-        };
-        domain.users = domain.users.saturating_sub(1);
-        if domain.users > 0 {
-            return;
-        }
-        let Some(domain) = self.side.domains.remove(slot) else {
+        let Some(domain) = self.side.domains.remove_user(slot) else {
             return;
         };
         if let Ok((_, unit)) = self.unit_of(device) {
             unit.free_domain_id(domain.id);
         }
         if let DomainKind::Shadow { shadow, .. } = domain.kind
-            && let Some(shadow) = self
-                .side
-                .shadows
-                .get_mut(usize::from(shadow))
-                .and_then(Option::as_mut)
+            && let Some(shadow) = self.side.shadows.get_mut(shadow)
         {
             shadow.users = shadow.users.saturating_sub(1);
         }
@@ -251,30 +231,23 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         let DomainKind::Shadow { shadow, .. } = kind else {
             return;
         };
-        if let Some(slot) = self.side.shadows.get_mut(usize::from(shadow))
-            && slot.as_ref().is_some_and(|shadow| shadow.users == 0)
-            && let Some(shadow) = slot.take()
-        {
-            shadow.destroy(self.h);
+        let shadows = &mut self.side.shadows;
+        if shadows.get(shadow).is_some_and(|shadow| shadow.users == 0) {
+            shadows.retire(self.h, shadow);
         }
     }
 
     /// Takes shadows apart that are being built for something else than `wanted`: nobody asks for
     /// them any more. Hardware has never seen them.
     pub(super) fn give_up_builds(&mut self, wanted: &Result<Option<Target>, BindError>) {
-        for slot in &mut self.side.shadows {
-            let is_given_up = slot.as_ref().is_some_and(|shadow| {
-                shadow.users == 0
-                    && !matches!(
-                        wanted,
-                        Ok(Some(Target::Shadow { domain_id, root, width }))
-                            if shadow.serves(*domain_id, *root, *width)
-                    )
-            });
-            if is_given_up && let Some(shadow) = slot.take() {
-                shadow.destroy(self.h);
-            }
-        }
+        self.side.shadows.retire_all(self.h, |shadow| {
+            shadow.users == 0
+                && !matches!(
+                    wanted,
+                    Ok(Some(Target::Shadow { domain_id, root, width }))
+                        if shadow.serves(*domain_id, *root, *width)
+                )
+        });
     }
 
     /// Finds the shadow of a guest's table, or builds it, a slice a call: `None` until it is whole.
@@ -285,11 +258,8 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         width: AddressWidth,
     ) -> Result<Option<u16>, BindError> {
         let table_limit = self.side.shadow_table_limit;
-        let is_same = |slot: &Option<Shadow>| {
-            slot.as_ref()
-                .is_some_and(|shadow| shadow.serves(domain_id, guest_root, width))
-        };
-        let index = match self.side.shadows.iter().position(is_same) {
+        let is_same = |shadow: &Shadow| shadow.serves(domain_id, guest_root, width);
+        let index = match self.side.shadows.find(is_same) {
             Some(index) => index,
             None => self.new_shadow(domain_id, guest_root, width)?,
         };
@@ -297,27 +267,21 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             memory: self.memory,
             features: &self.side.guest_features,
         };
-        let slot = self.side.shadows.get_mut(index);
-        let Some(slot) = slot else {
-            return Ok(None);
-        };
-        let Some(shadow) = slot.as_mut() else {
+        let Some(shadow) = self.side.shadows.get_mut(index) else {
             return Ok(None);
         };
         if shadow.users > 0 {
             // Others use it: what the guest's table says now is in force with the guest's next
             // wait, as if the PASID cache had let go of it (R27).
             shadow.restart(table_limit);
-            return Ok(Some(index as u16));
+            return Ok(Some(index));
         }
         match synchronisation.run_slice(shadow, &mut self.side.statistics) {
-            Ok(_) if shadow.is_in_step() => Ok(Some(index as u16)),
+            Ok(_) if shadow.is_in_step() => Ok(Some(index)),
             Ok(_) => Ok(None),
             Err(error) => {
                 // Hardware has never seen it.
-                if let Some(shadow) = slot.take() {
-                    shadow.destroy(self.h);
-                }
+                self.side.shadows.retire(self.h, index);
                 Err(error)
             }
         }
@@ -328,26 +292,17 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         domain_id: DomainId,
         guest_root: Gpa,
         width: AddressWidth,
-    ) -> Result<usize, BindError> {
-        let full = BindError::StoreFull {
-            store: "shadows",
-            capacity: SHADOWS,
-        };
-        let index = self
-            .side
-            .shadows
-            .iter()
-            .position(Option::is_none)
-            .ok_or(full)?;
-        let slot = self.side.shadows.get_mut(index).ok_or(full)?;
+    ) -> Result<u16, BindError> {
         let config = SecondStageConfig {
             width,
             input_bits: self.side.offer.input_bits.min(width.bits()),
             ..*self.memory.second_stage.config()
         };
-        let table = SecondStage::new(self.h, self.side.owner, config).map_err(BindError::Frames)?;
+        let (h, owner) = (self.h, self.side.owner);
         let limit = self.side.shadow_table_limit;
-        *slot = Some(Shadow::new(domain_id, guest_root, width, table, limit));
-        Ok(index)
+        self.side.shadows.insert(|| {
+            let table = SecondStage::new(h, owner, config).map_err(BindError::Frames)?;
+            Ok(Shadow::new(domain_id, guest_root, width, table, limit))
+        })
     }
 }

@@ -36,3 +36,25 @@ pub struct MachineStatistics {
     /// Devices put into quarantine.
     pub quarantines: u64,
 }
+
+impl MachineStatistics {
+    /// Nothing has happened yet.
+    pub const NONE: Self = Self {
+        binds: 0,
+        unbinds: 0,
+        replaced_in_place: 0,
+        bind_errors: 0,
+        forwarded_descriptors: 0,
+        forwarded_batches: 0,
+        ranges_merged: 0,
+        domains_widened: 0,
+        pauses: 0,
+        shadow_pages: 0,
+        shadow_table_reads: 0,
+        shadows_dropped: 0,
+        faults_to_guest: 0,
+        faults_to_host: 0,
+        faults_raced: 0,
+        quarantines: 0,
+    };
+}

@@ -195,7 +195,14 @@ impl<R: Registers> Unit<R> {
             let fault_status = self.read32(Register32::FAULT_STATUS)?;
             let stands =
                 FaultStatus::INVALIDATION_QUEUE_ERROR | FaultStatus::INVALIDATION_TIMEOUT_ERROR;
-            if head == tail || fault_status & stands.bits() != 0 {
+            if head == tail {
+                break;
+            }
+            if fault_status & stands.bits() != 0 {
+                // Emulated units turn off none but an empty queue, so nothing is left to fetch.
+                let mut registers = self.registers.lock();
+                registers.write64(Register64::INVALIDATION_QUEUE_TAIL, head);
+                registers.write32(Register32::FAULT_STATUS, fault_status & stands.bits());
                 break;
             }
             if is_last {

@@ -248,8 +248,8 @@ pub enum QueueError {
         /// The offset in the queue of the descriptor, in bytes.
         head: u32,
     },
-    /// A device did not answer a device-TLB invalidation (`FSTS.ITE`), perhaps one of another
-    /// submission. The submission must be taken as not done.
+    /// A device did not answer a device-TLB invalidation of the submission (`FSTS.ITE`), which must
+    /// be taken as not done.
     DeviceTimedOut {
         /// The device (`IQERCD.ITESID`), if hardware reports it.
         source_id: Option<SourceId>,

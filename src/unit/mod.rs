@@ -13,7 +13,8 @@
 //! | [`tables`] | root and context tables, attached devices, and the order of stores to them |
 //! | [`entries`] | what requests of a device translate to: PASID entries |
 //! | `legacy` | the same as context entries, for units driven in legacy mode |
-//! | [`queue`] | the invalidation queue, its tickets and its errors |
+//! | [`queue`] | the invalidation queue and its tickets |
+//! | [`queue_recovery`] | what becomes of the queue after an error |
 //! | [`fault`] | draining fault records |
 //! | [`domain_ids`] | the allocator of domain-ids |
 //! | [`statistics`] | counters |
@@ -39,6 +40,7 @@ pub mod error;
 pub mod fault;
 mod legacy;
 pub mod queue;
+pub mod queue_recovery;
 pub mod statistics;
 pub mod tables;
 // The unit itself is the layer's main type; its file is named for it.

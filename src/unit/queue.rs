@@ -2,8 +2,11 @@
 //!
 //! A batch is queued whole, with one wait behind it that stores a value to a status word of its
 //! own. Only that store proves completion: the head moves when descriptors are fetched, not when
-//! they are done. Each use of a status word stores another value, and a word whose wait was given
+//! they are done. So a submission keeps its place in the ring until it is over, and can be run again
+//! ([`queue_recovery`](super::queue_recovery)). Each use of a status word stores another value, and a word whose wait was given
 //! up is never used again, so that a late completion can be taken for no other.
+
+use heapless::Deque;
 
 use super::deadline::Deadline;
 use super::error::QueueError;
@@ -13,11 +16,12 @@ use crate::arch::descriptor::{
     ContextGranularity, Descriptor, IotlbGranularity, PasidCacheGranularity, RawDescriptor,
     WaitStatus,
 };
-use crate::arch::register::{
-    DescriptorWidth, FaultStatus, QueueErrorRecord, Register32, Register64,
-};
+use crate::arch::id::SourceId;
+use crate::arch::register::{DescriptorWidth, QueueErrorInfo, Register32, Register64};
 use crate::mem::{FrameRun, HostMemory, Hypervisor, Registers};
 
+/// What places in the ring are multiples of, whatever the width of descriptors (`IQH`, §11.4.9.1).
+pub(super) const PLACE_BYTES: u32 = 16;
 /// Status words take a quadword each, of which hardware writes the lower half.
 const STATUS_WORD_BYTES: u64 = 8;
 /// One page of status words, the last of them for waits that nobody looks at.
@@ -99,23 +103,18 @@ pub(super) struct QueueMemory {
 
 impl QueueMemory {
     /// Length of the ring in bytes: a power of two, at most 512 KiB.
-    const fn ring_bytes(&self) -> u32 {
+    pub(super) const fn ring_bytes(&self) -> u32 {
         self.ring.len_bytes() as u32
     }
 
-    fn descriptor_at(&self, offset: u32) -> Hpa {
+    pub(super) fn descriptor_at(&self, offset: u32) -> Hpa {
         let offset = u64::from(offset & self.ring_bytes().wrapping_sub(1));
         Hpa::new(self.ring.address().as_u64().saturating_add(offset))
     }
 
-    fn word_at(&self, word: u16) -> Hpa {
+    pub(super) fn word_at(&self, word: u16) -> Hpa {
         let offset = u64::from(word) * STATUS_WORD_BYTES;
         Hpa::new(self.status.address().as_u64().saturating_add(offset))
-    }
-
-    /// The offset behind the descriptor at `offset`.
-    const fn next(&self, offset: u32) -> u32 {
-        offset.wrapping_add(self.width.len_bytes()) & self.ring_bytes().wrapping_sub(1)
     }
 
     /// Binary logarithm of a descriptor's length in bytes.
@@ -123,13 +122,24 @@ impl QueueMemory {
         self.width.len_bytes().trailing_zeros()
     }
 
+    /// Number of descriptors that the ring has room for.
+    pub(super) const fn places(&self) -> u32 {
+        self.ring_bytes() >> self.descriptor_order()
+    }
+
+    /// The offset `count` descriptors behind the one at `offset`.
+    pub(super) const fn behind(&self, offset: u32, count: u32) -> u32 {
+        offset.wrapping_add(count.wrapping_mul(self.width.len_bytes()))
+            & self.ring_bytes().wrapping_sub(1)
+    }
+
     /// Number of descriptors from `head` to `tail`.
-    const fn distance(&self, head: u32, tail: u32) -> u32 {
+    pub(super) const fn distance(&self, head: u32, tail: u32) -> u32 {
         (tail.wrapping_sub(head) & self.ring_bytes().wrapping_sub(1)) >> self.descriptor_order()
     }
 
     /// The head register's value, if it is the place of a descriptor.
-    const fn checked_head(&self, value: u64) -> Result<u32, QueueError> {
+    pub(super) const fn checked_head(&self, value: u64) -> Result<u32, QueueError> {
         if value < self.ring_bytes() as u64 && value.is_multiple_of(self.width.len_bytes() as u64) {
             Ok(value as u32)
         } else {
@@ -137,7 +147,7 @@ impl QueueMemory {
         }
     }
 
-    fn write<H: HostMemory>(&self, h: &H, offset: u32, descriptor: RawDescriptor) {
+    pub(super) fn write<H: HostMemory>(&self, h: &H, offset: u32, descriptor: RawDescriptor) {
         let mut at = self.descriptor_at(offset);
         let quadwords = self.width.len_bytes() as usize / 8;
         for quadword in descriptor.words().into_iter().take(quadwords) {
@@ -149,7 +159,7 @@ impl QueueMemory {
     /// A wait that only orders. It stores to a word that nobody looks at, because a wait that does
     /// nothing at all is an error to some emulators. As a fence it keeps what is before it from
     /// being left out of what a later wait proves (§6.5.2.12).
-    fn fence(&self, page_request_drain: bool) -> Descriptor {
+    pub(super) fn fence(&self, page_request_drain: bool) -> Descriptor {
         Descriptor::Wait {
             status: Some(WaitStatus {
                 address: self.word_at(UNWATCHED_WORD).as_u64(),
@@ -162,39 +172,111 @@ impl QueueMemory {
     }
 }
 
-/// The state of a unit's queue; about 2 KiB.
+/// What a status word is used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Use {
+    /// Nothing: it holds what it was last given.
+    Free,
+    /// The wait of a submission that is not known to be over.
+    Outstanding,
+    /// The wait of a submission that failed, and is still in the ring as a fence.
+    Failed,
+    /// Its wait was given up and may come late, so it is never used again.
+    Retired,
+}
+
+/// Why a submission failed while the queue went on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Cause {
+    /// A device did not answer (`ITE`).
+    DeviceTimedOut(Option<SourceId>),
+    /// Hardware refused a descriptor (`IQE`), so many times 16 bytes behind the ring's start.
+    Refused(Option<QueueErrorInfo>, u16),
+}
+
+impl Cause {
+    const fn error(self) -> QueueError {
+        match self {
+            Self::DeviceTimedOut(source_id) => QueueError::DeviceTimedOut { source_id },
+            Self::Refused(info, index) => QueueError::InvalidDescriptor {
+                info,
+                head: index as u32 * PLACE_BYTES,
+            },
+        }
+    }
+}
+
+/// One status word.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StatusWord {
+    /// The last value that it was or will be given.
+    pub(super) issued: u32,
+    /// The last of its submissions that failed; 0 if none has.
+    pub(super) failed: u32,
+    /// Why that one failed.
+    pub(super) cause: Cause,
+    pub(super) used: Use,
+}
+
+/// A submission whose descriptors are kept in the ring, to be run again if hardware aborts them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outstanding {
+    /// Its status word.
+    pub(super) word: u16,
+    /// Number of its descriptors, the wait included.
+    pub(super) length: u16,
+    /// One of them waits for a device.
+    pub(super) has_device_tlb: bool,
+}
+
+/// The state of a unit's queue; about 10 KiB.
 #[derive(Debug)]
 pub(super) struct Queue {
-    memory: Option<QueueMemory>,
+    pub(super) memory: Option<QueueMemory>,
     /// Hardware may know of the memory.
     is_exposed: bool,
-    is_running: bool,
+    pub(super) is_running: bool,
     /// Offset behind the last descriptor, in bytes.
-    tail: u32,
+    pub(super) tail: u32,
+    /// Offset of the first descriptor that is kept, in bytes.
+    pub(super) oldest: u32,
+    /// The submissions from `oldest` to `tail`, in their order.
+    pub(super) outstanding: Deque<Outstanding, 512>,
     last_sequence: u64,
     /// Submissions up to this one that are not done never will be, because of `failure`.
     failed_sequence: u64,
     failure: QueueError,
-    /// The last value that each status word was or will be given.
-    issued: [u32; STATUS_WORDS as usize],
-    /// Status words whose wait was given up.
-    retired: [u64; 8],
+    pub(super) words: [StatusWord; STATUS_WORDS as usize],
     next_word: u16,
+    /// When the oldest of them is given up, in nanoseconds.
+    oldest_deadline: u64,
+    /// Submissions that were run again have their time anew: none is late before this moment, in
+    /// nanoseconds.
+    pub(super) not_late_before: u64,
 }
 
 impl Queue {
     pub(super) const fn new() -> Self {
+        const FRESH: StatusWord = StatusWord {
+            issued: 0,
+            failed: 0,
+            cause: Cause::DeviceTimedOut(None),
+            used: Use::Free,
+        };
         Self {
             memory: None,
             is_exposed: false,
             is_running: false,
             tail: 0,
+            oldest: 0,
+            outstanding: Deque::new(),
             last_sequence: 0,
             failed_sequence: 0,
             failure: QueueError::NotRunning,
-            issued: [0; STATUS_WORDS as usize],
-            retired: [0; 8],
+            words: [FRESH; STATUS_WORDS as usize],
             next_word: 0,
+            oldest_deadline: 0,
+            not_late_before: 0,
         }
     }
 
@@ -224,23 +306,74 @@ impl Queue {
     /// Hardware has started at offset 0.
     pub(super) fn start(&mut self) {
         self.stop();
-        self.tail = 0;
+        (self.tail, self.oldest) = (0, 0);
         self.is_running = true;
     }
 
     pub(super) fn stop(&mut self) {
         self.is_running = false;
         self.fail_all(QueueError::NotRunning);
+        for word in &mut self.words {
+            match word.used {
+                // Its store may still come.
+                Use::Outstanding => word.used = Use::Retired,
+                Use::Failed => word.used = Use::Free,
+                Use::Free | Use::Retired => {}
+            }
+        }
+        self.outstanding.clear();
+        self.oldest = self.tail;
     }
 
-    fn fail_all(&mut self, failure: QueueError) {
+    pub(super) fn fail_all(&mut self, failure: QueueError) {
         self.failed_sequence = self.last_sequence;
         self.failure = failure;
     }
 
-    fn is_retired(&self, word: u16) -> bool {
-        let bits = self.retired.get(usize::from(word) / 64);
-        bits.is_none_or(|bits| bits >> (word % 64) & 1 == 1)
+    pub(super) fn word(&self, word: u16) -> Option<&StatusWord> {
+        self.words.get(usize::from(word))
+    }
+
+    /// Marks a submission as failed. Its wait is in the ring no longer, so its status word is made
+    /// to look as if it had been stored to.
+    pub(super) fn fail<H: HostMemory>(&mut self, h: &H, word: u16, cause: Cause) {
+        let Some(at) = self.memory.as_ref().map(|memory| memory.word_at(word)) else {
+            return;
+        };
+        if let Some(word) = self.words.get_mut(usize::from(word))
+            && word.used == Use::Outstanding
+        {
+            (word.failed, word.cause, word.used) = (word.issued, cause, Use::Failed);
+            h.write64(at, u64::from(word.issued));
+        }
+    }
+
+    /// Gives the ring back what submissions took that are over and that hardware has passed. One
+    /// that nobody asks after is over, too, once it has been the oldest for its whole time.
+    fn reclaim<H: HostMemory>(&mut self, h: &H, head: u32, now: u64, time: u64) {
+        let Some(memory) = self.memory.as_ref() else {
+            return;
+        };
+        while let Some(Outstanding { word, length, .. }) = self.outstanding.front().copied() {
+            let length = u32::from(length);
+            let Some(used) = self.words.get_mut(usize::from(word)) else {
+                return;
+            };
+            let is_over = used.used != Use::Outstanding
+                || h.read64(memory.word_at(word)) as u32 == used.issued;
+            let is_given_up = now >= self.not_late_before.max(self.oldest_deadline);
+            if !(is_over || is_given_up) || memory.distance(self.oldest, head) < length {
+                return;
+            }
+            used.used = match used.used {
+                Use::Outstanding if !is_over => Use::Retired,
+                Use::Retired => Use::Retired,
+                _ => Use::Free,
+            };
+            self.oldest = memory.behind(self.oldest, length);
+            self.outstanding.pop_front();
+            self.oldest_deadline = now.saturating_add(time);
+        }
     }
 
     /// The whole number of a ticket's submission, if it is one of the last 2^32.
@@ -252,34 +385,52 @@ impl Queue {
     /// Whether the status word of a ticket holds its value, or was given to a later submission,
     /// which only happens once the earlier one is over.
     fn is_done<H: HostMemory>(&self, h: &H, ticket: &Ticket) -> bool {
-        let (Some(memory), Some(issued)) = (
-            self.memory.as_ref(),
-            self.issued.get(usize::from(ticket.word())),
-        ) else {
+        let (Some(memory), Some(word)) = (self.memory.as_ref(), self.word(ticket.word())) else {
             return false;
         };
-        *issued != ticket.sequence()
-            || h.read64(memory.word_at(ticket.word())) as u32 == ticket.sequence()
+        word.failed != ticket.sequence()
+            && (word.issued != ticket.sequence()
+                || h.read64(memory.word_at(ticket.word())) as u32 == ticket.sequence())
+    }
+
+    /// Why the submission of a ticket that is not done never will be.
+    fn failure_of(&self, ticket: &Ticket) -> Option<QueueError> {
+        match self.word(ticket.word()) {
+            Some(word) if word.failed == ticket.sequence() => Some(word.cause.error()),
+            _ if self.sequence_of(ticket) <= self.failed_sequence => Some(self.failure),
+            _ => None,
+        }
     }
 
     /// Puts a status word aside for ever; `false` if it already was.
     fn retire(&mut self, word: u16) -> bool {
-        let was_retired = self.is_retired(word);
-        if let Some(bits) = self.retired.get_mut(usize::from(word) / 64) {
-            *bits |= 1 << (word % 64);
+        match self.words.get_mut(usize::from(word)) {
+            Some(word) if word.used != Use::Retired => {
+                word.used = Use::Retired;
+                true
+            }
+            _ => false,
         }
-        !was_retired
     }
 
-    /// A status word that holds what it was last given, so that no store to it is outstanding.
-    fn find_word<H: HostMemory>(&self, h: &H, memory: &QueueMemory) -> Option<u16> {
+    /// A status word that no store is outstanding to.
+    fn find_word(&self) -> Option<u16> {
         (0..STATUS_WORDS)
             .filter_map(|step| self.next_word.wrapping_add(step).checked_rem(STATUS_WORDS))
-            .find(|&word| {
-                let issued = self.issued.get(usize::from(word));
-                !self.is_retired(word)
-                    && issued.is_some_and(|&issued| h.read64(memory.word_at(word)) as u32 == issued)
-            })
+            .find(|&word| self.word(word).is_some_and(|word| word.used == Use::Free))
+    }
+
+    /// The next number of a submission, for a status word: one that the word neither holds nor is
+    /// remembered to have failed with.
+    fn next_sequence(&self, word: &StatusWord) -> u64 {
+        let mut next = self.last_sequence.wrapping_add(1);
+        for _ in 0..3 {
+            if [0, word.issued, word.failed].contains(&(next as u32)) {
+                // After 2^32 submissions.
+                next = next.wrapping_add(1);
+            }
+        }
+        next
     }
 }
 
@@ -309,10 +460,7 @@ impl<R: Registers> Unit<R> {
                 .decode(self.descriptor_width(), self.table_mode(), &self.features)
                 .map_err(|error| QueueError::Descriptor { index, error })?;
         }
-        let deadline = h
-            .now_nanoseconds()
-            .saturating_add(self.config.timeout_nanoseconds);
-        let result = self.submit_valid(h, batch, deadline);
+        let result = self.submit_valid(h, batch);
         match result {
             Ok(_) => {
                 self.counters.submissions.add(1);
@@ -330,8 +478,14 @@ impl<R: Registers> Unit<R> {
         &self,
         h: &H,
         batch: &[Descriptor],
-        deadline_nanoseconds: u64,
     ) -> Result<Ticket, QueueError> {
+        let has_device_tlb = batch.iter().any(|descriptor| {
+            matches!(
+                descriptor,
+                Descriptor::DeviceTlb { .. } | Descriptor::PasidDeviceTlb { .. }
+            )
+        });
+        let now = h.now_nanoseconds();
         let mut queue = self.queue.lock();
         if !queue.is_running {
             return Err(QueueError::NotRunning);
@@ -339,28 +493,34 @@ impl<R: Registers> Unit<R> {
         let wanted = u32::try_from(batch.len())
             .unwrap_or(u32::MAX)
             .saturating_add(1);
-        if self.room(&queue, wanted).is_err() {
+        if self.room(h, &mut queue, wanted, now).is_err() {
             // It may be full because it stands at an error that nobody has looked for.
             self.recover(h, &mut queue)?;
         }
-        self.room(&queue, wanted)?;
+        self.room(h, &mut queue, wanted, now)?;
         let queue = &mut *queue;
         let memory = queue.memory.as_ref().ok_or(QueueError::NotRunning)?;
-        let word = queue
-            .find_word(h, memory)
-            .ok_or(QueueError::StatusWordsExhausted {
-                capacity: STATUS_WORDS,
-            })?;
-        let issued = queue.issued.get_mut(usize::from(word));
-        let issued = issued.ok_or(QueueError::NotRunning)?;
+        let exhausted = QueueError::StatusWordsExhausted {
+            capacity: STATUS_WORDS,
+        };
+        let word = queue.find_word().ok_or(exhausted)?;
+        let used = queue.word(word).ok_or(exhausted)?;
+        let sequence = queue.next_sequence(used);
+        let length = u16::try_from(wanted).unwrap_or(u16::MAX);
+        queue
+            .outstanding
+            .push_back(Outstanding {
+                word,
+                length,
+                has_device_tlb,
+            })
+            .map_err(|_| exhausted)?;
         // Nothing can fail from here on.
-        queue.last_sequence = queue.last_sequence.wrapping_add(1);
-        if queue.last_sequence as u32 == *issued {
-            // After 2^32 submissions: what the word holds must not be taken for the new value.
-            queue.last_sequence = queue.last_sequence.wrapping_add(1);
+        let value = sequence as u32;
+        queue.last_sequence = sequence;
+        if let Some(used) = queue.words.get_mut(usize::from(word)) {
+            (used.issued, used.used) = (value, Use::Outstanding);
         }
-        *issued = queue.last_sequence as u32;
-        let value = *issued;
         let at = memory.word_at(word);
         let wait = Descriptor::Wait {
             status: Some(WaitStatus {
@@ -382,22 +542,50 @@ impl<R: Registers> Unit<R> {
                 other => *other,
             };
             memory.write(h, offset, descriptor.encode());
-            offset = memory.next(offset);
+            offset = memory.behind(offset, 1);
         }
         queue.tail = offset;
         queue.next_word = word.wrapping_add(1);
         // The descriptors before the tail that shows them.
         h.fence();
         self.write_tail(offset);
-        Ok(Ticket::new(queue.last_sequence, word, deadline_nanoseconds))
+        let deadline = now.saturating_add(self.time_of(queue));
+        if queue.outstanding.len() == 1 {
+            queue.oldest_deadline = deadline;
+        }
+        Ok(Ticket::new(queue.last_sequence, word, deadline))
+    }
+
+    /// How long hardware may take for what is submitted now, in nanoseconds: devices before it in the
+    /// queue may keep it from being done until hardware gives them up.
+    pub fn submission_timeout(&self) -> u64 {
+        self.time_of(&self.queue.lock())
+    }
+
+    fn time_of(&self, queue: &Queue) -> u64 {
+        let time = self.config.timeout_nanoseconds;
+        if queue.outstanding.iter().any(|other| other.has_device_tlb) {
+            time.saturating_add(self.config.device_timeout_nanoseconds)
+        } else {
+            time
+        }
     }
 
     /// Whether `wanted` descriptors fit; one place always stays empty.
-    fn room(&self, queue: &Queue, wanted: u32) -> Result<(), QueueError> {
+    fn room<H: HostMemory>(
+        &self,
+        h: &H,
+        queue: &mut Queue,
+        wanted: u32,
+        now: u64,
+    ) -> Result<(), QueueError> {
         let memory = queue.memory.as_ref().ok_or(QueueError::NotRunning)?;
-        let capacity = (memory.ring_bytes() >> memory.descriptor_order()).saturating_sub(1);
+        let capacity = memory.places().saturating_sub(1);
         let head = memory.checked_head(self.read_head())?;
-        let free = capacity.saturating_sub(memory.distance(head, queue.tail));
+        let time = self.time_of(queue);
+        queue.reclaim(h, head, now, time);
+        let memory = queue.memory.as_ref().ok_or(QueueError::NotRunning)?;
+        let free = capacity.saturating_sub(memory.distance(queue.oldest, queue.tail));
         if wanted > free {
             return Err(QueueError::Full {
                 capacity,
@@ -408,7 +596,7 @@ impl<R: Registers> Unit<R> {
         Ok(())
     }
 
-    fn read_head(&self) -> u64 {
+    pub(super) fn read_head(&self) -> u64 {
         let register = Register64::INVALIDATION_QUEUE_HEAD;
         self.registers.lock().read64(register)
     }
@@ -424,10 +612,11 @@ impl<R: Registers> Unit<R> {
     ///
     /// # Errors
     ///
-    /// [`QueueError::TimedOut`] after the configured time, [`QueueError::InvalidDescriptor`] and
-    /// [`QueueError::DeviceTimedOut`] if hardware reported an error before the submission was
-    /// done, in which case the queue runs again without it; [`QueueError::NotRunning`] if the queue
-    /// was stopped, [`QueueError::Head`] and [`QueueError::Lost`] if the unit does not make sense any more.
+    /// [`QueueError::TimedOut`] after the configured time; [`QueueError::InvalidDescriptor`] and
+    /// [`QueueError::DeviceTimedOut`] if hardware refused a descriptor of this submission or a device
+    /// did not answer one, in which case the queue goes on without it and every other submission is
+    /// completed; [`QueueError::NotRunning`] if the queue was stopped; [`QueueError::Head`] and
+    /// [`QueueError::Lost`] if the unit does not make sense any more.
     pub fn poll<H: Hypervisor>(&self, h: &H, ticket: &Ticket) -> Result<bool, QueueError> {
         let mut queue = self.queue.lock();
         if queue.is_done(h, ticket) {
@@ -439,23 +628,26 @@ impl<R: Registers> Unit<R> {
             return Ok(true);
         }
         recovered?;
-        if queue.sequence_of(ticket) <= queue.failed_sequence {
-            return Err(queue.failure);
+        if let Some(failure) = queue.failure_of(ticket) {
+            return Err(failure);
         }
-        if ticket.is_late(h.now_nanoseconds()) {
+        let now = h.now_nanoseconds();
+        if ticket.is_late(now) && now >= queue.not_late_before {
             return Err(self.give_up(&mut queue, ticket));
         }
         Ok(false)
     }
 
-    /// Waits until a submission is done, for the configured time at most.
+    /// Waits until a submission is done, for the configured time at most, and for as long again as
+    /// devices that do not answer hold the queue up.
     ///
     /// # Errors
     ///
     /// As [`poll`](Self::poll).
     pub fn wait<H: Hypervisor>(&self, h: &H, ticket: Ticket) -> Result<(), QueueError> {
         self.counters.waits.add(1);
-        let mut deadline = Deadline::after(h, self.config.timeout_nanoseconds);
+        // By the clock, the ticket ends it.
+        let mut still_clock = Deadline::after(h, u64::MAX);
         let mut is_last = false;
         loop {
             if self.poll(h, &ticket)? {
@@ -464,7 +656,7 @@ impl<R: Registers> Unit<R> {
             if is_last {
                 return Err(self.give_up(&mut self.queue.lock(), &ticket));
             }
-            is_last = !deadline.pause(h);
+            is_last = !still_clock.pause(h);
         }
     }
 
@@ -498,93 +690,16 @@ impl<R: Registers> Unit<R> {
             fault_status: self.registers.lock().read32(Register32::FAULT_STATUS),
         }
     }
-
-    /// Looks for an error of the queue and makes it run again.
-    ///
-    /// Hardware reports an error for the whole queue. What was done of which batch is then unknown:
-    /// after a device-TLB time-out a wait that was not yet fetched would even complete without what
-    /// was before it (§6.5.2.11). So every submission that is not done fails, and what hardware
-    /// has not fetched is replaced by fences.
-    fn recover<H: Hypervisor>(&self, h: &H, queue: &mut Queue) -> Result<(), QueueError> {
-        if !queue.is_running {
-            return Ok(());
-        }
-        let status = self.registers.lock().read32(Register32::FAULT_STATUS);
-        if status == u32::MAX {
-            return Err(QueueError::Lost);
-        }
-        let stopped =
-            FaultStatus::INVALIDATION_QUEUE_ERROR | FaultStatus::INVALIDATION_TIMEOUT_ERROR;
-        let errors = FaultStatus::from_bits_truncate(status)
-            .intersection(stopped | FaultStatus::INVALIDATION_COMPLETION_ERROR);
-        if errors.is_empty() {
-            return Ok(());
-        }
-        if errors.intersects(stopped) {
-            self.fail_outstanding(h, queue, errors)?;
-        }
-        if errors.contains(FaultStatus::INVALIDATION_COMPLETION_ERROR) {
-            self.counters.completion_errors.add(1);
-        }
-        let mut registers = self.registers.lock();
-        registers.write32(Register32::FAULT_STATUS, errors.bits());
-        // Some emulators go on only when the tail is written.
-        let tail = Register64::INVALIDATION_QUEUE_TAIL;
-        registers.write64(tail, u64::from(queue.tail));
-        Ok(())
-    }
-
-    fn fail_outstanding<H: Hypervisor>(
-        &self,
-        h: &H,
-        queue: &mut Queue,
-        errors: FaultStatus,
-    ) -> Result<(), QueueError> {
-        let register = Register64::INVALIDATION_QUEUE_ERROR_RECORD;
-        let record = QueueErrorRecord::from_bits(self.registers.lock().read64(register));
-        let head = self.read_head();
-        let memory = queue.memory.as_ref().ok_or(QueueError::NotRunning)?;
-        let head = match memory.checked_head(head) {
-            Ok(head) => head,
-            Err(error) => {
-                queue.is_running = false;
-                queue.fail_all(error);
-                return Err(error);
-            }
-        };
-        let mut offset = head;
-        // Bounded by the ring, as head and tail are both places in it.
-        for _ in 0..memory.distance(head, queue.tail) {
-            memory.write(h, offset, memory.fence(false).encode());
-            offset = memory.next(offset);
-        }
-        h.fence();
-        if errors.contains(FaultStatus::INVALIDATION_TIMEOUT_ERROR) {
-            self.counters.device_timeouts.add(1);
-            queue.fail_all(QueueError::DeviceTimedOut {
-                source_id: record.timed_out_source_id(),
-            });
-        }
-        if errors.contains(FaultStatus::INVALIDATION_QUEUE_ERROR) {
-            self.counters.queue_errors.add(1);
-            queue.fail_all(QueueError::InvalidDescriptor {
-                info: record.error(),
-                head,
-            });
-        }
-        log::error!("{}", queue.failure);
-        Ok(())
-    }
 }
 
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::super::testing::{Completion, EXTENDED, Event, IQE, ITE, bench, up};
+    use super::super::testing::{Completion, EXTENDED, Event, IQE, bench, up};
     use super::*;
     use crate::arch::descriptor::DescriptorError;
     use crate::arch::id::{DomainId, Pasid, SourceId};
-    use crate::arch::register::QueueErrorInfo;
+    use crate::arch::register::FaultStatus;
     use std::collections::BTreeSet;
     use std::vec::Vec;
 
@@ -797,21 +912,28 @@ mod tests {
 
     #[test]
     fn a_word_whose_ticket_was_dropped_is_used_again_only_after_its_store() {
-        let bench = up(|_| {});
-        bench.world().completion = Completion::AfterNanoseconds(10_000_000);
-        drop(bench.unit.submit(&bench.h, &[]).unwrap());
-        let busy = statuses(&bench.take_executed())[0].address;
-        bench.world().completion = Completion::Now;
-        bench.world().clock_step = 1;
-        for round in 0..2 {
-            let mut words = BTreeSet::new();
-            for _ in 0..511 {
-                let ticket = bench.unit.submit(&bench.h, &[]).unwrap();
-                words.insert(statuses(&bench.take_executed())[0].address);
+        // Given up, because it was the oldest for the whole time, or not.
+        for is_late in [false, true] {
+            let bench = up(|options| options.config.queue_order = 3);
+            bench.world().completion = Completion::AfterNanoseconds(10_000_000);
+            drop(bench.unit.submit(&bench.h, &[]).unwrap());
+            let busy = statuses(&bench.take_executed())[0].address;
+            bench.world().completion = Completion::Now;
+            bench.world().clock_step = 1;
+            let submit = || {
+                let ticket = bench.unit.submit(&bench.h, &[])?;
                 bench.unit.wait(&bench.h, ticket).unwrap();
-            }
-            assert_eq!(words.contains(&busy), round == 1);
-            bench.world().tick(10_000_000);
+                Ok(statuses(&bench.take_executed())[0].address)
+            };
+            let words: BTreeSet<u64> = (0..510).map(|_| submit().unwrap()).collect();
+            assert!(!words.contains(&busy));
+            let exhausted = QueueError::StatusWordsExhausted { capacity: 511 };
+            assert_eq!(submit(), Err(exhausted));
+            bench
+                .world()
+                .tick(if is_late { 200_000 } else { 10_000_000 });
+            let words: BTreeSet<u64> = (0..511).map(|_| submit().unwrap()).collect();
+            assert_eq!(words.contains(&busy), !is_late);
         }
     }
 
@@ -826,61 +948,6 @@ mod tests {
             bench.unit.submit(&bench.h, &[]).unwrap_err(),
             QueueError::StatusWordsExhausted { capacity: 511 }
         );
-    }
-
-    #[test]
-    fn an_error_fails_every_open_submission_and_the_queue_goes_on() {
-        for resumes_at_tail in [false, true] {
-            for (error, expected) in [
-                (
-                    IQE,
-                    QueueError::InvalidDescriptor {
-                        info: Some(QueueErrorInfo::ReservedBit),
-                        head: 0,
-                    },
-                ),
-                (
-                    ITE,
-                    QueueError::DeviceTimedOut {
-                        source_id: Some(SourceId::from_u16(0x42)),
-                    },
-                ),
-            ] {
-                let bench = up(|_| {});
-                bench.world().resumes_at_tail = resumes_at_tail;
-                let done = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
-                bench.take_executed();
-                // The second descriptor of the first batch, as if it had never been fetched.
-                bench.world().error_in = Some((1, error));
-                let head = bench.world().head as u32 + 32;
-                let first = bench
-                    .unit
-                    .submit(&bench.h, &[domain(2), domain(3)])
-                    .unwrap();
-                let second = bench.unit.submit(&bench.h, &[domain(4)]).unwrap();
-                let expected = match expected {
-                    QueueError::InvalidDescriptor { info, .. } => {
-                        QueueError::InvalidDescriptor { info, head }
-                    }
-                    other => other,
-                };
-                assert_eq!(bench.unit.poll(&bench.h, &second), Err(expected));
-                assert_eq!(bench.unit.poll(&bench.h, &first), Err(expected));
-                assert_eq!(bench.unit.poll(&bench.h, &done), Ok(true));
-                // What was left ran as fences, not as the waits of those submissions.
-                let executed = bench.take_executed();
-                assert_eq!((executed.len(), executed[0]), (5, domain(2)));
-                assert!(executed[1..].iter().all(|descriptor| {
-                    matches!(descriptor, Descriptor::Wait { fence: true, .. })
-                }));
-                assert_eq!(bench.world().errors, 0);
-                let next = bench.unit.submit(&bench.h, &[domain(5)]).unwrap();
-                assert_eq!(bench.unit.wait(&bench.h, next), Ok(()));
-                assert_eq!(bench.unit.poll(&bench.h, &first), Err(expected));
-                let statistics = bench.unit.statistics();
-                assert_eq!(statistics.queue_errors + statistics.device_timeouts, 1);
-            }
-        }
     }
 
     #[test]
@@ -982,14 +1049,15 @@ mod tests {
         // A number that the next word already holds is left out.
         let mut queue = bench.unit.queue.lock();
         let word = usize::from(queue.next_word);
-        queue.issued[word] = queue.last_sequence as u32 + 1;
+        let taken = queue.last_sequence as u32 + 1;
+        (queue.words[word].issued, queue.words[word].failed) = (taken, taken + 1);
         let at = queue.memory.as_ref().unwrap().word_at(word as u16);
-        bench.h.write64(at, u64::from(queue.issued[word]));
+        bench.h.write64(at, u64::from(taken));
         let before = queue.last_sequence;
         drop(queue);
         bench.world().completion = Completion::Never;
         let ticket = bench.unit.submit(&bench.h, &[domain(1)]).unwrap();
-        assert_eq!(u64::from(ticket.sequence()), (before + 2) & 0xffff_ffff);
+        assert_eq!(u64::from(ticket.sequence()), (before + 3) & 0xffff_ffff);
         assert_eq!(bench.unit.poll(&bench.h, &ticket), Ok(false));
     }
 

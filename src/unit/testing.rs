@@ -38,7 +38,7 @@ const ONE_SHOT: u32 = SRTP | 1 << 27 | 1 << 24;
 const PFO: u32 = 1;
 const PPF: u32 = 1 << 1;
 pub(super) const IQE: u32 = 1 << 4;
-const ICE: u32 = 1 << 5;
+pub(super) const ICE: u32 = 1 << 5;
 pub(super) const ITE: u32 = 1 << 6;
 
 /// `CAP` and `ECAP` of QEMU's unit in scalable mode, with 20-bit PASIDs.
@@ -126,6 +126,9 @@ pub(super) struct World {
     pub(super) is_frozen: bool,
     /// Raise this error instead of executing the n-th descriptor from now on.
     pub(super) error_in: Option<(u32, u32)>,
+    /// This device answers no device-TLB invalidation: each ends in a time-out at once, with so many
+    /// descriptors behind it fetched and aborted.
+    pub(super) silent: Option<(SourceId, u64)>,
     /// Clearing an error does not restart the queue; writing the tail does.
     pub(super) resumes_at_tail: bool,
     late: Vec<(u64, u64, u32)>,
@@ -170,6 +173,7 @@ impl World {
             completion: Completion::Now,
             is_frozen: false,
             error_in: None,
+            silent: None,
             resumes_at_tail: false,
             late: Vec::new(),
             executed: Vec::new(),
@@ -349,6 +353,17 @@ impl World {
             let descriptor = RawDescriptor::from_words(words)
                 .decode(width, mode, &self.features)
                 .expect("an invalid descriptor");
+            if let Descriptor::DeviceTlb { source_id, .. }
+            | Descriptor::PasidDeviceTlb { source_id, .. } = descriptor
+                && let Some((silent, ahead)) = self.silent
+                && silent == source_id
+            {
+                self.errors |= ITE;
+                self.error_record = QueueErrorRecord::new(None, Some(silent), None).bits();
+                let left = (self.tail.wrapping_sub(self.head) % self.ring_bytes()) / 32;
+                self.head = (self.head + 32 * left.min(ahead)) % self.ring_bytes();
+                return;
+            }
             if let Descriptor::Wait {
                 status, interrupt, ..
             } = descriptor

@@ -41,6 +41,9 @@ pub struct UnitConfig {
     pub host_address_width: u8,
     /// How long hardware may take for one command or one submission.
     pub timeout_nanoseconds: u64,
+    /// How long hardware may take beside that to give up a device which does not answer a device-TLB
+    /// invalidation (`FSTS.ITE`). Whoever waits for something behind it in the queue waits for that.
+    pub device_timeout_nanoseconds: u64,
     /// The invalidation queue has 2^order pages of 128 descriptors each: 0 to 7 (`IQA.QS`).
     pub queue_order: u8,
     /// What to do with what firmware left on.
@@ -48,12 +51,14 @@ pub struct UnitConfig {
 }
 
 impl UnitConfig {
-    /// One second for hardware, a queue of 1024 descriptors, and taking over.
+    /// One second for hardware, 90 seconds for devices, which is what PCI Express lets an invalidation
+    /// take, a queue of 1024 descriptors, and taking over.
     pub const fn new(segment: u16, host_address_width: u8) -> Self {
         Self {
             segment,
             host_address_width,
             timeout_nanoseconds: 1_000_000_000,
+            device_timeout_nanoseconds: 90_000_000_000,
             queue_order: 3,
             on_firmware_state: OnFirmwareState::TakeOver,
         }
@@ -71,7 +76,8 @@ pub(super) enum Phase {
 
 /// One physical remapping unit.
 ///
-/// About 11 KiB, most of it the bitmap of domain-ids; the queue and the tables lie in frames. It
+/// About 19 KiB, most of it the bitmap of domain-ids and the record of what is in the queue, whose
+/// descriptors lie in frames like the tables. It
 /// can be shared: any processor may call any method at any time, but changes of one device's
 /// PASID entries must be serialised by the caller.
 #[derive(Debug)]

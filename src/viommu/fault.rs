@@ -61,13 +61,20 @@ pub(super) struct FaultRecorder {
 }
 
 impl FaultRecorder {
+    /// That of a unit that has yet to be started.
+    pub(super) const VACANT: Self = Self {
+        records: [FaultRecord { low: 0, high: 0 }; MAX_FAULT_RECORDS as usize],
+        count: 1,
+        next: 0,
+        offset: 0,
+    };
+
     /// A recorder with `count` records, 1 to [`MAX_FAULT_RECORDS`].
     pub(super) fn new(count: u8, offset: u16) -> Self {
         Self {
-            records: [FaultRecord::default(); MAX_FAULT_RECORDS as usize],
             count: count.clamp(1, MAX_FAULT_RECORDS),
-            next: 0,
             offset,
+            ..Self::VACANT
         }
     }
 

@@ -7,7 +7,8 @@
 use crate::arch::pasid::PasidTranslation;
 
 use super::host::GuestBinding;
-use super::pasid_cache::{NONE, bucket};
+use super::keyed_hash::KeyedHash;
+use super::pasid_cache::NONE;
 
 /// Most users that a record can count.
 pub(super) const MAXIMUM_USERS: usize = (1 << USER_BITS) - 1;
@@ -62,24 +63,32 @@ pub(super) struct FirstStageRoots<const N: usize> {
     free: u32,
     /// No record at or above this was ever used.
     high: u32,
-    seed: u64,
+    hash: KeyedHash,
 }
 
 impl<const N: usize> FirstStageRoots<N> {
-    /// No root. The seed is to be spread over all bits.
-    pub(super) const fn new(seed: u64) -> Self {
+    /// A table that has yet to be [started](Self::start).
+    pub(super) const fn vacant() -> Self {
         Self {
             records: [0; N],
-            next: [NONE; N],
-            heads: [NONE; N],
+            next: [0; N],
+            heads: [0; N],
             free: NONE,
             high: 0,
-            seed,
+            hash: KeyedHash::new(0),
         }
     }
 
+    /// Makes the table empty in its place.
+    pub(super) fn start(&mut self, hash: KeyedHash) {
+        self.heads.fill(NONE);
+        self.free = NONE;
+        self.high = 0;
+        self.hash = hash;
+    }
+
     fn bucket(&self, page: u64) -> usize {
-        bucket(page, self.seed, N)
+        self.hash.chain_of(page, N)
     }
 
     /// The record of a root page and the one before it in its chain.
@@ -182,13 +191,19 @@ mod tests {
 
     use super::*;
 
+    fn started<const N: usize>(secret: u64) -> FirstStageRoots<N> {
+        let mut roots = FirstStageRoots::vacant();
+        roots.start(KeyedHash::new(secret));
+        roots
+    }
+
     fn root(page: u64, setting: u8) -> RootUse {
         RootUse { page, setting }
     }
 
     #[test]
     fn only_another_setting_of_the_same_root_by_somebody_else_contradicts() {
-        let mut roots = FirstStageRoots::<8>::new(5);
+        let mut roots = started::<8>(5);
         let (first, other) = (root(0x2000, 0), root(0x2000, 1));
         assert!(!roots.contradicts(first, None));
         roots.add(first);
@@ -208,7 +223,7 @@ mod tests {
     #[test]
     fn counts_users_as_a_map_does_in_any_order_of_changes() {
         const N: usize = 61;
-        let mut roots = FirstStageRoots::<N>::new(0x1234_5678_9abc_def1);
+        let mut roots = started::<N>(0x1234_5678_9abc_def1);
         let mut model: BTreeMap<u64, (u8, u32)> = BTreeMap::new();
         let mut random = 1u64;
         let mut used = 0;

@@ -215,13 +215,19 @@ pub struct PageRange {
     pub leaf_only: bool,
 }
 
+/// What the host side keeps for each cached binding.
+pub trait HostState: fmt::Debug {
+    /// *Blocked, nothing held*: what a binding starts with.
+    const BLOCKED: Self;
+}
+
 /// The host side of one virtual unit.
 ///
 /// No method blocks or waits for hardware, and a call does about as much as one table page is work. Any of them may be called while another is unfinished
 /// ([`Progress::Wait`]) for a different binding.
 pub trait Host {
-    /// What the host side keeps for each cached binding; the default is *blocked, nothing held*.
-    type Binding: Default + fmt::Debug;
+    /// What the host side keeps for each cached binding.
+    type Binding: HostState;
     /// The guest's memory.
     type Memory: GuestMemory;
 

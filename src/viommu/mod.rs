@@ -20,6 +20,7 @@
 pub mod fault;
 mod first_stage_roots;
 pub mod host;
+mod keyed_hash;
 mod pasid_cache;
 mod queue;
 pub mod registers;
@@ -32,9 +33,12 @@ mod testing;
 pub mod translate;
 pub mod unit;
 
+pub(crate) use keyed_hash::KeyedHash;
+
 pub use fault::{GuestFault, MAX_FAULT_RECORDS};
 pub use host::{
-    BindError, Desired, DeviceHandle, GuestBinding, GuestInvalidation, Host, PageRange, Progress,
+    BindError, Desired, DeviceHandle, GuestBinding, GuestInvalidation, Host, HostState, PageRange,
+    Progress,
 };
 pub use state::{STATE_LEN_BYTES, StateError};
 pub use statistics::VirtualUnitStatistics;

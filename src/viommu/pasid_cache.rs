@@ -10,6 +10,8 @@ use crate::arch::id::{DomainId, Pasid};
 use crate::arch::pasid::PasidEntry;
 
 use super::first_stage_roots::{FirstStageRoots, MAXIMUM_USERS, RootUse};
+use super::host::HostState;
+use super::keyed_hash::KeyedHash;
 use super::tables::{domain_id_of, guest_binding};
 
 /// A chain's end, and no slot.
@@ -51,6 +53,15 @@ const KEY_MASK: u64 = (1 << STATE_SHIFT) - 1;
 
 const fn key_of(device: u16, pasid: Pasid) -> u64 {
     device as u64 | (pasid.as_u32() as u64) << PASID_SHIFT
+}
+
+impl<B: HostState> CachedEntry<B> {
+    /// What a free slot holds.
+    const FREE: Self = Self {
+        raw: [0; 8],
+        key: 0,
+        host: B::BLOCKED,
+    };
 }
 
 impl<B> CachedEntry<B> {
@@ -138,51 +149,47 @@ pub(super) struct PasidCache<B, const N: usize> {
     high: u32,
     /// The slot that the walk of a chain looks at next. A slot that leaves its chain passes it on.
     cursor: u32,
-    seed: u64,
+    hash: KeyedHash,
 }
 
-/// The chain of a key: a folded multiplication by constants that the seed hides.
-#[inline]
-pub(super) fn bucket(key: u64, seed: u64, buckets: usize) -> usize {
-    let fold = |a: u64, b: u64| {
-        let product = u128::from(a) * u128::from(b);
-        product as u64 ^ (product >> 64) as u64
-    };
-    let hash = fold(
-        fold(key ^ seed, 0x9e37_79b9_7f4a_7c15 ^ seed.rotate_left(23)),
-        seed.rotate_left(41) | 1,
-    );
-    // Scales 32 bits of the hash to 0..buckets.
-    (((hash >> 32) as u128 * buckets as u128) >> 32) as usize
-}
-
-impl<B: Default, const N: usize> PasidCache<B, N> {
-    pub(super) fn new(seed: u64) -> Self {
-        // Spreads a seed with few bits over all of them.
-        let seed = (seed ^ seed >> 31 ^ 0x243f_6a88_85a3_08d3).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+impl<B: HostState, const N: usize> PasidCache<B, N> {
+    /// A store that has yet to be [started](Self::start). Its indices are zeros, so that a static
+    /// takes no room in an image for them.
+    pub(super) const fn vacant() -> Self {
         Self {
-            entries: core::array::from_fn(|_| CachedEntry {
-                raw: [0; 8],
-                key: 0,
-                host: B::default(),
-            }),
+            entries: [const { CachedEntry::FREE }; N],
             links: [Links {
-                next: NONE,
-                domain_previous: NONE,
-                domain_next: NONE,
+                next: 0,
+                domain_previous: 0,
+                domain_next: 0,
             }; N],
-            heads: [Heads {
-                key: NONE,
-                domain: NONE,
-            }; N],
-            roots: FirstStageRoots::new(seed.rotate_left(11)),
+            heads: [Heads { key: 0, domain: 0 }; N],
+            roots: FirstStageRoots::vacant(),
             unsettled: NONE,
             free: NONE,
             used: 0,
             high: 0,
             cursor: NONE,
-            seed,
+            hash: KeyedHash::new(0),
         }
+    }
+
+    /// Makes the store empty in its place.
+    pub(super) fn start(&mut self, hash: KeyedHash) {
+        for entry in &mut self.entries {
+            *entry = CachedEntry::FREE;
+        }
+        self.heads.fill(Heads {
+            key: NONE,
+            domain: NONE,
+        });
+        self.roots.start(hash.another(11));
+        self.unsettled = NONE;
+        self.free = NONE;
+        self.used = 0;
+        self.high = 0;
+        self.cursor = NONE;
+        self.hash = hash;
     }
 
     /// The number of bindings it holds.
@@ -197,11 +204,12 @@ impl<B: Default, const N: usize> PasidCache<B, N> {
 
     #[inline]
     fn key_bucket(&self, key: u64) -> usize {
-        bucket(key & KEY_MASK, self.seed, N)
+        self.hash.chain_of(key & KEY_MASK, N)
     }
 
     fn domain_bucket(&self, domain_id: DomainId) -> usize {
-        bucket(u64::from(domain_id.as_u16()), self.seed.rotate_left(37), N)
+        let hash = self.hash.another(37);
+        hash.chain_of(u64::from(domain_id.as_u16()), N)
     }
 
     /// The slot of a binding.
@@ -235,9 +243,8 @@ impl<B: Default, const N: usize> PasidCache<B, N> {
             self.high = self.high.saturating_add(1);
         }
         *entry = CachedEntry {
-            raw: [0; 8],
             key,
-            host: B::default(),
+            ..CachedEntry::FREE
         };
         entry.set_state(BindingState::Unsettled);
         links.next = head.key;
@@ -281,7 +288,7 @@ impl<B: Default, const N: usize> PasidCache<B, N> {
         if let (Some(entry), Some(links)) = (self.entries.get_mut(index), self.links.get_mut(index))
         {
             entry.set_state(BindingState::Free);
-            entry.host = B::default();
+            entry.host = B::BLOCKED;
             links.next = self.free;
             self.free = index as u32;
             self.used = self.used.saturating_sub(1);
@@ -464,6 +471,7 @@ impl<B: Default, const N: usize> PasidCache<B, N> {
 #[cfg(test)]
 mod tests {
     extern crate std;
+    use std::boxed::Box;
     use std::collections::BTreeMap;
     use std::vec::Vec;
 
@@ -478,6 +486,24 @@ mod tests {
             first_stage: true,
             ..TableFeatures::default()
         }
+    }
+
+    impl HostState for () {
+        const BLOCKED: Self = ();
+    }
+
+    impl HostState for u32 {
+        const BLOCKED: Self = 0;
+    }
+
+    impl HostState for [u16; 8] {
+        const BLOCKED: Self = [0; 8];
+    }
+
+    fn started<B: HostState, const N: usize>(secret: u64) -> Box<PasidCache<B, N>> {
+        let mut cache = Box::new(PasidCache::vacant());
+        cache.start(KeyedHash::new(secret));
+        cache
     }
 
     /// Binds an entry as a pass does.
@@ -506,7 +532,7 @@ mod tests {
     #[test]
     fn finds_what_was_inserted_and_nothing_else_in_any_order_of_changes() {
         // Against a map, with a generator of fixed seed.
-        let mut cache = PasidCache::<u32, 61>::new(0x1234_5678_9abc_def0);
+        let mut cache = started::<u32, 61>(0x1234_5678_9abc_def0);
         let mut model = BTreeMap::new();
         let mut random = 1u64;
         for _ in 0..4000 {
@@ -535,7 +561,7 @@ mod tests {
 
     #[test]
     fn a_full_store_refuses_and_takes_again_after_a_removal() {
-        let mut cache = PasidCache::<(), 4>::new(7);
+        let mut cache = started::<(), 4>(7);
         let slots: Vec<_> = (0..4).map(|n| cache.insert(0, pasid(n)).unwrap()).collect();
         assert_eq!(cache.insert(0, pasid(4)), None);
         cache.remove(slots[2], &features());
@@ -545,7 +571,7 @@ mod tests {
 
     #[test]
     fn a_walk_meets_the_bindings_of_its_domain_id_only_and_survives_their_removal() {
-        let mut cache = PasidCache::<(), 64>::new(3);
+        let mut cache = started::<(), 64>(3);
         for n in 0..30 {
             bind(&mut cache, n, 7 + (n % 3) as u16, u64::from(n) << 12);
         }
@@ -574,7 +600,7 @@ mod tests {
 
     #[test]
     fn a_changed_entry_is_met_under_its_new_domain_id() {
-        let mut cache = PasidCache::<(), 4096>::new(3);
+        let mut cache = started::<(), 4096>(3);
         bind(&mut cache, 5, 7, 0x1000);
         let at = cache.find(0, pasid(5)).unwrap();
         let raw = *first_stage(8, 0x1000).quadwords();
@@ -590,7 +616,7 @@ mod tests {
     #[test]
     fn roots_count_as_long_as_an_entry_may_use_them() {
         // S96.
-        let mut cache = PasidCache::<(), 4>::new(3);
+        let mut cache = started::<(), 4>(3);
         let root = |extended: u64| {
             let mut raw = *first_stage(7, 0x1000).quadwords();
             raw[2] |= extended << 7;
@@ -615,7 +641,7 @@ mod tests {
 
     #[test]
     fn what_was_used_once_is_not_looked_at_for_ever() {
-        let mut cache = PasidCache::<(), 64>::new(3);
+        let mut cache = started::<(), 64>(3);
         let slots: Vec<_> = (0..64)
             .map(|n| cache.insert(0, pasid(n)).unwrap())
             .collect();
@@ -631,7 +657,7 @@ mod tests {
 
     /// Fills a store, looks everything up and empties it.
     fn fill_and_empty<const N: usize>(stride: u32) {
-        let mut cache = std::boxed::Box::new(PasidCache::<(), N>::new(0x0123_4567_89ab_cdef));
+        let mut cache = started::<(), N>(0x0123_4567_89ab_cdef);
         let key = |n: u32| pasid(n * stride);
         let root = |n: u32| u64::from(n) << 12;
         for n in 0..N as u32 {
@@ -695,7 +721,7 @@ mod tests {
         // S93: consecutive and strided PASIDs are what a guest can choose.
         for seed in [0, 1, u64::MAX, 0x0123_4567_89ab_cdef] {
             for stride in [1, 64, 4096] {
-                let mut cache = PasidCache::<(), 256>::new(seed ^ 0x5bd1_e995_1b87_3593);
+                let mut cache = started::<(), 256>(seed ^ 0x5bd1_e995_1b87_3593);
                 let mut lengths = [0u32; 256];
                 for n in 0..256 {
                     let pasid = pasid(n * stride % Pasid::COUNT);

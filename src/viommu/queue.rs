@@ -14,13 +14,13 @@ use crate::arch::register::{
 };
 use crate::mem::GuestMemory;
 
-use super::host::{GuestInvalidation, Host, PageRange};
+use super::host::{GuestInvalidation, Host, HostState, PageRange};
 use super::registers::Register;
 use super::statistics::count;
 use super::synchronise::{DeviceFilter, EntryFilter};
 use super::unit::{CachedContext, Job, Purpose, Stage, VirtualUnit};
 
-impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
+impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
     fn queue_address(&self) -> InvalidationQueueAddress {
         InvalidationQueueAddress::from_bits(self.registers.get(Register::QueueAddress))
     }

@@ -229,12 +229,18 @@ pub(super) struct RegisterFile {
 }
 
 impl RegisterFile {
+    /// That of a unit that has yet to be started.
+    pub(super) const VACANT: Self = Self {
+        values: [0; COUNT],
+        iotlb_offset: 0,
+        fault_message: false,
+        completion_message: false,
+    };
+
     pub(super) fn new(features: &Features) -> Self {
         let mut file = Self {
-            values: [0; COUNT],
             iotlb_offset: features.extended.iotlb_register_offset(),
-            fault_message: false,
-            completion_message: false,
+            ..Self::VACANT
         };
         for register in Register::ALL {
             file.set(*register, register.description().reset);

@@ -29,6 +29,7 @@ use crate::arch::register::{
 };
 
 use super::fault::{FaultRecorder, MAX_FAULT_RECORDS};
+use super::host::HostState;
 use super::registers::{Event, REGISTERS, Register, RegisterFile};
 use super::statistics::count;
 use super::unit::{Commands, Purpose, VirtualUnit};
@@ -154,7 +155,7 @@ impl Quadwords<'_> {
     }
 }
 
-impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
+impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
     /// The unit's state, between two [`poll`](Self::poll)s. The unit should do no more work once
     /// its state is in use elsewhere: it would complete the same waits.
     pub fn save(&self) -> [u8; STATE_LEN_BYTES] {

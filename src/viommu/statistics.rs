@@ -51,6 +51,35 @@ pub struct VirtualUnitStatistics {
     pub restores: u64,
 }
 
+impl VirtualUnitStatistics {
+    /// Nothing has happened yet.
+    pub const NONE: Self = Self {
+        binds: 0,
+        replacements: 0,
+        unbinds: 0,
+        machine_memory_binds: 0,
+        unchanged: 0,
+        bind_failures: 0,
+        root_conflicts: 0,
+        unbind_failures: 0,
+        synchronisations: 0,
+        tables_skipped: 0,
+        descriptors: 0,
+        invalidations: 0,
+        invalidation_failures: 0,
+        waits: 0,
+        wait_write_failures: 0,
+        queue_errors: 0,
+        faults_recorded: 0,
+        faults_disabled: 0,
+        faults_compressed: 0,
+        faults_overflowed: 0,
+        interrupts: 0,
+        resets: 0,
+        restores: 0,
+    };
+}
+
 /// Adds one to a counter.
 #[inline]
 pub(super) const fn count(counter: &mut u64) {

@@ -15,7 +15,7 @@ use crate::mem::GuestMemory;
 
 use super::fault::GuestFault;
 use super::first_stage_roots::RootUse;
-use super::host::{BindError, Desired, DeviceHandle, Host, Progress};
+use super::host::{BindError, Desired, DeviceHandle, Host, HostState, Progress};
 use super::pasid_cache::{BindingState, GENERATIONS};
 use super::statistics::count;
 use super::tables::{
@@ -185,7 +185,7 @@ const fn is_shortage(error: &BindError) -> bool {
     )
 }
 
-impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
+impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
     /// A pass that has not begun.
     pub(super) fn new_pass(&mut self, devices: DeviceFilter, entries: EntryFilter) -> Pass {
         count(&mut self.statistics.synchronisations);

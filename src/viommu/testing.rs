@@ -132,6 +132,10 @@ impl GuestMemory for Memory {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct TestBinding(pub(super) Option<Desired>);
 
+impl HostState for TestBinding {
+    const BLOCKED: Self = Self(None);
+}
+
 /// A host operation that was carried out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Call {

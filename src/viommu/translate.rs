@@ -16,7 +16,7 @@ use crate::paging::walk::{
 };
 
 use super::fault::GuestFault;
-use super::host::{Desired, GuestBinding};
+use super::host::{Desired, GuestBinding, HostState};
 use super::tables::{GuestContext, TableFault, guest_binding, legacy_binding};
 use super::unit::VirtualUnit;
 
@@ -55,7 +55,7 @@ impl DmaRequest {
     }
 }
 
-impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
+impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
     /// Where the guest's tables lead a request, as they read now.
     ///
     /// The address is not checked against the guest's memory. Requests without PASID to
@@ -195,7 +195,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
     }
 }
 
-impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
+impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
     /// Whether an assigned device's entry contradicts others about its first-stage root, and is
     /// therefore blocked on hardware.
     fn is_refused_for_its_root(

@@ -2,8 +2,8 @@
 
 use core::fmt;
 
+use crate::arch::capability::{Capability, CapabilityField, ExtendedCapability};
 use crate::arch::capability::{CapabilityError, ExtendedCapabilityField, Features, validate};
-use crate::arch::capability::{CapabilityField, ExtendedCapability};
 use crate::arch::descriptor::{IotlbGranularity, WaitStatus};
 use crate::arch::fault::{FaultMode, FaultReason};
 use crate::arch::features::TableFeatures;
@@ -16,7 +16,8 @@ use crate::mem::GuestMemory;
 
 use super::fault::{FaultRecorder, GuestFault, MAX_FAULT_RECORDS};
 use super::first_stage_roots::RootUse;
-use super::host::{BindError, Desired, DeviceHandle, GuestInvalidation, Host, Progress};
+use super::host::{BindError, Desired, DeviceHandle, GuestInvalidation, Host, HostState, Progress};
+use super::keyed_hash::KeyedHash;
 use super::pasid_cache::{MAXIMUM_BINDINGS, PasidCache, root_of};
 use super::queue::second_stage_invalidation;
 use super::registers::{
@@ -184,23 +185,21 @@ impl<B> DefaultBinding<B> {
     }
 }
 
-impl<B: Default> DeviceSlot<B> {
-    fn free() -> Self {
-        Self {
-            source_id: SourceId::from_u16(0),
-            kind: DeviceKind::Emulated,
-            state: SlotState::Free,
-            needs_reconcile: false,
-            cleared: 0,
-            context: CachedContext::Unknown,
-            default: DefaultBinding {
-                host: B::default(),
-                raw: [0; 8],
-                actual: Some(Desired::Blocked),
-                generation: 0,
-            },
-        }
-    }
+impl<B: HostState> DeviceSlot<B> {
+    const FREE: Self = Self {
+        source_id: SourceId::from_u16(0),
+        kind: DeviceKind::Emulated,
+        state: SlotState::Free,
+        needs_reconcile: false,
+        cleared: 0,
+        context: CachedContext::Unknown,
+        default: DefaultBinding {
+            host: B::BLOCKED,
+            raw: [0; 8],
+            actual: Some(Desired::Blocked),
+            generation: 0,
+        },
+    };
 }
 
 impl<B> DeviceSlot<B> {
@@ -235,6 +234,17 @@ pub(super) struct Commands {
     pub(super) reconcile: bool,
     /// Some device is to be looked at again.
     pub(super) reconcile_devices: bool,
+}
+
+impl Commands {
+    pub(super) const NONE: Self = Self {
+        root_pointer: None,
+        translation: false,
+        queue: false,
+        queue_stop: false,
+        reconcile: false,
+        reconcile_devices: false,
+    };
 }
 
 /// What a job is for, and so what its end does.
@@ -291,7 +301,7 @@ const REMOVALS_PER_CALL: u32 = 64;
 /// Memory: a binding takes 108 bytes and what `B` takes. `BINDINGS` may be 1 to 2^21 - 1; a power
 /// of two is no better than another number.
 #[derive(Debug)]
-pub struct VirtualUnit<B: Default, const DEVICES: usize, const BINDINGS: usize> {
+pub struct VirtualUnit<B: HostState, const DEVICES: usize, const BINDINGS: usize> {
     pub(super) features: Features,
     pub(super) tables: TableFeatures,
     pub(super) registers: RegisterFile,
@@ -309,13 +319,47 @@ pub struct VirtualUnit<B: Default, const DEVICES: usize, const BINDINGS: usize> 
     pub(super) statistics: VirtualUnitStatistics,
 }
 
-impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
+impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
     /// A unit after reset, without devices.
     ///
     /// # Errors
     ///
     /// [`ConfigError`].
     pub fn new(config: VirtualUnitConfig) -> Result<Self, ConfigError> {
+        let mut unit = Self::vacant();
+        unit.start(config)?;
+        Ok(unit)
+    }
+
+    /// A unit that has yet to be [started](Self::start), and does nothing before.
+    pub(crate) const fn vacant() -> Self {
+        Self {
+            features: Features {
+                capability: Capability::from_bits(0),
+                extended: ExtendedCapability::from_bits(0),
+                host_address_width: 0,
+            },
+            tables: TableFeatures::NOTHING,
+            registers: RegisterFile::VACANT,
+            faults: FaultRecorder::VACANT,
+            commands: Commands::NONE,
+            root: RootTableAddress::from_bits(0),
+            translating: false,
+            devices: [const { DeviceSlot::FREE }; DEVICES],
+            cache: PasidCache::vacant(),
+            generation: 0,
+            job: None,
+            pages: PageCopies::new(),
+            statistics: VirtualUnitStatistics::NONE,
+        }
+    }
+
+    /// Makes it a unit after reset, without devices, in its place.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`]; nothing has changed then.
+    pub(crate) fn start(&mut self, config: VirtualUnitConfig) -> Result<(), ConfigError> {
         let VirtualUnitConfig {
             features,
             fault_records,
@@ -345,21 +389,21 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         if BINDINGS > MAXIMUM_BINDINGS {
             return Err(ConfigError::Capacity(BINDINGS));
         }
-        Ok(Self {
-            features,
-            tables: table_features(&features),
-            registers: RegisterFile::new(&features),
-            faults: FaultRecorder::new(fault_records, features.capability.fault_record_offset()),
-            commands: Commands::default(),
-            root: RootTableAddress::from_bits(0),
-            translating: false,
-            devices: core::array::from_fn(|_| DeviceSlot::free()),
-            cache: PasidCache::new(hash_seed),
-            generation: 0,
-            job: None,
-            pages: PageCopies::new(),
-            statistics: VirtualUnitStatistics::default(),
-        })
+        self.features = features;
+        self.tables = table_features(&features);
+        self.registers = RegisterFile::new(&features);
+        self.faults = FaultRecorder::new(fault_records, features.capability.fault_record_offset());
+        self.commands = Commands::NONE;
+        self.root = RootTableAddress::from_bits(0);
+        self.translating = false;
+        for slot in &mut self.devices {
+            *slot = DeviceSlot::FREE;
+        }
+        self.cache.start(KeyedHash::new(hash_seed));
+        self.generation = 0;
+        self.job = None;
+        self.statistics = VirtualUnitStatistics::NONE;
+        Ok(())
     }
 
     /// The capabilities that the guest sees.
@@ -466,7 +510,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             kind,
             state: SlotState::Active,
             needs_reconcile: true,
-            ..DeviceSlot::free()
+            ..DeviceSlot::FREE
         };
         self.commands.reconcile_devices = true;
         Ok(())
@@ -545,7 +589,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
             .ok_or(DeviceError::Unknown(handle))?;
         slot.state = SlotState::Removing;
         if let DeviceKind::Emulated = slot.kind {
-            *slot = DeviceSlot::free();
+            *slot = DeviceSlot::FREE;
             return Ok(Progress::Done);
         }
         let default = &mut slot.default;
@@ -590,7 +634,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         }
         if let Some(slot) = self.devices.get_mut(index) {
             log::info!("guest device {}: removed", slot.source_id);
-            *slot = DeviceSlot::free();
+            *slot = DeviceSlot::FREE;
         }
         Ok(Progress::Done)
     }
@@ -1057,7 +1101,7 @@ impl<B: Default, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEV
         }
         self.commands = Commands {
             reconcile: true,
-            ..Commands::default()
+            ..Commands::NONE
         };
     }
 }

@@ -14,7 +14,7 @@ use crate::arch::address::{AddressWidth, Gpa, Hpa, Iova, PAGE_SIZE_BYTES, PageSi
 use crate::arch::features::TableFeatures;
 use crate::arch::id::DomainId;
 use crate::arch::second_stage::{Rights, SecondStageEntry, SecondStageEntryMeaning};
-use crate::mem::{GuestMemory, Hypervisor};
+use crate::mem::{FrameChain, Frames, GuestMemory, HostMemory, Hypervisor};
 use crate::nest::coalesce::{Keyed, Span, Spans, SpansFull};
 use crate::nest::memory::MachineMemory;
 use crate::nest::statistics::MachineStatistics;
@@ -34,6 +34,8 @@ const SLICES_PER_TABLE: u32 = 2 * (ENTRIES as u32 / PIECE as u32);
 const INTERRUPT_RANGE: u64 = 0xfee0_0000;
 /// Ranges that are kept apart until they are brought in step.
 const PENDING: usize = 8;
+/// Frames that a slice returns to the pool.
+const FRAMES_PER_SLICE: u32 = 64;
 
 /// One shadow table.
 #[derive(Debug)]
@@ -46,14 +48,18 @@ pub(in crate::nest) struct Shadow {
     pub(in crate::nest) width: AddressWidth,
     /// The shadow itself.
     pub(in crate::nest) table: SecondStage<Iova>,
-    /// It could not be brought in step and was emptied: the next synchronisation is a whole one.
+    /// It could not be brought in step and is emptied: the next synchronisation is a whole one.
     pub(in crate::nest) is_dropped: bool,
+    /// While it is emptied: below this address nothing is mapped any more.
+    emptied: Option<u64>,
     /// Host domains that use it; 0 while it is built.
     pub(in crate::nest) users: u32,
     /// Table pages taken out since the last flush was submitted.
     pub(in crate::nest) detached: Option<Unmapped<Iova>>,
     /// Table pages that are free once the flush under way is confirmed.
     pub(in crate::nest) flushing: Option<Unmapped<Iova>>,
+    /// Table pages that are free, on their way back to the pool.
+    returned: FrameChain,
     /// What is to be brought in step with the guest's table.
     pending: Spans<(), PENDING>,
     /// What the work on it may still cost.
@@ -440,10 +446,7 @@ impl<H: Hypervisor> Synchronisation<'_, H> {
                 changes.add(first, len, 0, unmapped.leaves.max(1));
             }
             if !unmapped.is_leaf_only() {
-                match shadow.detached.as_mut() {
-                    Some(detached) => detached.merge(h, unmapped),
-                    None => shadow.detached = Some(unmapped),
-                }
+                shadow.detach(h, unmapped);
             }
         }
         Ok(len_bytes)
@@ -529,16 +532,19 @@ impl Shadow {
         table: SecondStage<Iova>,
         table_limit: u32,
     ) -> Self {
+        let owner = table.owner();
         let mut shadow = Self {
             domain_id,
             guest_root,
             width,
             table,
             is_dropped: false,
+            emptied: None,
             users: 0,
             detached: None,
             flushing: None,
-            pending: Spans::default(),
+            returned: FrameChain::new(owner),
+            pending: Spans::new(),
             allowance: Allowance::default(),
         };
         shadow.restart(table_limit);
@@ -605,24 +611,38 @@ impl Shadow {
 
     /// Whether nothing is left to be brought in step.
     pub(in crate::nest) fn is_in_step(&self) -> bool {
-        self.pending.is_empty()
+        self.pending.is_empty() && self.emptied.is_none()
     }
 
-    /// Empties the shadow: every request through it faults from the next flush on.
-    pub(in crate::nest) fn empty<H: Hypervisor>(&mut self, h: &H) {
+    /// Has the shadow emptied, by [`empty_slice`](Self::empty_slice): every request through it faults
+    /// from the flush after that on.
+    pub(in crate::nest) fn empty(&mut self) {
         self.pending.clear();
         self.is_dropped = true;
-        let len = self.input_end();
-        if let Ok(unmapped) = self.table.unmap_covering(h, Iova::new(0), len) {
-            match self.detached.as_mut() {
-                Some(detached) => detached.merge(h, unmapped),
-                None => self.detached = Some(unmapped),
-            }
+        self.emptied = Some(0);
+    }
+
+    /// Does a slice of emptying the shadow, of about one table page; `false` if that is not asked for.
+    pub(in crate::nest) fn empty_slice<H: HostMemory>(&mut self, h: &H) -> bool {
+        let Some(mut next) = self.emptied else {
+            return false;
+        };
+        let unmapped = self.table.remove_slice(h, &mut next);
+        self.detach(h, unmapped);
+        self.emptied = (next < self.table.input_end()).then_some(next);
+        true
+    }
+
+    /// What was taken out waits for the next flush.
+    fn detach<H: HostMemory>(&mut self, h: &H, unmapped: Unmapped<Iova>) {
+        match self.detached.as_mut() {
+            Some(detached) => detached.merge(h, unmapped),
+            None => self.detached = Some(unmapped),
         }
     }
 
     /// A flush that covers everything detached so far has been submitted.
-    pub(in crate::nest) fn flush_submitted<H: Hypervisor>(&mut self, h: &H) {
+    pub(in crate::nest) fn flush_submitted<H: HostMemory>(&mut self, h: &H) {
         if let Some(detached) = self.detached.take() {
             match self.flushing.as_mut() {
                 Some(flushing) => flushing.merge(h, detached),
@@ -632,27 +652,40 @@ impl Shadow {
     }
 
     /// That flush was not confirmed: what it covers waits for the next one.
-    pub(in crate::nest) fn flush_failed<H: Hypervisor>(&mut self, h: &H) {
+    pub(in crate::nest) fn flush_failed<H: HostMemory>(&mut self, h: &H) {
         if let Some(flushing) = self.flushing.take() {
-            match self.detached.as_mut() {
-                Some(detached) => detached.merge(h, flushing),
-                None => self.detached = Some(flushing),
-            }
+            self.detach(h, flushing);
         }
     }
 
-    /// That flush is confirmed.
-    pub(in crate::nest) fn flush_confirmed<H: Hypervisor>(&mut self, h: &H) {
+    /// That flush is confirmed: [`give_back_tables`](Self::give_back_tables) does the rest.
+    pub(in crate::nest) fn flush_confirmed<H: HostMemory>(&mut self, h: &H) {
         if let Some(flushing) = self.flushing.take() {
-            flushing.settle(h);
+            self.returned.append(h, flushing.into_tables());
         }
     }
 
-    /// Takes the shadow apart, once no entry names it and its domain is invalidated.
-    pub(in crate::nest) fn destroy<H: Hypervisor>(mut self, h: &H) {
+    /// Whether table pages are free and not yet back in the pool.
+    pub(in crate::nest) const fn has_tables_to_give_back(&self) -> bool {
+        !self.returned.is_empty()
+    }
+
+    /// Returns some of the table pages that are free to the pool; `false` if there are none.
+    pub(in crate::nest) fn give_back_tables<H: HostMemory + Frames>(&mut self, h: &H) -> bool {
+        let has_some = self.has_tables_to_give_back();
+        self.returned.free_some(h, FRAMES_PER_SLICE);
+        has_some
+    }
+
+    /// The table, and what was taken out of it, once no entry names it and its domain is
+    /// invalidated.
+    pub(in crate::nest) fn into_tables<H: HostMemory>(
+        mut self,
+        h: &H,
+    ) -> (SecondStage<Iova>, FrameChain) {
         self.flush_submitted(h);
         self.flush_confirmed(h);
-        self.table.destroy(h).settle(h);
+        (self.table, self.returned)
     }
 }
 
@@ -662,6 +695,7 @@ mod tests {
     use crate::mem::testing::TestHypervisor;
     use crate::mem::{HostMemory, Owner};
     use crate::paging::SecondStageConfig;
+    use crate::paging::second_stage::Dismantling;
 
     const VM: Owner = Owner::new(1);
     /// Guest-physical 0 to 15 pages are here on the host, and may be read and written.
@@ -719,6 +753,13 @@ mod tests {
         );
         shadow.pending.clear();
         shadow
+    }
+
+    /// Takes a shadow apart that hardware has never seen.
+    fn destroy(h: &TestHypervisor, shadow: Shadow) {
+        let (mut table, detached) = shadow.into_tables(h);
+        let mut state = Dismantling::new(detached);
+        while !table.dismantle(h, &mut state) {}
     }
 
     /// Brings a range of pages in step: what that changed, and in how many slices.
@@ -785,7 +826,8 @@ mod tests {
         synchronise(&h, &memory, &mut shadow);
         let full = charged();
         assert_eq!(full, empty + 3);
-        shadow.empty(&h);
+        shadow.empty();
+        while shadow.empty_slice(&h) {}
         // Not submitted yet: a confirmation now is that of an older flush.
         shadow.flush_confirmed(&h);
         assert_eq!(charged(), full);
@@ -796,6 +838,7 @@ mod tests {
         shadow.flush_submitted(&h);
         assert_eq!(charged(), full);
         shadow.flush_confirmed(&h);
+        assert!(shadow.give_back_tables(&h));
         assert_eq!(charged(), empty);
     }
 
@@ -876,7 +919,7 @@ mod tests {
         );
         let most = u64::from(LIMIT * SLICES_PER_TABLE) * 512;
         assert!(h.loads.get() - loads < most);
-        shadow.destroy(&h);
+        destroy(&h, shadow);
     }
 
     /// Host memory that a large leaf of the machine leads to.
@@ -964,6 +1007,6 @@ mod tests {
         }
         let size = PageSize::Size2MiB;
         assert_eq!(leaf(&shadow, 0x5000), Some((LARGE + 0x5000, size)));
-        shadow.destroy(&h);
+        destroy(&h, shadow);
     }
 }

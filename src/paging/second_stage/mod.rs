@@ -7,6 +7,7 @@
 //!
 //! [`unmap`]: SecondStage::unmap
 
+mod dismantle;
 mod map;
 mod pages;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use crate::mem::host_memory::LINE_SIZE_BYTES;
 use crate::mem::{FrameChain, FrameError, Frames, HostMemory, Owner};
 
 pub use crate::arch::second_stage::Rights;
+pub(crate) use dismantle::Dismantling;
 pub use pages::{PageChange, PagesChanged};
 
 /// Entries of one table page.
@@ -170,6 +172,11 @@ impl<I> Unmapped<I> {
     pub(crate) fn settle<H: HostMemory + Frames>(self, h: &H) {
         self.tables.free(h);
     }
+
+    /// As [`settle`](Self::settle), for one who returns the table pages in slices.
+    pub(crate) fn into_tables(self) -> FrameChain {
+        self.tables
+    }
 }
 
 /// A second-stage table, input addresses of space `I`.
@@ -220,6 +227,23 @@ impl<I: InputAddress> SecondStage<I> {
         };
         table.publish_page(h, table.root);
         Ok(table)
+    }
+
+    /// What stands for the table of a machine that has yet to be started. It is never used.
+    pub(crate) const fn vacant() -> Self {
+        Self {
+            root: Hpa::new(0),
+            config: SecondStageConfig {
+                width: AddressWidth::Bits48,
+                input_bits: 0,
+                output_bits: 0,
+                leaves_2mib: false,
+                leaves_1gib: false,
+                flush: false,
+            },
+            owner: Owner::HYPERVISOR,
+            input: PhantomData,
+        }
     }
 
     /// Host-physical address of the top-level table page (`SSPTPTR`).

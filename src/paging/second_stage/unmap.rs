@@ -1,7 +1,9 @@
 //! Unmapping: leaves removed, empty tables detached, and the token that owns what hardware may
 //! still use.
 
-use super::{InputAddress, MAX_LEVELS, MapError, SecondStage, Unmapped, slot_address, span_of};
+use super::{
+    ENTRIES, InputAddress, MAX_LEVELS, MapError, SecondStage, Unmapped, slot_address, span_of,
+};
 use crate::arch::address::{PAGE_SIZE_BYTES, PageSize};
 use crate::arch::second_stage::SecondStageEntry;
 use crate::mem::{FrameChain, Frames, HostMemory};
@@ -50,14 +52,7 @@ impl<I: InputAddress> SecondStage<I> {
     /// Takes the whole table apart. Nothing may point to it any more; the frames are free once
     /// the token is settled.
     pub fn destroy<H: HostMemory + Frames>(mut self, h: &H) -> Unmapped<I> {
-        self.take_apart(h)
-    }
-
-    /// As [`destroy`](Self::destroy), where the table is part of something that goes next: it must
-    /// not be used again.
-    pub(crate) fn take_apart<H: HostMemory + Frames>(&mut self, h: &H) -> Unmapped<I> {
-        let whole = 1u64 << self.config.input_bits.min(63);
-        let mut unmapped = self.remove(h, I::from_u64(0), whole);
+        let mut unmapped = self.remove(h, I::from_u64(0), self.input_end());
         unmapped.tables.push(h, self.root);
         unmapped
     }
@@ -92,19 +87,50 @@ impl<I: InputAddress> SecondStage<I> {
     }
 
     /// Removes all leaves of a range that cuts no leaf, and detaches the table pages that the
-    /// range covers whole. Depth-first, without recursion: at most one position a level.
+    /// range covers whole.
     fn remove<H: HostMemory>(&mut self, h: &H, input: I, len_bytes: u64) -> Unmapped<I> {
         let first = input.to_u64();
         let end = first.saturating_add(len_bytes);
+        self.remove_some(h, first, first, end, u64::MAX).0
+    }
+
+    /// Goes on with the removal of everything: `next` is where it stands, 0 at first. Looks at about
+    /// as many entries as a table page has. `next` reaches [`input_end`](Self::input_end) with the
+    /// last slice.
+    pub(crate) fn remove_slice<H: HostMemory>(&mut self, h: &H, next: &mut u64) -> Unmapped<I> {
+        let (unmapped, reached) = self.remove_some(h, 0, *next, self.input_end(), ENTRIES);
+        *next = reached;
+        unmapped
+    }
+
+    /// First address beyond what hardware accepts as input.
+    pub(crate) const fn input_end(&self) -> u64 {
+        1 << (self.config.input_bits & 63)
+    }
+
+    /// Removes the leaves of a range that cuts no leaf, from `start` on; what lies between `first` and
+    /// `start` has been removed before. Detaches the table pages that the range from `first` on
+    /// covers whole. Stops after `budget` entries, and gives the address of the next one.
+    ///
+    /// Depth-first, without recursion: at most one position a level.
+    fn remove_some<H: HostMemory>(
+        &mut self,
+        h: &H,
+        first: u64,
+        start: u64,
+        end: u64,
+        budget: u64,
+    ) -> (Unmapped<I>, u64) {
+        let mut budget = budget;
         let mut tables = FrameChain::new(self.owner);
         let mut leaves = 0u64;
         let mut pages = [self.root; MAX_LEVELS + 1];
         let top = self.config.width.levels();
         let mut level = top;
-        let mut address = first;
+        let mut address = start;
         // Every step either goes down one level or moves on by one entry's span, so the walk
         // visits each entry of each table page in the range at most twice.
-        while address < end {
+        while address < end && budget > 0 {
             let Some(&page) = pages.get(usize::from(level)) else {
                 break;
             };
@@ -118,6 +144,7 @@ impl<I: InputAddress> SecondStage<I> {
                 }
                 continue;
             }
+            budget = budget.saturating_sub(1);
             if entry.is_present() {
                 h.write64(at, 0);
                 self.flush_entry(h, at);
@@ -147,11 +174,12 @@ impl<I: InputAddress> SecondStage<I> {
             }
         }
         h.fence();
-        Unmapped {
-            first: input,
-            len_bytes,
+        let unmapped = Unmapped {
+            first: I::from_u64(start),
+            len_bytes: address.min(end).saturating_sub(start),
             leaves,
             tables,
-        }
+        };
+        (unmapped, address.min(end))
     }
 }
