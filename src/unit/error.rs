@@ -45,10 +45,20 @@ pub enum UnitError {
     /// Firmware left translation, the queue or interrupt remapping on, and the configuration asks
     /// to refuse that. Holds the global status register.
     FirmwareState(u32),
-    /// The unit has been brought up already, or that is under way.
+    /// Firmware left translation on with a root table of another mode, which the unit cannot be
+    /// taken from while translation is on; the configuration allows nothing else.
+    TranslationGap {
+        /// Firmware's root table address register.
+        root: u64,
+    },
+    /// The unit has been brought up already, or that is under way, or it is suspended.
     AlreadyUp,
-    /// The unit has not been brought up.
+    /// The unit has not been brought up, or it is suspended.
     NotUp,
+    /// The unit is not suspended.
+    NotSuspended,
+    /// Devices are attached, or their detaching is not confirmed: so many.
+    DevicesAttached(u32),
     /// A register reads all ones: the unit does not answer any more.
     Lost {
         /// The register.
@@ -148,6 +158,12 @@ impl fmt::Display for UnitError {
                 write!(f, "firmware left the unit on: global status {status:#x}")
             }
             Self::AlreadyUp => f.write_str("the unit is up already"),
+            Self::TranslationGap { root } => write!(
+                f,
+                "firmware's translation would have to be off for a moment: root {root:#x}"
+            ),
+            Self::NotSuspended => f.write_str("the unit is not suspended"),
+            Self::DevicesAttached(count) => write!(f, "{count} devices are attached"),
             Self::NotUp => f.write_str("the unit is not up"),
             Self::Lost { register } => write!(f, "register {register:#x} reads all ones"),
             Self::TimedOut { register, value } => {

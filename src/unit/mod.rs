@@ -9,6 +9,7 @@
 //! | [`discovery`] | the units that the DMAR table names |
 //! | [`mod@unit`] | one unit: probing, its state, its configuration |
 //! | [`bring_up`] | from whatever firmware left to *translating, everything blocked* |
+//! | [`shut_down`] | the way back, and the way through a suspension |
 //! | [`command`] | global commands: one at a time, one change per write, bounded waits |
 //! | [`tables`] | root and context tables, attached devices, and the order of stores to them |
 //! | [`entries`] | what requests of a device translate to: PASID entries |
@@ -41,6 +42,7 @@ pub mod fault;
 mod legacy;
 pub mod queue;
 pub mod queue_recovery;
+pub mod shut_down;
 pub mod statistics;
 pub mod tables;
 // The unit itself is the layer's main type; its file is named for it.
@@ -53,6 +55,7 @@ mod testing;
 pub use discovery::{DiscoveryError, UnitDescription, discover};
 pub use error::{QueueError, Requirement, UnitError};
 pub use queue::Ticket;
+pub use shut_down::Leave;
 pub use statistics::{UnitStatistics, lost_table_frames};
 pub use tables::{DetachedDevice, DeviceTables};
 pub use unit::{OnFirmwareState, Unit, UnitConfig, table_mode_for};

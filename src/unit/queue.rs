@@ -325,6 +325,26 @@ impl Queue {
         self.oldest = self.tail;
     }
 
+    /// Stops the queue if all that was submitted is over and hardware has passed it; whether it is.
+    pub(super) fn stop_if_idle<H: HostMemory>(
+        &mut self,
+        h: &H,
+        head: u64,
+        now: u64,
+        time: u64,
+    ) -> bool {
+        let place = self.memory.as_ref().map(|memory| memory.checked_head(head));
+        let Some(Ok(head)) = place else {
+            return false;
+        };
+        self.reclaim(h, head, now, time);
+        let is_idle = self.is_running && self.outstanding.is_empty() && head == self.tail;
+        if is_idle {
+            self.stop();
+        }
+        is_idle
+    }
+
     pub(super) fn fail_all(&mut self, failure: QueueError) {
         self.failed_sequence = self.last_sequence;
         self.failure = failure;

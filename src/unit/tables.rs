@@ -31,6 +31,8 @@ pub(super) struct Tables {
     root: Option<FrameRun>,
     /// Hardware may know of the root table.
     is_exposed: bool,
+    /// Devices that have a context entry.
+    attached: u32,
 }
 
 impl Tables {
@@ -38,7 +40,13 @@ impl Tables {
         Self {
             root: None,
             is_exposed: false,
+            attached: 0,
         }
+    }
+
+    /// Number of devices that have a context entry, present or not.
+    pub(super) const fn attached(&self) -> u32 {
+        self.attached
     }
 
     pub(super) fn root(&self) -> Option<Hpa> {
@@ -345,8 +353,10 @@ impl<R: Registers> Unit<R> {
             self.flush_table(h, table.address(), table.len_bytes());
             Some(table)
         };
-        let guard = self.tables.lock();
+        let mut guard = self.tables.lock();
         let result = match guard.root() {
+            // Looked at under the lock: shutting down counts the devices under it.
+            _ if !self.is_up() => Err(UnitError::NotUp),
             None => Err(UnitError::NotUp),
             Some(root) => {
                 let half_at = self.root_quadword_at(root, source_id);
@@ -360,6 +370,7 @@ impl<R: Registers> Unit<R> {
                 match self.context_entry_in(h, root, source_id) {
                     Some(at) if is_clear(h, at, entry.len()) => {
                         self.publish_entry_at(h, at, entry);
+                        guard.attached = guard.attached.saturating_add(1);
                         Ok(at)
                     }
                     _ => Err(UnitError::Attached(source_id)),
@@ -529,6 +540,8 @@ impl<R: Registers> Unit<R> {
         } = device.tables;
         if let Some(at) = self.context_entry_at(h, source_id) {
             self.clear_entry_at(h, at, self.context_entry_bytes() / 8);
+            let mut tables = self.tables.lock();
+            tables.attached = tables.attached.saturating_sub(1);
         }
         if let Form::Scalable { frames, .. } = form {
             frames.free(h);

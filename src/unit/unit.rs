@@ -25,9 +25,14 @@ use crate::mem::Registers;
 /// interrupts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OnFirmwareState {
-    /// Stop its queue and replace its root table.
+    /// Stop its queue and replace its root table, as long as all DMA stays checked meanwhile.
+    /// Otherwise fail with [`UnitError::TranslationGap`].
     #[default]
     TakeOver,
+    /// The same, and turn translation off for a moment where the mode of the root table must not
+    /// change while it is on (§11.4.5): firmware's has another one, and the unit lacks
+    /// `CAP.ESRTPS`. The embedder keeps the devices' bus mastering off.
+    TakeOverWithGap,
     /// Touch nothing and fail.
     Refuse,
 }
@@ -72,6 +77,7 @@ pub(super) enum Phase {
     Down = 0,
     Working = 1,
     Up = 2,
+    Suspended = 3,
 }
 
 /// One physical remapping unit.
@@ -196,6 +202,19 @@ impl<R: Registers> Unit<R> {
     /// Whether the unit is up: [`bring_up`](Self::bring_up) succeeded.
     pub fn is_up(&self) -> bool {
         self.phase.load(Ordering::Acquire) == Phase::Up as u8
+    }
+
+    /// Takes the unit from one phase to another.
+    pub(super) fn change_phase(&self, from: Phase, to: Phase) -> Result<(), UnitError> {
+        self.phase
+            .compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire)
+            .map(drop)
+            .map_err(|_| UnitError::NotUp)
+    }
+
+    /// Ends [`Phase::Working`].
+    pub(super) fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
     }
 
     pub(super) fn check_is_up(&self) -> Result<(), UnitError> {
