@@ -59,11 +59,13 @@ pub(crate) enum Ability {
     PageRequests,
     /// Updates of first-stage entries respect read-only second-stage mappings.
     UpdatesObeyReadOnly,
+    /// A queue that stands at an error can be turned off.
+    QueueOffAtError,
 }
 
 impl Ability {
     /// All of them.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::RequestsWithPasid,
         Self::PrivilegedRequests,
         Self::SeveralUnits,
@@ -72,6 +74,7 @@ impl Ability {
         Self::DeviceTlb,
         Self::PageRequests,
         Self::UpdatesObeyReadOnly,
+        Self::QueueOffAtError,
     ];
 
     /// Why a scenario that needs it is skipped.
@@ -85,6 +88,7 @@ impl Ability {
             Self::DeviceTlb => "deviation: no device has a device-TLB",
             Self::PageRequests => "deviation: no device sends page requests",
             Self::UpdatesObeyReadOnly => "deviation: erratum 772415 SPR17",
+            Self::QueueOffAtError => "deviation: no queue is turned off unless it ran a wait last",
         }
     }
 }

@@ -155,7 +155,7 @@ impl Bench for ModelBench {
             Ability::RequestsWithPasid | Ability::PrivilegedRequests => {
                 reports(ExtendedCapabilityField::REQUESTS_WITH_PASID)
             }
-            Ability::SeveralUnits => true,
+            Ability::SeveralUnits | Ability::QueueOffAtError => true,
             Ability::UpdatesObeyReadOnly => !config.erratum_772415,
             Ability::ArchitecturalCaches => config.cache_mode != CacheMode::None,
             Ability::FlushedLinesOnly => {

@@ -48,7 +48,7 @@ pub(crate) fn direct_table<R: Registers>(
         output_bits: features.host_address_width,
         leaves_2mib: tables.second_stage_2mib,
         leaves_1gib: tables.second_stage_1gib,
-        flush: !tables.page_walk_coherency,
+        flush: !unit.snoops_second_stage(),
     };
     let mut table = SecondStage::new(hypervisor, DIRECT_OWNER, config).expect("a frame");
     let iova = Iova::new(IOVA);

@@ -6,6 +6,7 @@ pub(crate) mod direct;
 mod event;
 mod expect;
 mod fault;
+pub(crate) mod firmware;
 mod guest;
 mod hardware;
 mod job;

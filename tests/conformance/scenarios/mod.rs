@@ -1,6 +1,7 @@
 //! The scenarios, in the order of the requirements. Each file holds one section of them.
 
 mod binding;
+mod bring_up;
 mod costs;
 mod driven_units;
 mod faults;
@@ -40,6 +41,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         interrupts::SCENARIOS,
         isolation::SCENARIOS,
         driven_units::SCENARIOS,
+        bring_up::SCENARIOS,
         guard_rules::SCENARIOS,
         platform::SCENARIOS,
     ]
