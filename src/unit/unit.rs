@@ -376,6 +376,23 @@ mod tests {
         assert!(!features.first_stage && !features.nested && !features.page_walk_coherency);
     }
 
+    // G6: `ECAP.SMPWCS` (48) is for tables that PASID entries lead to, `ECAP.C` (0) for those of legacy
+    // mode (SMTS is 43).
+    #[test]
+    fn second_stage_tables_are_snooped_by_the_field_of_their_mode() {
+        for (extended, snoops) in [
+            (EXTENDED, false),
+            (EXTENDED | 1, false),
+            (EXTENDED | 1 << 48, true),
+            (EXTENDED & !(1 << 43), false),
+            (EXTENDED & !(1 << 43) | 1 << 48, false),
+            (EXTENDED & !(1 << 43) | 1, true),
+        ] {
+            let bench = bench(|options| options.extended = extended);
+            assert_eq!(bench.unit.snoops_second_stage(), snoops, "{extended:#x}");
+        }
+    }
+
     #[test]
     fn domain_ids_are_those_of_the_capability() {
         // §11.4.2: ND = 0 is 4 bits.

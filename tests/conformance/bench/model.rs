@@ -1,7 +1,7 @@
 //! The model in process, in each of its profiles and cache modes.
 
 use vtd_model::{Access, CacheMode, Machine, ModelConfig, ModelUnit, Pace, Request};
-use vtd_nest::arch::address::Iova;
+use vtd_nest::arch::address::{AddressWidth, Iova};
 use vtd_nest::arch::capability::{CapabilityField, ExtendedCapabilityField};
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::mem::{HostMemory, Registers};
@@ -41,10 +41,24 @@ impl ModelProfile {
             ("tiny", CacheMode::Tiny),
             ("none", CacheMode::None),
         ];
-        let mut all = vec![Self {
-            name: "nesting-server-late/hoarder".into(),
-            config: ModelConfig::nesting_server().with_queue_pace(Pace::After(20_000)),
-        }];
+        let narrow = 1 << AddressWidth::Bits39.field();
+        let mut all = vec![
+            Self {
+                name: "nesting-server-late/hoarder".into(),
+                config: ModelConfig::nesting_server().with_queue_pace(Pace::After(20_000)),
+            },
+            Self {
+                name: "legacy-client-noncoherent/hoarder".into(),
+                config: ModelConfig::legacy_server()
+                    .with_extended(ExtendedCapabilityField::COHERENCY, 0)
+                    .with_capability(CapabilityField::ADJUSTED_GUEST_ADDRESS_WIDTHS, narrow),
+            },
+            Self {
+                name: "legacy-caching-mode/hoarder".into(),
+                config: ModelConfig::legacy_server()
+                    .with_capability(CapabilityField::CACHING_MODE, 1),
+            },
+        ];
         for (profile, config) in profiles {
             for (mode, cache_mode) in modes {
                 all.push(Self {
@@ -159,8 +173,15 @@ impl Bench for ModelBench {
             Ability::UpdatesObeyReadOnly => !config.erratum_772415,
             Ability::ArchitecturalCaches => config.cache_mode != CacheMode::None,
             Ability::FlushedLinesOnly => {
-                config.capability.field(CapabilityField::CACHING_MODE) == 0
-                    && !reports(ExtendedCapabilityField::PAGE_WALK_COHERENCY)
+                // Second-stage tables of legacy mode go by another field.
+                let snoops = if reports(ExtendedCapabilityField::SCALABLE_MODE)
+                    && reports(ExtendedCapabilityField::SECOND_STAGE)
+                {
+                    reports(ExtendedCapabilityField::PAGE_WALK_COHERENCY)
+                } else {
+                    reports(ExtendedCapabilityField::COHERENCY)
+                };
+                config.capability.field(CapabilityField::CACHING_MODE) == 0 && !snoops
             }
             Ability::DeviceTlb => reports(ExtendedCapabilityField::DEVICE_TLB),
             Ability::PageRequests => reports(ExtendedCapabilityField::PAGE_REQUESTS),
