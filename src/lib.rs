@@ -6,6 +6,8 @@
 #![warn(missing_docs)]
 
 pub mod arch;
+#[cfg(test)]
+mod log_events;
 pub mod mem;
 pub mod nest;
 pub mod paging;

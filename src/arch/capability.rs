@@ -730,7 +730,9 @@ impl fmt::Display for CapabilityError {
                 write!(f, "IOTLB registers at {offset:#x} have no room")
             }
             Self::MissingPrerequisite { feature, requires } => {
-                write!(f, "`{feature}` without `{requires}`")
+                f.write_str(feature)?;
+                f.write_str(" without ")?;
+                f.write_str(requires)
             }
         }
     }

@@ -4,6 +4,7 @@ use super::address::{AddressWidth, PhysicalAddress};
 use super::features::TableFeatures;
 use super::id::{DomainId, Pasid, SourceId};
 use super::quadwords::{beyond, bits, first_reserved, mask_if, table_entry};
+use super::told::{Told, display_as_told};
 
 const PRESENT: u64 = 1;
 const POINTER: u64 = bits(63, 12);
@@ -64,7 +65,24 @@ pub enum LegacyContextFault {
     UnsupportedTranslationType(u8),
 }
 
+impl LegacyContextFault {
+    pub(crate) const fn told(&self) -> Told {
+        match *self {
+            Self::NotPresent => Told::words("not present"),
+            Self::ReservedNonZero { quadword, bits } => {
+                Told::two("reserved bits of quadword", quadword as u64, bits)
+            }
+            Self::UnsupportedWidth(field) => Told::one("address width", field as u64),
+            Self::UnsupportedTranslationType(field) => Told::one("translation type", field as u64),
+        }
+    }
+}
+
+display_as_told!(LegacyContextFault);
+
 impl LegacyContextEntry {
+    /// Bit 1 of the first quadword (`FPD`).
+    pub const FAULT_PROCESSING_DISABLE: u64 = 1 << 1;
     const TRANSLATION_TYPE_DEVICE_TLB: u64 = 1;
     const TRANSLATION_TYPE_PASS_THROUGH: u64 = 2;
 
@@ -323,7 +341,32 @@ pub enum ScalableContextFault {
     IllegalCombination(IllegalCombination),
 }
 
+impl ScalableContextFault {
+    pub(crate) const fn told(&self) -> Told {
+        match *self {
+            Self::NotPresent => Told::words("not present"),
+            Self::ReservedNonZero { quadword, bits } => {
+                Told::two("reserved bits of quadword", quadword as u64, bits)
+            }
+            Self::IllegalCombination(combination) => match combination {
+                IllegalCombination::PageRequestsWithoutDeviceTlb => Told::words("PRE without DTE"),
+                IllegalCombination::RidPasidBeyondDirectory(pasid) => {
+                    Told::one("RID_PASID beyond the directory", pasid.as_u32() as u64)
+                }
+                IllegalCombination::TranslatedPasidWithoutPasid => {
+                    Told::words("EPTR without PASIDE")
+                }
+            },
+        }
+    }
+}
+
+display_as_told!(ScalableContextFault);
+
 impl ScalableContextEntry {
+    /// Fault Processing Disable (`FPD`) in the first quadword.
+    pub const FAULT_PROCESSING_DISABLE: u64 = 1 << 1;
+
     /// The index into the context table of the requester's bus and [half](super::root::RootHalf).
     #[inline]
     pub const fn index(source_id: SourceId) -> u8 {

@@ -7,6 +7,7 @@ use super::address::PAGE_SIZE_BYTES;
 use super::capability::Features;
 use super::id::{DomainId, Pasid, SourceId};
 use super::register::{DescriptorWidth, QueueErrorInfo, TranslationTableMode};
+use super::told::{Told, display_as_told};
 
 const PAGE_FIELD: u64 = !(PAGE_SIZE_BYTES - 1);
 
@@ -398,6 +399,28 @@ pub enum DescriptorError {
         maximum: u8,
     },
 }
+
+impl DescriptorError {
+    pub(crate) const fn told(&self) -> Told {
+        match *self {
+            Self::TableMode(mode) => Told::one("table mode", mode.field()),
+            Self::Width(width) => Told::one("descriptor width", width as u64),
+            Self::Type(kind) => Told::one("type", kind as u64),
+            Self::Reserved { word, bits } => Told::two("reserved bits of word", word as u64, bits),
+            Self::Granularity { kind, granularity } => {
+                Told::two("granularity of type", kind as u64, granularity as u64)
+            }
+            Self::AddressMask { mask, maximum } => {
+                Told::two("address mask beyond maximum", mask as u64, maximum as u64)
+            }
+            Self::InterruptIndexMask { mask, maximum } => {
+                Told::two("index mask beyond maximum", mask as u64, maximum as u64)
+            }
+        }
+    }
+}
+
+display_as_told!(DescriptorError);
 
 impl DescriptorError {
     /// What the queue's error record says of it (`IQEI`, §11.4.9.9).

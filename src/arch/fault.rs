@@ -2,6 +2,11 @@
 
 use core::fmt;
 
+use super::context::{LegacyContextFault, ScalableContextFault};
+use super::pasid::{PasidDirectoryEntryFault, PasidEntryFault};
+use super::register::{FaultRecord, RequestType};
+use super::root::RootEntryFault;
+
 /// Which kind of remapping a fault reason belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum FaultMode {
@@ -270,7 +275,102 @@ impl FaultReason {
 impl fmt::Display for FaultReason {
     /// The code and the reason in words.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:02x}: {}", self.code(), self.name())
+        write!(f, "{:02x}: ", self.code())?;
+        f.write_str(self.name())
+    }
+}
+
+impl RootEntryFault {
+    /// The reason that hardware records; `legacy` for a legacy root table.
+    pub const fn reason(self, legacy: bool) -> FaultReason {
+        match (self, legacy) {
+            (Self::NotPresent, true) => FaultReason::LegacyRootEntryNotPresent,
+            (Self::NotPresent, false) => FaultReason::ScalableRootEntryNotPresent,
+            (Self::ReservedNonZero { .. }, true) => FaultReason::LegacyRootEntryReserved,
+            (Self::ReservedNonZero { .. }, false) => FaultReason::ScalableRootEntryReserved,
+        }
+    }
+}
+
+impl LegacyContextFault {
+    /// The reason that hardware records.
+    pub const fn reason(self) -> FaultReason {
+        match self {
+            Self::NotPresent => FaultReason::LegacyContextEntryNotPresent,
+            Self::ReservedNonZero { .. } => FaultReason::LegacyContextEntryReserved,
+            Self::UnsupportedWidth(_) | Self::UnsupportedTranslationType(_) => {
+                FaultReason::LegacyContextEntryInvalid
+            }
+        }
+    }
+}
+
+impl ScalableContextFault {
+    /// The reason that hardware records.
+    pub const fn reason(self) -> FaultReason {
+        match self {
+            Self::NotPresent => FaultReason::ScalableContextEntryNotPresent,
+            Self::ReservedNonZero { .. } => FaultReason::ScalableContextEntryReserved,
+            Self::IllegalCombination(_) => FaultReason::ScalableContextEntryInvalid,
+        }
+    }
+}
+
+impl PasidDirectoryEntryFault {
+    /// The reason that hardware records.
+    pub const fn reason(self) -> FaultReason {
+        match self {
+            Self::NotPresent => FaultReason::PasidDirectoryEntryNotPresent,
+            Self::ReservedNonZero(_) => FaultReason::PasidDirectoryEntryReserved,
+        }
+    }
+}
+
+impl PasidEntryFault {
+    /// The reason that hardware records.
+    pub const fn reason(self) -> FaultReason {
+        match self {
+            Self::NotPresent => FaultReason::PasidEntryNotPresent,
+            Self::ReservedNonZero { .. } => FaultReason::PasidEntryReserved,
+            Self::UnsupportedAddressWidth(_)
+            | Self::UnsupportedTranslationType(_)
+            | Self::UnsupportedPagingMode(_)
+            | Self::FirstStageRootBeyondWidth(_) => FaultReason::PasidEntryInvalid,
+        }
+    }
+}
+
+impl fmt::Display for FaultRecord {
+    /// One line for people: what was blocked, and why.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reason = FaultReason::from_code(self.reason_code());
+        if let Some(FaultMode::Interrupt) = reason.map(FaultReason::mode) {
+            write!(
+                f,
+                "interrupt {} by {}",
+                self.interrupt_index(),
+                self.source_id()
+            )?;
+        } else {
+            let kind = match (self.request(), self.pasid(), self.is_execute()) {
+                (RequestType::Read, Some(_), true) => "instruction fetch",
+                (RequestType::Read, ..) => "read",
+                (RequestType::Write, ..) => "write",
+                (RequestType::Atomic, ..) => "atomic operation",
+                (RequestType::PageRequest, ..) => "page request",
+            };
+            write!(f, "{kind} of {} by {}", self.address(), self.source_id())?;
+            if let Some(pasid) = self.pasid() {
+                write!(f, " PASID {pasid}")?;
+                if self.is_privileged() {
+                    f.write_str(" as supervisor")?;
+                }
+            }
+        }
+        match reason {
+            Some(reason) => write!(f, " blocked: {reason}"),
+            None => write!(f, " blocked: {:02x}: unknown reason", self.reason_code()),
+        }
     }
 }
 
@@ -278,6 +378,9 @@ impl fmt::Display for FaultReason {
 mod tests {
     extern crate std;
     use super::*;
+    use crate::arch::address::Iova;
+    use crate::arch::id::{Pasid, SourceId};
+    use crate::arch::register::{AddressType, FaultInfo};
     use std::collections::BTreeSet;
     use std::string::ToString;
 
@@ -340,6 +443,54 @@ mod tests {
                 _ => FaultMode::Scalable,
             };
             assert_eq!(reason.mode(), expected, "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_record_reads_as_one_line() {
+        let info = FaultInfo {
+            source_id: SourceId::from_u16(0x0010),
+            pasid: None,
+            reason: 0x39,
+            address: Iova::new(0x1234_5678),
+            request: RequestType::Read,
+            privileged: true,
+            execute: true,
+            address_type: AddressType::Untranslated,
+        };
+        let fetch = FaultInfo {
+            pasid: Pasid::new(5),
+            reason: 0x5c,
+            ..info
+        };
+        let write = FaultInfo {
+            privileged: false,
+            execute: false,
+            request: RequestType::Write,
+            reason: 0x1f,
+            ..fetch
+        };
+        let interrupt = FaultInfo::interrupt(SourceId::from_u16(0x0018), 0x22, 7);
+        for (info, line) in [
+            (
+                info,
+                "read of 0x12345000 by 00:02.0 blocked: 39: scalable-mode root entry not present",
+            ),
+            (
+                fetch,
+                "instruction fetch of 0x12345000 by 00:02.0 PASID 5 as supervisor blocked: \
+                 5c: execute request where none is supported",
+            ),
+            (
+                write,
+                "write of 0x12345000 by 00:02.0 PASID 5 blocked: 1f: unknown reason",
+            ),
+            (
+                interrupt,
+                "interrupt 7 by 00:03.0 blocked: 22: interrupt entry not present",
+            ),
+        ] {
+            assert_eq!(FaultRecord::new(info).to_string(), line);
         }
     }
 

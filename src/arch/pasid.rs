@@ -4,6 +4,7 @@ use super::address::{AddressWidth, FirstStagePaging, Gpa, Hpa, PhysicalAddress};
 use super::features::TableFeatures;
 use super::id::DomainId;
 use super::quadwords::{beyond, bits, first_reserved, mask_if, table_entry};
+use super::told::{Told, display_as_told};
 
 const PRESENT: u64 = 1;
 const POINTER: u64 = bits(63, 12);
@@ -23,6 +24,17 @@ pub enum PasidDirectoryEntryFault {
     /// These reserved bits are set (SPD.3).
     ReservedNonZero(u64),
 }
+
+impl PasidDirectoryEntryFault {
+    pub(crate) const fn told(&self) -> Told {
+        match *self {
+            Self::NotPresent => Told::words("not present"),
+            Self::ReservedNonZero(bits) => Told::one("reserved bits", bits),
+        }
+    }
+}
+
+display_as_told!(PasidDirectoryEntryFault);
 
 impl PasidDirectoryEntry {
     /// The size of an entry in bytes.
@@ -251,6 +263,23 @@ pub enum PasidEntryFault {
     /// The first-stage root of a nested entry is not below 2^min(`MGAW`, `AW`) (SPT.4.4).
     FirstStageRootBeyondWidth(u64),
 }
+
+impl PasidEntryFault {
+    pub(crate) const fn told(&self) -> Told {
+        match *self {
+            Self::NotPresent => Told::words("not present"),
+            Self::ReservedNonZero { quadword, bits } => {
+                Told::two("reserved bits of quadword", quadword as u64, bits)
+            }
+            Self::UnsupportedAddressWidth(field) => Told::one("address width", field as u64),
+            Self::UnsupportedTranslationType(field) => Told::one("translation type", field as u64),
+            Self::UnsupportedPagingMode(field) => Told::one("paging mode", field as u64),
+            Self::FirstStageRootBeyondWidth(root) => Told::one("first-stage root", root),
+        }
+    }
+}
+
+display_as_told!(PasidEntryFault);
 
 /// What the hypervisor decides for an entry beyond its translation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -6,6 +6,7 @@ use super::address::PhysicalAddress;
 use super::features::TableFeatures;
 use super::id::SourceId;
 use super::quadwords::{beyond, bits, first_reserved, table_entry};
+use super::told::{Told, display_as_told};
 
 /// Bits 11:1 of a quadword that holds a context-table pointer are reserved.
 const RESERVED_LOW: u64 = bits(11, 1);
@@ -24,6 +25,19 @@ pub enum RootEntryFault {
         bits: u64,
     },
 }
+
+impl RootEntryFault {
+    pub(crate) const fn told(&self) -> Told {
+        match *self {
+            Self::NotPresent => Told::words("not present"),
+            Self::ReservedNonZero { quadword, bits } => {
+                Told::two("reserved bits of quadword", quadword as u64, bits)
+            }
+        }
+    }
+}
+
+display_as_told!(RootEntryFault);
 
 table_entry! {
     /// One 16-byte root entry of legacy mode, as it lies in memory (§9.1).

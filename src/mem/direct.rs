@@ -139,6 +139,14 @@ impl HostMemory for DirectMemory {
             .map_or(u64::MAX, |word| word.fetch_and(mask, Ordering::AcqRel))
     }
 
+    fn compare_exchange64(&self, at: Hpa, current: u64, new: u64) -> u64 {
+        self.atomic64(at).map_or(u64::MAX, |word| {
+            let (Ok(found) | Err(found)) =
+                word.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire);
+            found
+        })
+    }
+
     fn copy_from(&self, at: Hpa, into: &mut [u8]) {
         let mut position = 0;
         while let Some(rest) = into.get_mut(position..).filter(|rest| !rest.is_empty()) {

@@ -11,6 +11,7 @@ use spin::Mutex;
 
 use super::host_memory::HostMemory;
 use crate::arch::address::{Hpa, PAGE_SIZE_BYTES};
+use crate::arch::told::{Told, display_as_told};
 
 /// Who a frame is charged to: the hypervisor (0) or a virtual machine.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -51,6 +52,26 @@ pub enum FrameError {
     /// The owner has no quota: its number is beyond the table.
     UnknownOwner(Owner),
 }
+
+impl FrameError {
+    pub(crate) const fn told(&self) -> Told {
+        match *self {
+            Self::PoolExhausted { capacity, order } => {
+                Told::two("no run left in a pool of", capacity as u64, order as u64)
+            }
+            Self::QuotaExceeded { owner, quota } => Told::two(
+                "quota exceeded of owner",
+                owner.number() as u64,
+                quota as u64,
+            ),
+            Self::UnknownOwner(owner) => Told::one("no quota for owner", owner.number() as u64),
+        }
+    }
+}
+
+display_as_told!(FrameError);
+
+impl core::error::Error for FrameError {}
 
 /// A run of 2^order zeroed, naturally aligned frames: the only right to use them.
 #[must_use = "a dropped run is lost to the pool"]

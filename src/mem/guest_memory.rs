@@ -30,6 +30,13 @@ pub trait GuestMemory {
     /// When any part is not the guest's writable memory; nothing past that part is written.
     fn write(&self, at: Gpa, from: &[u8]) -> Result<(), GuestMemoryError>;
 
+    /// Stores `new` to a naturally aligned quadword if that is `current`, atomically; whether it was.
+    ///
+    /// # Errors
+    ///
+    /// When it is not the guest's writable memory; nothing is written.
+    fn compare_exchange(&self, at: Gpa, current: u64, new: u64) -> Result<bool, GuestMemoryError>;
+
     /// Reads one little-endian quadword.
     ///
     /// # Errors

@@ -26,6 +26,10 @@ pub trait HostMemory {
     /// Clears the bits that are 0 in `mask`, atomically against hardware; returns the old value.
     fn fetch_and64(&self, at: Hpa, mask: u64) -> u64;
 
+    /// Stores `new` if the 64 bits are `current`, atomically against hardware and processors;
+    /// returns what they were.
+    fn compare_exchange64(&self, at: Hpa, current: u64, new: u64) -> u64;
+
     /// Copies bytes out of memory. Each aligned quadword is loaded once.
     fn copy_from(&self, at: Hpa, into: &mut [u8]);
 

@@ -1,6 +1,7 @@
 //! The platform seam: time, interrupts, and the switch that silences a device.
 
 use crate::arch::id::SourceId;
+use crate::arch::interrupt::Interrupt;
 
 /// What the library asks of the platform beside memory.
 pub trait Platform {
@@ -16,6 +17,22 @@ pub trait Platform {
     ///
     /// `unit` is the number given when the virtual machine was created.
     fn deliver_interrupt(&self, unit: u32, address: u64, data: u32);
+
+    /// The interrupt that stands on the machine for one that the guest behind the virtual unit `unit`
+    /// asks its device to raise: for a guest that owns its processors and their vectors the same one,
+    /// otherwise one that the hypervisor handles, and hands on to the guest. `None` blocks it: the
+    /// guest must not reach the destination, or there is no vector left.
+    ///
+    /// It is fixed or lowest-priority and has a vector of 16 to 254, or is an NMI if the machine's
+    /// policy allows that; the answer has to be such an interrupt, too. It is asked again whenever
+    /// the guest changes the entry, and must then answer the same for the same interrupt unless the
+    /// route has changed.
+    ///
+    /// Without an implementation, there are no routes: every interrupt is blocked.
+    fn route_interrupt(&self, unit: u32, interrupt: &Interrupt) -> Option<Interrupt> {
+        _ = (unit, interrupt);
+        None
+    }
 
     /// Turns bus mastering of a physical function on or off (PCI command register, bit 2).
     /// Used to silence a device that hardware could not be made to forget.

@@ -68,6 +68,13 @@ impl HostMemory for TestHypervisor {
         self.write64(at, old & mask);
         old
     }
+    fn compare_exchange64(&self, at: Hpa, current: u64, new: u64) -> u64 {
+        let old = self.read64(at);
+        if old == current {
+            self.write64(at, new);
+        }
+        old
+    }
     fn copy_from(&self, at: Hpa, into: &mut [u8]) {
         let mut last = (None, 0);
         for (address, byte) in (at.as_u64()..).zip(into) {

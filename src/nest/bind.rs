@@ -12,13 +12,19 @@
 //! A change of a bound entry reserves all that the new one needs before the old one is touched.
 //! Nothing that the old entry used is reused before hardware has confirmed its invalidation.
 
+use heapless::Vec;
+
+use crate::arch::descriptor::Descriptor;
 use crate::arch::features::TableFeatures;
-use crate::arch::id::Pasid;
+use crate::arch::id::{Pasid, SourceId};
+use crate::arch::interrupt::InterruptIndex;
 use crate::arch::pasid::PasidEntry;
 use crate::mem::{Hypervisor, Owner, Registers};
 use crate::nest::backend::{Target, nested};
 use crate::nest::device::{DeviceList, Quarantine};
+use crate::nest::device_tlb;
 use crate::nest::domain::{DomainKind, DomainSlot, DomainTable};
+use crate::nest::interrupt::MachineInterrupts;
 use crate::nest::invalidate::{Forwarding, is_transient};
 use crate::nest::machine::MachineConfig;
 use crate::nest::memory::MachineMemory;
@@ -26,10 +32,11 @@ use crate::nest::offer::Offer;
 use crate::nest::reserve::Reserved;
 use crate::nest::shadows::Shadows;
 use crate::nest::statistics::MachineStatistics;
-use crate::unit::{QueueError, Ticket, Unit, UnitError};
+use crate::unit::{QueueError, StormLimit, Ticket, Unit, UnitError};
 use crate::viommu::KeyedHash;
 use crate::viommu::host::{
-    BindError, Desired, DeviceHandle, GuestInvalidation, Host, HostState, PageRange, Progress,
+    BindError, Desired, DeviceHandle, GuestInterrupt, GuestInvalidation, Host, HostState,
+    InterruptError, PageRange, Progress,
 };
 
 /// The whole input range of a table.
@@ -146,7 +153,11 @@ pub(super) struct HostSide<const DEVICES: usize, const DOMAINS: usize, const SHA
     pub(super) domains: DomainTable<DOMAINS>,
     pub(super) shadows: Shadows<SHADOWS>,
     pub(super) forwarding: Forwarding,
+    pub(super) interrupts: MachineInterrupts,
     pub(super) reservation: Option<Reservation>,
+    pub(super) storm_limit: StormLimit,
+    /// Devices whose faults hardware does not record for the time being.
+    pub(super) silenced_devices: usize,
     pub(super) statistics: MachineStatistics,
 }
 
@@ -165,7 +176,10 @@ impl<const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize>
             domains: DomainTable::vacant(),
             shadows: Shadows::new(),
             forwarding: Forwarding::new(),
+            interrupts: MachineInterrupts::vacant(),
             reservation: None,
+            storm_limit: StormLimit::DEFAULT,
+            silenced_devices: 0,
             statistics: MachineStatistics::NONE,
         }
     }
@@ -183,6 +197,8 @@ impl<const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize>
             .start(KeyedHash::new(config.hash_seed).another(19));
         self.forwarding = Forwarding::new();
         self.reservation = None;
+        self.storm_limit = config.policy.storm_limit;
+        self.silenced_devices = 0;
         self.statistics = MachineStatistics::NONE;
     }
 }
@@ -232,10 +248,9 @@ impl<
                 .side
                 .devices
                 .get(device)
-                .ok()
-                .map(|device| device.config.source_id);
+                .map_or(SourceId::from_u16(0), |device| device.config.source_id);
             log::warn!(
-                "machine {}: device {source_id:?} PASID {pasid} blocked: {error}",
+                "machine {}: {source_id} PASID {pasid} blocked: {error}",
                 self.side.number
             );
         }
@@ -261,6 +276,18 @@ impl<
         Ok(progress)
     }
 
+    fn interrupt_entries(&self) -> u32 {
+        self.interrupt_count()
+    }
+
+    fn set_interrupt_entry(
+        &mut self,
+        index: InterruptIndex,
+        desired: Option<&GuestInterrupt>,
+    ) -> Result<(), InterruptError> {
+        self.follow_guest_interrupt(index, desired)
+    }
+
     fn deliver_interrupt(&mut self, address: u64, data: u32) {
         self.h.deliver_interrupt(self.side.number, address, data);
     }
@@ -275,6 +302,13 @@ impl<
     const SHADOWS: usize,
 > HostPort<'a, H, R, DEVICES, DOMAINS, SHADOWS>
 {
+    /// Pauses the processor in a call that waits for hardware.
+    pub(super) fn pause(&mut self) {
+        let pauses = &mut self.side.statistics.pauses;
+        *pauses = pauses.wrapping_add(1);
+        self.h.pause();
+    }
+
     /// The physical unit that a device is behind.
     pub(super) fn unit_of(&self, device: DeviceHandle) -> Result<(u8, &'a Unit<R>), BindError> {
         let index = self.side.devices.get(device)?.config.unit;
@@ -341,7 +375,7 @@ impl<
             return Ok(Progress::Done);
         }
         if let Some(next) = self.take_reservation(device, pasid) {
-            let keeps = wanted == Ok(Some(next.target))
+            let keeps = matches!(&wanted, Ok(Some(target)) if *target == next.target)
                 && self.side.domains.get(next.domain).is_some_and(|domain| {
                     // Others may have been bound during the wait.
                     !self.conflicts(device, pasid, domain.id, &next.target)
@@ -467,17 +501,23 @@ impl<
         pasid: Pasid,
         bound: &mut Bound,
     ) -> Result<Progress, QueueError> {
-        let (Ok((_, unit)), Some(domain)) =
-            (self.unit_of(device), self.side.domains.get(bound.domain))
-        else {
+        let (Ok((_, unit)), Ok(assigned), Some(domain)) = (
+            self.unit_of(device),
+            self.side.devices.get(device),
+            self.side.domains.get(bound.domain),
+        ) else {
             return Ok(Progress::Done);
         };
         if let Confirmation::Owed(since) = bound.confirmation {
-            let Ok(assigned) = self.side.devices.get(device) else {
-                return Ok(Progress::Done);
-            };
-            let submitted = unit.invalidate_entry(self.h, &assigned.tables, pasid, domain.id);
-            match submitted {
+            let owed = unit.entry_invalidation(&assigned.tables, pasid, domain.id);
+            // The device refills its TLB from the unit's caches, so it comes last.
+            let device_tlb = device_tlb::of_entry(unit, assigned, pasid);
+            let mut batch = Vec::<Descriptor, 5>::new();
+            for descriptor in owed.into_iter().chain(device_tlb.into_iter().flatten()) {
+                // There is room for five.
+                _ = batch.push(descriptor);
+            }
+            match unit.submit(self.h, &batch) {
                 Ok(ticket) => bound.confirmation = Confirmation::Submitted(ticket),
                 // Others fill the queue; hardware empties it, or stops altogether.
                 Err(error) if is_transient(&error) && !self.is_late(unit, since.nanoseconds()) => {
@@ -497,7 +537,7 @@ impl<
 
     /// Whether something owed since a moment has waited longer than the unit's time-out.
     pub(super) fn is_late(&self, unit: &Unit<R>, since: u64) -> bool {
-        self.h.now_nanoseconds().saturating_sub(since) > unit.config().timeout_nanoseconds
+        self.h.now_nanoseconds().saturating_sub(since) > unit.submission_timeout()
     }
 
     /// Publishes a reserved entry.
@@ -640,7 +680,7 @@ impl<
         let assigned = self.side.devices.get_mut(device)?;
         let source_id = assigned.config.source_id;
         if matches!(assigned.quarantine, Quarantine::Unconfirmed) {
-            match unit.block_device(self.h, &assigned.tables) {
+            match unit.forget_device(self.h, &assigned.tables) {
                 Ok(ticket) => assigned.quarantine = Quarantine::Confirming(ticket),
                 Err(error) => {
                     log::error!("machine {}: {source_id}: {error}", self.side.number);
@@ -706,10 +746,14 @@ impl<
             if let Some(unit) = self.units.get(usize::from(index)) {
                 // The device stays cut off whatever comes of it; a retry asks.
                 match unit.block_device(self.h, &assigned.tables) {
+                    // Its own TLB is not asked now: it may be what did not answer.
+                    Ok(_) if assigned.tables.device_tlb().is_some() => {}
                     Ok(ticket) => assigned.quarantine = Quarantine::Confirming(ticket),
                     Err(error) => log::error!("{source_id}: {error}"),
                 }
             }
+            self.drop_device_tlb(device);
+            self.clear_interrupts_of(device);
             self.h.set_bus_master(source_id, false);
             self.side.statistics.quarantines = self.side.statistics.quarantines.wrapping_add(1);
             log::error!("machine {}: {source_id} is quarantined", self.side.number);
@@ -754,9 +798,9 @@ mod tests {
                 each(size_of::<VirtualMachine<1, 1, 1001, 1>>()),
                 each(size_of::<VirtualMachine<1, 1, 1, 1001>>()),
             ),
-            (240, 124, 24, 416)
+            (320, 124, 24, 416)
         );
-        assert!(one <= 14 << 10, "{one}");
+        assert!(one <= 18 << 10, "{one}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! One assigned device: its names on both sides and its tables on the physical unit.
 
 use crate::arch::id::SourceId;
-use crate::unit::{DeviceTables, Ticket, UnitError};
+use crate::unit::discovery::{Aliases, IsolationGroup, RequesterIds, ReservedRegion};
+use crate::unit::{DeviceTables, DeviceTlb, FaultRate, Ticket, UnitError};
 use crate::viommu::host::{BindError, DeviceHandle};
 
 /// Whether assignment may go on without interrupt remapping (G1).
@@ -17,11 +18,71 @@ pub enum InterruptIsolation {
     WaivedByEmbedder,
 }
 
+/// Whether a device may use Address Translation Services: ask for translations, keep them in a TLB of
+/// its own, and send requests with addresses that it takes to be translated (§4, G22).
+///
+/// Hardware does not check the address of a translated request: such a device can reach all of
+/// the host's memory if it lies, and keep what it was told to forget. The guest has no say in this,
+/// whatever its tables say; it is shown device-TLBs by [`Policy::device_tlbs`](crate::nest::Policy).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AddressTranslation {
+    /// It may not: its translation requests and translated requests are blocked.
+    #[default]
+    Off,
+    /// It may, because firmware vouches for it: a device of the SoC that `SATC` lists (§8.8).
+    FirmwareListed(DeviceTlb),
+    /// It may, because the embedder trusts it for reasons of its own, and with it whoever can program
+    /// or replace its firmware.
+    TrustedByEmbedder(DeviceTlb),
+}
+
+impl AddressTranslation {
+    /// The device's TLB, if it may use one.
+    pub const fn device_tlb(&self) -> Option<DeviceTlb> {
+        match *self {
+            Self::Off => None,
+            Self::FirmwareListed(device_tlb) | Self::TrustedByEmbedder(device_tlb) => {
+                Some(device_tlb)
+            }
+        }
+    }
+}
+
+/// How the embedder knows that hardware keeps the device apart from those of others (R36).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Isolation {
+    /// By its [group](crate::unit::discovery::isolation_group): assignment is refused while another
+    /// member of it is attached that is not this machine's.
+    Group(IsolationGroup),
+    /// The embedder answers for it: other members of the group, if it is split, may reach what this
+    /// device reaches, and this device what they reach.
+    AssertedByEmbedder,
+}
+
+/// What becomes of a device for which firmware reserves memory (§8.4), as its unit
+/// [knows](crate::unit::ReservedDevice::track).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ReservedMemoryUse {
+    /// It is not assigned.
+    #[default]
+    Refused,
+    /// It is assigned, if the machine's memory has each region at its own address, readable and
+    /// writable. It stays there until the device has left; the guest has to be told of it.
+    MappedInMachine,
+}
+
 /// What to assign.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DeviceConfig {
     /// The source-id that the physical unit sees.
     pub source_id: SourceId,
+    /// Other source-ids under which the device's requests may arrive, as
+    /// [`requester_ids`](crate::unit::discovery::requester_ids) finds them.
+    pub aliases: Aliases,
+    /// See [`Isolation`].
+    pub isolation: Isolation,
+    /// See [`ReservedMemoryUse`].
+    pub reserved_memory: ReservedMemoryUse,
     /// The source-id under which the guest knows the device.
     pub guest_source_id: SourceId,
     /// Index of the physical unit that covers the device.
@@ -33,6 +94,38 @@ pub struct DeviceConfig {
     pub pasid_bits: u8,
     /// See [`InterruptIsolation`].
     pub interrupts: InterruptIsolation,
+    /// See [`AddressTranslation`]. The embedder switches ATS on in the device after it is assigned,
+    /// and off before it is taken away (§4.5).
+    pub address_translation: AddressTranslation,
+}
+
+impl DeviceConfig {
+    /// A device without aliases, PASIDs, a TLB of its own and reserved memory. What cannot be left to a
+    /// default is asked for.
+    pub const fn new(
+        source_id: SourceId,
+        guest_source_id: SourceId,
+        unit: u8,
+        interrupts: InterruptIsolation,
+        isolation: Isolation,
+    ) -> Self {
+        Self {
+            source_id,
+            aliases: Aliases::NONE,
+            isolation,
+            reserved_memory: ReservedMemoryUse::Refused,
+            guest_source_id,
+            unit,
+            pasid_bits: 0,
+            interrupts,
+            address_translation: AddressTranslation::Off,
+        }
+    }
+
+    /// All source-ids of the device.
+    pub fn requesters(&self) -> RequesterIds {
+        RequesterIds::with_aliases(self.source_id, &self.aliases)
+    }
 }
 
 /// Why a device was not assigned. Nothing has changed then.
@@ -47,8 +140,32 @@ pub enum AssignError {
     UnknownUnit(u8),
     /// The source-id is assigned already, on the host's or the guest's side.
     InUse(SourceId),
+    /// Hardware does not keep the device apart from another that is not this machine's.
+    SplitGroup {
+        /// The physical source-id of the device.
+        source_id: SourceId,
+        /// The other.
+        member: SourceId,
+    },
+    /// Firmware reserves memory for the device, and the embedder did not ask for it all the same.
+    ReservedMemory {
+        /// The physical source-id.
+        source_id: SourceId,
+        /// The memory.
+        region: ReservedRegion,
+    },
+    /// The machine's memory has not all of a region that firmware reserves for the device at its own
+    /// address, readable and writable.
+    ReservedMemoryNotMapped {
+        /// The physical source-id.
+        source_id: SourceId,
+        /// The memory.
+        region: ReservedRegion,
+    },
     /// The unit does not remap interrupts and the embedder did not waive it.
     InterruptRemappingMissing(SourceId),
+    /// The unit of this index has no device-TLBs (`ECAP.DT`), which the device is to use.
+    NoDeviceTlbs(u8),
     /// The unit of this index cannot nest, which the machine's bindings are made by.
     UnitCannotNest(u8),
     /// The unit or the device carries fewer bits of a PASID than the machine's guest was shown.
@@ -76,11 +193,36 @@ pub(super) struct AssignedDevice {
     pub(super) config: DeviceConfig,
     pub(super) tables: DeviceTables,
     pub(super) quarantine: Quarantine,
+    /// It has to forget everything that its own TLB holds, with the next submission.
+    pub(super) owes_device_tlb: bool,
+    pub(super) storm: Storm,
 }
 
 impl AssignedDevice {
     pub(super) const fn is_quarantined(&self) -> bool {
         !matches!(self.quarantine, Quarantine::None)
+    }
+
+    /// Whether it has a TLB of its own and is expected to answer.
+    pub(super) const fn is_tlb_in_use(&self) -> bool {
+        self.tables.device_tlb().is_some() && !self.is_quarantined()
+    }
+}
+
+/// How often a device faults, and what was done about it.
+#[derive(Debug)]
+pub(super) struct Storm {
+    pub(super) rate: FaultRate,
+    /// Hardware records no faults of it.
+    pub(super) is_silenced: bool,
+}
+
+impl Storm {
+    pub(super) const fn new() -> Self {
+        Self {
+            rate: FaultRate::new(),
+            is_silenced: false,
+        }
     }
 }
 
@@ -134,11 +276,8 @@ impl<const N: usize> DeviceList<N> {
             .filter_map(|(index, device)| Some((DeviceHandle::new(index as u16), device.as_ref()?)))
     }
 
-    /// A handle that is free.
-    pub(super) fn free_handle(&self) -> Result<DeviceHandle, AssignError> {
-        let free = self.slots.iter().position(Option::is_none);
-        free.map(|index| DeviceHandle::new(index as u16))
-            .ok_or(AssignError::Full { capacity: N })
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut AssignedDevice> {
+        self.slots.iter_mut().flatten()
     }
 
     pub(super) fn insert(&mut self, handle: DeviceHandle, device: AssignedDevice) {

@@ -5,25 +5,20 @@
 //! tables in software. What those tables do not explain is the hypervisor's business, or a race
 //! with a change that came after the request.
 
+use core::fmt;
+
 use crate::arch::address::{Gpa, Iova};
 use crate::arch::capability::Capability;
 use crate::arch::fault::FaultReason;
-use crate::arch::id::{Pasid, SourceId};
-use crate::arch::register::{FaultRecord, RequestType};
-use crate::arch::second_stage::Rights;
+use crate::arch::id::SourceId;
+use crate::arch::register::FaultRecord;
 use crate::paging::walk::Access;
 
 /// A hardware fault that is not the guest's: what the hypervisor's handler gets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HostFault {
-    /// Physical source-id of the request.
-    pub source_id: SourceId,
-    /// PASID of the request, if it had one.
-    pub pasid: Option<Pasid>,
-    /// Page address of the request.
-    pub address: Iova,
-    /// Hardware's reason code.
-    pub reason_code: u8,
+    /// What hardware recorded; with a PASID only if the request had one.
+    pub record: FaultRecord,
     /// Why it is not the guest's.
     pub cause: HostFaultCause,
 }
@@ -39,8 +34,50 @@ pub enum HostFaultCause {
         /// Where the guest's tables lead.
         address: Gpa,
     },
-    /// The reason code is not one that a DMA request causes.
+    /// The guest's interrupt remapping is off: its device sent a message that the hypervisor has not
+    /// given it.
+    InterruptRemappingOff,
+    /// The reason code is not one that a guest's device can cause.
     UnknownReason,
+}
+
+impl fmt::Display for HostFaultCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TranslationOff => {
+                f.write_str("the guest's translation is off, and its machine has no such address")
+            }
+            Self::MachineMemory { address } => write!(
+                f,
+                "the guest's tables lead to {address}, to which the machine has other rights"
+            ),
+            Self::InterruptRemappingOff => f.write_str(
+                "the guest does not remap interrupts, and its device was given no such message",
+            ),
+            Self::UnknownReason => f.write_str("no request causes that"),
+        }
+    }
+}
+
+impl fmt::Display for HostFault {
+    /// One line for people: what was blocked, and why it is the hypervisor's.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.record, self.cause)
+    }
+}
+
+impl fmt::Display for FaultOutcome {
+    /// One clause for people, to follow what the fault was.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Guest {
+                source_id, reason, ..
+            } => write!(f, "the guest sees {source_id} with {reason}"),
+            Self::Host(fault) => write!(f, "the hypervisor's: {}", fault.cause),
+            Self::Ignored => f.write_str("one of too many, counted only"),
+            Self::NotOfThisMachine => f.write_str("of no device of this machine"),
+        }
+    }
 }
 
 /// Where a hardware fault went.
@@ -57,35 +94,11 @@ pub enum FaultOutcome {
     },
     /// It is the hypervisor's.
     Host(HostFault),
+    /// It is one of too many of its device ([`Policy::storm_limit`](crate::nest::Policy)) and was
+    /// counted only.
+    Ignored,
     /// No device of this machine has the source-id.
     NotOfThisMachine,
-}
-
-/// The access that a fault record describes.
-pub(super) fn access_of(record: &FaultRecord) -> Access {
-    let rights = match record.request() {
-        RequestType::Write => Rights::WRITE,
-        RequestType::Read => Rights::READ,
-        RequestType::Atomic | RequestType::PageRequest => Rights::READ_WRITE,
-    };
-    Access {
-        rights,
-        privileged: record.is_privileged(),
-    }
-}
-
-/// The PASID that the request carried.
-///
-/// `PP` is reserved without `ECAP.PASID`, yet emulated units set it, with `RID_PASID` as the PASID,
-/// for requests without one. Entries of this library have `RID_PASID` 0, and a request that does
-/// carry that value gets no further than SCT.9.
-pub(super) fn pasid_of(record: &FaultRecord, has_pasid: bool) -> Option<Pasid> {
-    let is_carried = |pasid: &Pasid| {
-        *pasid != Pasid::ZERO || record.reason_code() == FaultReason::PasidEqualsRidPasid.code()
-    };
-    record
-        .pasid()
-        .filter(|pasid| has_pasid && is_carried(pasid))
 }
 
 /// What a reason says of the address that the device sent.
@@ -140,6 +153,7 @@ pub(super) const fn outside_machine(access: Access, legacy: bool) -> FaultReason
 mod tests {
     use super::*;
     use crate::arch::capability::CapabilityField;
+    use crate::arch::second_stage::Rights;
 
     // R29, §7.1.3: 05 and 06 with a legacy root, 85 and 86 in scalable mode.
     #[test]

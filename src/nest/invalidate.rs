@@ -13,6 +13,7 @@ use crate::mem::{Hypervisor, Registers};
 use crate::nest::backend::shadow::{Changes, Shadow, Synchronisation};
 use crate::nest::bind::{EVERYTHING, HostPort, owes_after_set_up};
 use crate::nest::coalesce::{Keyed, Span, Spans, SpansFull};
+use crate::nest::device_tlb;
 use crate::nest::domain::{DomainKind, DomainSlot, HostDomain};
 use crate::unit::{QueueError, Ticket};
 use crate::viommu::host::{BindError, GuestInvalidation, PageRange, Progress};
@@ -20,7 +21,7 @@ use crate::viommu::host::{BindError, GuestInvalidation, PageRange, Progress};
 /// Ranges collected before a domain is invalidated whole instead. Each is two descriptors at most.
 const COLLECTED: usize = 32;
 /// Descriptors of one batch: what was collected, or domains to invalidate whole.
-const BATCH: usize = 2 * COLLECTED;
+pub(super) const BATCH: usize = 2 * COLLECTED;
 /// Binary order from which on a block is the whole address space.
 const EVERY_PAGE: u8 = 52;
 /// Physical units one machine's devices can be behind.
@@ -30,6 +31,7 @@ pub const MAXIMUM_UNITS: usize = 8;
 #[derive(Debug)]
 pub(super) struct Forwarding {
     collected: Spans<Tag, COLLECTED>,
+    pub(super) device_tlb: device_tlb::Collected,
     in_flight: Vec<InFlight, MAXIMUM_UNITS>,
     /// Since when a full queue has kept a batch back, in nanoseconds.
     owed_since: Option<u64>,
@@ -42,6 +44,7 @@ impl Forwarding {
     pub(super) const fn new() -> Self {
         Self {
             collected: Spans::new(),
+            device_tlb: device_tlb::Collected::new(),
             in_flight: Vec::new(),
             owed_since: None,
             dropped: None,
@@ -92,6 +95,14 @@ impl Tag {
     }
 }
 
+/// What a unit is told to forget: the devices behind it are to be told, too.
+#[derive(Clone, Copy)]
+struct Taken {
+    domain_id: DomainId,
+    pasid: Option<Pasid>,
+    span: Span,
+}
+
 #[derive(Debug)]
 struct InFlight {
     unit: u8,
@@ -104,6 +115,15 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// Collects what a guest invalidation owes. [`Progress::Again`]: a shadow has no room for one
     /// more range, and a slice of what is pending for it was done instead.
     pub(super) fn forward(&mut self, what: &GuestInvalidation) -> Progress {
+        if let GuestInvalidation::DeviceTlb {
+            device,
+            requests,
+            pages,
+        } = what
+        {
+            self.collect_device_tlb(*device, *requests, pages);
+            return Progress::Done;
+        }
         self.collect_for_nested(what);
         let limit = self.side.shadow_table_limit;
         for index in 0..SHADOWS.min(usize::from(u16::MAX)) as u16 {
@@ -142,6 +162,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 pages = named;
                 (Some(domain_id), Some(pasid))
             }
+            GuestInvalidation::DeviceTlb { .. } => return,
         };
         let Some(guest) = named else {
             let is_nested = |domain: &HostDomain| matches!(domain.kind, DomainKind::Nested { .. });
@@ -302,9 +323,10 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         {
             return Ok(Progress::Again);
         }
-        // Each round confirms what is in flight and submits what fits; all domains fit in this
-        // many rounds.
-        for _ in 0..DOMAINS.div_ceil(BATCH).saturating_add(2) {
+        // Each round confirms what is in flight and submits what fits; all domains, devices, and
+        // interrupt entries behind them, fit in this many rounds.
+        let rounds = DOMAINS.saturating_add(DEVICES).div_ceil(BATCH);
+        for _ in 0..rounds.saturating_add(5) {
             if self.confirm_in_flight()? == Progress::Wait {
                 return Ok(Progress::Wait);
             }
@@ -333,13 +355,20 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                         "machine {}: invalidation not confirmed: {error}",
                         self.side.number
                     );
-                    failed = Some(flight.unit);
+                    failed = Some((flight.unit, error));
                     break;
                 }
             }
         }
-        if let Some(unit) = failed {
-            return Err(self.isolate_unit(unit));
+        if let Some((unit, error)) = failed {
+            let Some(device) = self.silent_device(unit, &error) else {
+                return Err(self.isolate_unit(unit));
+            };
+            // The unit itself answers: only that device goes, and all else is asked for again.
+            self.take_back(unit);
+            let error = self.isolate(device);
+            self.side.forwarding.dropped.get_or_insert(error);
+            return Ok(Progress::Done);
         }
         if !self.side.forwarding.in_flight.is_empty() {
             self.side.forwarding.in_flight.clear();
@@ -358,13 +387,16 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             if !strict && self.is_cut_off(unit) {
                 continue;
             }
-            let batch = self.next_batch(unit);
-            if batch.is_empty() {
-                continue;
-            }
             let Some(physical) = self.units.get(index) else {
                 continue;
             };
+            let mut batch = self.next_batch(unit);
+            let maximum_mask = physical.features().extended.maximum_handle_mask();
+            let interrupts = &mut self.side.interrupts;
+            let stale = interrupts.add_to_batch(unit, maximum_mask, &mut batch);
+            if batch.is_empty() {
+                continue;
+            }
             match physical.submit(self.h, &batch) {
                 Ok(ticket) => {
                     // One place for each unit, and all were confirmed before.
@@ -381,8 +413,8 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                         .wrapping_add(batch.len() as u64);
                 }
                 Err(error) => {
-                    // What the batch held is owed again, in the form that covers it.
-                    self.side.domains.owe_flush_of(|domain| domain.unit == unit);
+                    self.owe_all(unit);
+                    self.side.interrupts.put_back(unit, stale);
                     let now = self.h.now_nanoseconds();
                     let since = *self.side.forwarding.owed_since.get_or_insert(now);
                     if is_transient(&error) && !self.is_late(physical, since) {
@@ -408,9 +440,45 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         Ok(submitted)
     }
 
-    /// Takes what one unit is owed out of the collection, as far as a batch has room.
+    /// What a batch held is owed again, in the form that covers it.
+    fn owe_all(&mut self, unit: u8) {
+        self.side.domains.owe_flush_of(|domain| domain.unit == unit);
+        self.owe_all_device_tlbs(unit);
+    }
+
+    /// Forgets what a unit has in flight: all of it is owed again.
+    fn take_back(&mut self, unit: u8) {
+        self.side
+            .forwarding
+            .in_flight
+            .retain(|flight| flight.unit != unit);
+        for shadow in self.side.shadows.iter_mut() {
+            shadow.flush_failed(self.h);
+        }
+        self.owe_all(unit);
+        self.side.interrupts.owe_all(unit);
+    }
+
+    /// Takes what one unit is owed, and the devices behind it, out of the collection, as far as a batch
+    /// has room.
     fn next_batch(&mut self, unit: u8) -> Vec<Descriptor, BATCH> {
+        let (mut batch, taken) = self.next_of_unit(unit);
+        for &Taken {
+            domain_id,
+            pasid,
+            span,
+        } in &taken
+        {
+            self.owe_device_tlbs(unit, domain_id, pasid, span);
+        }
+        self.push_device_tlbs(unit, &mut batch);
+        batch
+    }
+
+    /// As [`next_batch`](Self::next_batch), without the devices: also what they have to follow.
+    fn next_of_unit(&mut self, unit: u8) -> (Vec<Descriptor, BATCH>, Vec<Taken, BATCH>) {
         let mut batch = Vec::new();
+        let mut taken = Vec::new();
         self.widen_beyond_mask(unit);
         let side = &mut *self.side;
         while !batch.is_full()
@@ -422,6 +490,12 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 drain_reads: true,
                 drain_writes: true,
             });
+            // As many places as in the batch.
+            _ = taken.push(Taken {
+                domain_id: id,
+                pasid: None,
+                span: Span::EVERYTHING,
+            });
             side.forwarding
                 .collected
                 .retain(|entry| entry.key.unit != unit || entry.key.domain_id != id);
@@ -430,6 +504,11 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             if entry.key.unit != unit || batch.len().saturating_add(2) > BATCH {
                 return true;
             }
+            _ = taken.push(Taken {
+                domain_id: entry.key.domain_id,
+                pasid: entry.key.pasid,
+                span: entry.span,
+            });
             let (first, second) = entry.span.blocks();
             for block in [Some(first), second].into_iter().flatten() {
                 let block = PageRange {
@@ -441,7 +520,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             }
             false
         });
-        batch
+        (batch, taken)
     }
 
     /// Has domains invalidated whole where a joined range is longer than the unit can name: an IOTLB
@@ -485,13 +564,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// stays owed, so nothing is freed before a later flush succeeds. What other units have in
     /// flight is still waited for.
     fn isolate_unit(&mut self, unit: u8) -> BindError {
-        self.side
-            .forwarding
-            .in_flight
-            .retain(|flight| flight.unit != unit);
-        for shadow in self.side.shadows.iter_mut() {
-            shadow.flush_failed(self.h);
-        }
+        self.take_back(unit);
         let mut error = BindError::Unit;
         for index in 0..DEVICES {
             let handle = crate::viommu::host::DeviceHandle::new(index as u16);
@@ -504,7 +577,6 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
                 error = self.isolate(handle);
             }
         }
-        self.side.domains.owe_flush_of(|domain| domain.unit == unit);
         error
     }
 }
@@ -529,7 +601,7 @@ fn shadow_span(what: &GuestInvalidation, own: DomainId) -> Option<Span> {
         GuestInvalidation::DomainPages { domain_id, pages } => {
             (domain_id == own).then(|| Span::named_by(&pages))
         }
-        GuestInvalidation::PasidPages { .. } => None,
+        GuestInvalidation::PasidPages { .. } | GuestInvalidation::DeviceTlb { .. } => None,
     }
 }
 

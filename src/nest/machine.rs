@@ -1,32 +1,30 @@
 //! The virtual machine: its memory, its devices, its virtual unit, and the progress of all three.
+//!
+//! Inside: messages for its devices, and what becomes of those that hardware blocked.
 
 use core::fmt;
 
 use crate::arch::address::{AddressWidth, Gpa, Hpa};
-use crate::arch::capability::{Capability, ExtendedCapability};
-use crate::arch::fault::FaultReason;
+use crate::arch::capability::ExtendedCapability;
 use crate::arch::features::TableFeatures;
-use crate::arch::register::{FaultRecord, TranslationTableMode};
 use crate::mem::{FrameChain, FrameError, Hypervisor, Owner, Registers};
-use crate::nest::bind::{HostBinding, HostPort, HostSide, owes_after_set_up};
+use crate::nest::admission::{self, reserved_within};
+use crate::nest::bind::{HostBinding, HostSide, owes_after_set_up};
 use crate::nest::device::{
-    AssignError, AssignedDevice, DeviceConfig, InterruptIsolation, Quarantine,
-};
-use crate::nest::fault::{
-    FaultOutcome, HostFault, HostFaultCause, access_of, agrees, outside_machine, pasid_of,
-    sent_addresses,
+    AssignError, AssignedDevice, DeviceConfig, InterruptIsolation, Quarantine, Storm,
 };
 use crate::nest::invalidate::MAXIMUM_UNITS;
 use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
-use crate::nest::offer::{Backend, Offer, OfferError, Policy, offer};
+use crate::nest::offer::{Backend, Offer, OfferError, OnReadOnlyMemory, Policy, offer};
 use crate::nest::statistics::MachineStatistics;
 use crate::paging::second_stage::Dismantling;
 use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig, Unmapped};
-use crate::unit::Unit;
+use crate::unit::discovery::ReservedRegion;
+use crate::unit::{Unit, UnitError};
 use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Progress};
 use crate::viommu::{
-    ConfigError, DeviceError, DeviceKind, DmaRequest, GuestFault, Poll, STATE_LEN_BYTES,
-    StateError, VirtualUnit, VirtualUnitConfig, VirtualUnitStatistics,
+    ConfigError, DeviceError, DeviceKind, Poll, STATE_LEN_BYTES, StateError, VirtualUnit,
+    VirtualUnitConfig, VirtualUnitStatistics,
 };
 
 /// Looks at hardware before a strict call gives up although the clock stands still.
@@ -65,12 +63,30 @@ pub enum MachineError {
     Offer(OfferError),
     /// The virtual unit cannot be made so.
     VirtualUnit(ConfigError),
+    /// A unit has no run of interrupt entries left that is long enough.
+    Interrupts {
+        /// Index of the unit.
+        unit: u8,
+        /// What it says.
+        error: UnitError,
+    },
     /// No frame for the second stage.
     Frames(FrameError),
     /// The range touches what no device may reach.
     Protected {
         /// The protected range.
         range: PhysicalRange,
+    },
+    /// Firmware reserves the memory for a device that the machine has.
+    ReservedMemory {
+        /// The memory.
+        region: ReservedRegion,
+    },
+    /// The memory is to be read-only, but devices would write to it
+    /// ([`OnReadOnlyMemory::Refuse`]).
+    ReadOnlyUnderErratum {
+        /// Its first guest-physical address.
+        guest: Gpa,
     },
     /// The second stage refused the change.
     Map(MapError),
@@ -91,11 +107,19 @@ impl fmt::Display for MachineError {
             }
             Self::Offer(error) => write!(f, "nothing can be offered: {error}"),
             Self::VirtualUnit(error) => write!(f, "virtual unit: {error}"),
-            Self::Frames(error) => write!(f, "no frames: {error:?}"),
+            Self::Interrupts { unit, error } => write!(f, "unit {unit}: {error}"),
+            Self::Frames(error) => write!(f, "no frames: {error}"),
             Self::Protected { range } => {
                 write!(f, "the range touches {}..{}", range.start, range.end)
             }
-            Self::Map(error) => write!(f, "second stage: {error:?}"),
+            Self::ReservedMemory { region } => {
+                let base = region.base();
+                write!(f, "a device of the machine needs reserved memory at {base}")
+            }
+            Self::ReadOnlyUnderErratum { guest } => {
+                write!(f, "read-only memory at {guest} would be written")
+            }
+            Self::Map(error) => write!(f, "second stage: {error}"),
             Self::NotConfirmed(error) => write!(f, "memory is not free to use: {error}"),
             Self::BeingDestroyed => f.write_str("the machine is being destroyed"),
             Self::InUse => f.write_str("there is a machine already"),
@@ -116,7 +140,7 @@ impl From<MapError> for MachineError {
 /// `DEVICES` assigned devices, `BINDINGS` cached PASID entries, `DOMAINS` host domain-ids and
 /// `SHADOWS` shadow tables at most.
 ///
-/// Memory: 124 bytes a binding, 240 a device, 24 a domain-id, 416 a shadow, and about 13 KiB.
+/// Memory: 124 bytes a binding, 320 a device, 24 a domain-id, 416 a shadow, and about 17 KiB.
 /// [`new`](Self::new) needs a stack that holds it while it is made: with thousands of bindings a
 /// [`MachineStore`](crate::nest::MachineStore) makes it in its place.
 ///
@@ -132,27 +156,30 @@ pub struct VirtualMachine<
     const DOMAINS: usize,
     const SHADOWS: usize,
 > {
-    memory: SecondStage<Gpa>,
+    pub(super) memory: SecondStage<Gpa>,
     /// Table pages that hardware may still use, until everything of the machine is flushed.
     unconfirmed: Option<Unmapped<Gpa>>,
     /// While the machine is destroyed: how far its second stage has been taken apart.
     dismantling: Option<Dismantling>,
     protected: ProtectedRanges,
-    virtual_unit: VirtualUnit<HostBinding, DEVICES, BINDINGS>,
-    host: HostSide<DEVICES, DOMAINS, SHADOWS>,
+    /// What becomes of read-only memory, if some unit would write to it.
+    read_only: Option<OnReadOnlyMemory>,
+    pub(super) virtual_unit: VirtualUnit<HostBinding, DEVICES, BINDINGS>,
+    pub(super) host: HostSide<DEVICES, DOMAINS, SHADOWS>,
 }
 
 /// The parts of a machine that a call works on, borrowed apart.
 macro_rules! port {
     ($machine:expr, $h:expr, $units:expr) => {
-        HostPort {
+        $crate::nest::bind::HostPort {
             side: &mut $machine.host,
             h: $h,
             units: $units,
-            memory: MachineMemory::new($h, &$machine.memory),
+            memory: $crate::nest::memory::MachineMemory::new($h, &$machine.memory),
         }
     };
 }
+pub(super) use port;
 
 impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SHADOWS: usize>
     VirtualMachine<DEVICES, BINDINGS, DOMAINS, SHADOWS>
@@ -179,6 +206,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             unconfirmed: None,
             dismantling: None,
             protected: ProtectedRanges::new(),
+            read_only: None,
             virtual_unit: VirtualUnit::vacant(),
             host: HostSide::vacant(),
         }
@@ -221,17 +249,27 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             leaves_1gib: all(|features| features.second_stage_1gib),
             flush: !units.iter().all(Unit::snoops_second_stage),
         };
-        self.memory =
-            SecondStage::new(h, config.owner, second_stage).map_err(MachineError::Frames)?;
-        log::info!(
-            "machine {}: back end {}",
-            config.number,
-            shown.backend.name()
-        );
+        self.host
+            .interrupts
+            .start(h, units, config.owner, &config.policy)
+            .map_err(|(unit, error)| MachineError::Interrupts { unit, error })?;
+        self.memory = match SecondStage::new(h, config.owner, second_stage) {
+            Ok(memory) => memory,
+            Err(error) => {
+                // None was used, so hardware need not be asked.
+                _ = self.host.interrupts.release(h, units);
+                return Err(MachineError::Frames(error));
+            }
+        };
+        log::info!("machine {}: back end {}", config.number, shown.backend);
         self.unconfirmed = None;
         self.dismantling = None;
         self.host.start(&config, shown);
         self.protected = config.protected;
+        let has_erratum = |unit: &Unit<R>| unit.config().errata.avoids_read_only_under_nesting();
+        let nests = self.host.offer.backend == Backend::Nested;
+        self.read_only =
+            (nests && units.iter().any(has_erratum)).then_some(config.policy.on_read_only_memory);
         Ok(())
     }
 
@@ -251,7 +289,8 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
     }
 
     /// Gives the machine memory, or a device's registers: `len_bytes` from `guest` on lead to
-    /// `host`.
+    /// `host`. Read-only memory is left out, or refused, where hardware would write to it all the
+    /// same ([`Policy::on_read_only_memory`]).
     ///
     /// # Errors
     ///
@@ -272,6 +311,10 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         if let Some(protected) = self.protected.overlapped_by(&range) {
             return Err(MachineError::Protected { range: *protected });
         }
+        self.memory.check_mapping(guest, host, len_bytes, rights)?;
+        if !rights.write && self.leaves_out_read_only(guest)? {
+            return Ok(());
+        }
         self.memory.map(h, guest, host, len_bytes, rights)?;
         // A shadow leads nowhere yet where the guest's table already leads to the range.
         let is_shadowed = self.host.shadows.iter().next().is_some();
@@ -279,6 +322,24 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             self.flush_everything(h, units)?;
         }
         Ok(())
+    }
+
+    /// Whether read-only memory at an address stays unmapped, because devices would write to it.
+    fn leaves_out_read_only(&mut self, guest: Gpa) -> Result<bool, MachineError> {
+        match self.read_only {
+            None => Ok(false),
+            Some(OnReadOnlyMemory::Refuse) => Err(MachineError::ReadOnlyUnderErratum { guest }),
+            Some(OnReadOnlyMemory::LeaveOut) => {
+                let left_out = &mut self.host.statistics.read_only_left_out;
+                *left_out = left_out.wrapping_add(1);
+                log::warn!(
+                    "machine {}: read-only memory at {guest} is left out: nested updates ignore \
+                     read-only on this platform",
+                    self.host.number
+                );
+                Ok(true)
+            }
+        }
     }
 
     /// Takes memory away. When it returns, no device of the machine can reach it any more.
@@ -295,6 +356,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         guest: Gpa,
         len_bytes: u64,
     ) -> Result<(), MachineError> {
+        if let Some(region) = reserved_within(units, &self.host.devices, guest, len_bytes) {
+            return Err(MachineError::ReservedMemory { region });
+        }
         let unmapped = self.memory.unmap(h, guest, len_bytes)?;
         match &mut self.unconfirmed {
             Some(before) => before.merge(h, unmapped),
@@ -331,28 +395,34 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         port.side.domains.owe_flush_of(|_| true);
         // Everything joins whatever is pending, so there is room for it.
         _ = port.forward(&GuestInvalidation::All);
+        self.complete_strictly(h, units)
+            .map_err(MachineError::NotConfirmed)?;
+        if let Some(unmapped) = self.unconfirmed.take() {
+            unmapped.settle(h);
+        }
+        Ok(())
+    }
+
+    /// Waits until hardware has confirmed all that is collected.
+    pub(super) fn complete_strictly<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+    ) -> Result<(), BindError> {
+        let mut port = port!(self, h, units);
         for _ in 0..MAXIMUM_LOOKS {
-            match port
-                .complete_forwarded(true)
-                .map_err(MachineError::NotConfirmed)?
-            {
+            match port.complete_forwarded(true)? {
+                Progress::Done if port.confirm_device_tlbs()? == Progress::Wait => port.pause(),
                 // A shadow that could not be brought in step is empty, which is safe.
                 Progress::Done => {
                     port.side.forwarding.dropped = None;
-                    if let Some(unmapped) = self.unconfirmed.take() {
-                        unmapped.settle(h);
-                    }
                     return Ok(());
                 }
                 Progress::Again => {}
-                Progress::Wait => {
-                    let pauses = &mut port.side.statistics.pauses;
-                    *pauses = pauses.wrapping_add(1);
-                    h.pause();
-                }
+                Progress::Wait => port.pause(),
             }
         }
-        Err(MachineError::NotConfirmed(BindError::Unit))
+        Err(BindError::Unit)
     }
 
     /// Assigns a device: its tables are made, and its requests are bound as the guest's unit says
@@ -371,8 +441,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             .get(usize::from(config.unit))
             .filter(|_| usize::from(config.unit) < MAXIMUM_UNITS)
             .ok_or(AssignError::UnknownUnit(config.unit))?;
-        if config.interrupts == InterruptIsolation::Required {
-            // Until the library drives interrupt remapping, no unit has it on.
+        if config.interrupts == InterruptIsolation::Required && !unit.remaps_interrupts() {
             return Err(AssignError::InterruptRemappingMissing(config.source_id));
         }
         if self.dismantling.is_some() {
@@ -384,30 +453,43 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         }) {
             return Err(AssignError::InUse(config.source_id));
         }
-        let handle = self.host.devices.free_handle()?;
+        if self.virtual_unit.has_device(config.guest_source_id) {
+            return Err(AssignError::InUse(config.guest_source_id));
+        }
+        let handle = self
+            .free_handle()
+            .ok_or(AssignError::Full { capacity: DEVICES })?;
         let pasid_bits = self.pasid_bits_for(unit, &config)?;
-        let tables = unit
-            .attach_device(h, self.host.owner, config.source_id, pasid_bits)
-            .map_err(AssignError::Unit)?;
+        let device_tlb = config.address_translation.device_tlb();
+        if device_tlb.is_some() && !unit.has_device_tlbs() {
+            return Err(AssignError::NoDeviceTlbs(config.unit));
+        }
+        admission::check_group(h, units, &self.host.devices, &config)?;
+        admission::check_reserved_memory(h, unit, &self.memory, &config)?;
+        let (owner, requesters) = (self.host.owner, config.requesters());
+        let attached = unit.attach_requesters(h, owner, &requesters, pasid_bits, device_tlb);
+        let tables = attached.map_err(AssignError::Unit)?;
         self.host.devices.insert(
             handle,
             AssignedDevice {
                 config,
                 tables,
                 quarantine: Quarantine::None,
+                owes_device_tlb: false,
+                storm: Storm::new(),
             },
         );
-        if self
-            .virtual_unit
-            .add_device(
-                handle,
-                config.guest_source_id,
-                DeviceKind::Assigned { pasid_bits },
-            )
-            .is_err()
-        {
+        // Another processor may have let another member of the group in meanwhile.
+        let entered =
+            admission::check_group(h, units, &self.host.devices, &config).and_then(|()| {
+                let kind = DeviceKind::Assigned { pasid_bits };
+                self.virtual_unit
+                    .add_device(handle, config.guest_source_id, kind)
+                    .map_err(|_| AssignError::VirtualUnit)
+            });
+        if let Err(error) = entered {
             self.withdraw_tables(h, units, handle);
-            return Err(AssignError::VirtualUnit);
+            return Err(error);
         }
         log::info!(
             "machine {}: {} assigned as {}",
@@ -416,6 +498,12 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             config.guest_source_id
         );
         Ok(handle)
+    }
+
+    /// A place of the device table that neither side uses. A device in quarantine keeps its own.
+    pub(super) fn free_handle(&self) -> Option<DeviceHandle> {
+        self.virtual_unit
+            .free_handle(|handle| self.host.devices.get(handle).is_err())
     }
 
     /// The width of PASIDs that a device is let use: all that the guest was shown, or none.
@@ -475,6 +563,10 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             // The virtual unit has let go of it in an earlier call; its tables are still there.
             Err(_) => {}
         }
+        let mut port = port!(self, h, units);
+        if !port.withdraw_interrupts(handle) {
+            return Err(port.isolate(handle));
+        }
         if !self.withdraw_tables(h, units, handle) {
             return Err(BindError::Quarantined { source_id });
         }
@@ -526,6 +618,10 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         }
         if result != Ok(Progress::Done) {
             return result;
+        }
+        if let Err(error) = self.host.interrupts.release(h, units) {
+            log::error!("machine {}: {error}", self.host.number);
+            return Err(BindError::Unit);
         }
         // All units have forgotten all devices of the machine, and their domain-ids with them.
         self.host.shadows.retire_all(h, |_| true);
@@ -637,120 +733,8 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         units: &[Unit<R>],
         budget: u32,
     ) -> Poll {
+        self.end_silences(h, units);
         self.virtual_unit.poll(&mut port!(self, h, units), budget)
-    }
-
-    /// Routes a fault that a physical unit recorded: explains it by the guest's tables and records
-    /// it in the guest's unit, or gives it back as the hypervisor's.
-    pub fn handle_fault<H: Hypervisor, R: Registers>(
-        &mut self,
-        h: &H,
-        units: &[Unit<R>],
-        unit: u8,
-        record: &FaultRecord,
-    ) -> FaultOutcome {
-        let device = self.host.devices.iter().find(|(_, device)| {
-            device.config.unit == unit && device.config.source_id == record.source_id()
-        });
-        let Some((_, device)) = device else {
-            return FaultOutcome::NotOfThisMachine;
-        };
-        let guest_source_id = device.config.guest_source_id;
-        let access = access_of(record);
-        let features = units.get(usize::from(unit)).map(Unit::features);
-        let has_pasid = features.is_some_and(|features| features.extended.has_pasid());
-        let capability = features.map_or(Capability::from_bits(0), |features| features.capability);
-        let pasid = pasid_of(record, has_pasid);
-        let host = |cause| {
-            FaultOutcome::Host(HostFault {
-                source_id: record.source_id(),
-                pasid,
-                address: record.address(),
-                reason_code: record.reason_code(),
-                cause,
-            })
-        };
-        let request = DmaRequest {
-            source_id: guest_source_id,
-            pasid,
-            address: record.address(),
-            access,
-            execute: record.is_execute(),
-        };
-        let outcome = match self.explain(h, request, record.reason_code(), capability) {
-            Ok(fault) => {
-                self.virtual_unit
-                    .record_fault(&fault, &mut port!(self, h, units));
-                FaultOutcome::Guest {
-                    source_id: guest_source_id,
-                    reason: fault.reason,
-                    address: record.address(),
-                }
-            }
-            Err(cause) => host(cause),
-        };
-        let statistics = &mut self.host.statistics;
-        match outcome {
-            FaultOutcome::Guest { .. } => {
-                statistics.faults_to_guest = statistics.faults_to_guest.wrapping_add(1)
-            }
-            _ => statistics.faults_to_host = statistics.faults_to_host.wrapping_add(1),
-        }
-        outcome
-    }
-
-    /// The fault that a guest sees for a request that hardware, with this capability register,
-    /// blocked for a reason. The request's address is the recorded one.
-    fn explain<H: Hypervisor>(
-        &mut self,
-        h: &H,
-        mut request: DmaRequest,
-        reason_code: u8,
-        capability: Capability,
-    ) -> Result<GuestFault, HostFaultCause> {
-        if !self.virtual_unit.is_translating() {
-            return Err(HostFaultCause::TranslationOff);
-        }
-        let hardware = FaultReason::from_code(reason_code).ok_or(HostFaultCause::UnknownReason)?;
-        let memory = MachineMemory::new(h, &self.memory);
-        let (mut walked, mut disabled) = self.virtual_unit.walk(&memory, &request);
-        if !agrees(hardware, walked.err().map(|fault| fault.reason)) {
-            // Hardware may have seen more of the address than it recorded.
-            for address in sent_addresses(request.address, capability) {
-                let sent = DmaRequest { address, ..request };
-                let (found, disables) = self.virtual_unit.walk(&memory, &sent);
-                if agrees(hardware, found.err().map(|fault| fault.reason)) {
-                    (walked, disabled, request) = (found, disables, sent);
-                    break;
-                }
-            }
-        }
-        let translation = match walked {
-            Err(fault) => return Ok(fault),
-            Ok(translation) => translation,
-        };
-        let fault = |reason| Ok(request.fault(reason, disabled));
-        match hardware {
-            // The guest cannot see the second stage that denied the update.
-            FaultReason::FirstStageUpdateDenied => {
-                return fault(FaultReason::FirstStageUpdateFailed);
-            }
-            FaultReason::FirstStageUpdateUnsnooped => return fault(hardware),
-            _ => {}
-        }
-        let legacy = self.virtual_unit.table_mode() == TranslationTableMode::Legacy;
-        match self.memory.translate(h, translation.address) {
-            None => fault(outside_machine(request.access, legacy)),
-            Some(mapping) if mapping.rights.contains(request.access.rights) => {
-                // Allowed by now: the fault raced with a change.
-                self.host.statistics.faults_raced =
-                    self.host.statistics.faults_raced.wrapping_add(1);
-                fault(outside_machine(request.access, legacy))
-            }
-            Some(_) => Err(HostFaultCause::MachineMemory {
-                address: translation.address,
-            }),
-        }
     }
 
     /// Counters of the host side.

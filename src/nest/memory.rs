@@ -135,6 +135,16 @@ impl<H: HostMemory> GuestMemory for MachineMemory<'_, H> {
         })
     }
 
+    fn compare_exchange(&self, at: Gpa, current: u64, new: u64) -> Result<bool, GuestMemoryError> {
+        // Aligned down, it lies in one page.
+        let at = Gpa::new(at.as_u64() & !7);
+        let mut is_stored = false;
+        self.each_page(at, 8, true, |host, _, _| {
+            is_stored = self.h.compare_exchange64(host, current, new) == current;
+        })?;
+        Ok(is_stored)
+    }
+
     fn write(&self, at: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
         let h = self.h;
         self.each_page(at, from.len(), true, |host, offset, len| {

@@ -11,6 +11,9 @@
 //! | [`machine`] | the virtual machine: memory, devices, registers, progress |
 //! | [`store`] | a place for a machine, in which it is made |
 //! | [`device`] | one assigned device and its tables on the physical unit |
+//! | `device_tlb` | what the TLBs of devices have to forget |
+//! | `admission` | isolation groups and reserved memory: what a device needs to be let in |
+//! | `emulated` | devices that the hypervisor emulates |
 //! | [`domain`] | host domain-ids and who uses them |
 //! | [`bind`] | one binding's way from state to state |
 //! | `reserve` | what a binding needs before it is published: table page, domain-id, shadow |
@@ -18,28 +21,40 @@
 //! | [`backend`] | what an entry becomes on hardware: nested, second-stage, shadow |
 //! | `coalesce` | ranges joined while they are collected |
 //! | [`invalidate`] | guest invalidations carried to hardware, completion |
-//! | [`fault`] | hardware faults explained by the guest's tables, and routed |
+//! | [`interrupt`] | the guest's interrupt entries carried out by the machine's slice of the table |
+//! | `message` | interrupt messages of the machine's devices |
+//! | [`fault`] | what hardware faults come to |
+//! | `route` | hardware faults explained by the guest's tables, routed, and limited |
 
+mod admission;
 pub mod backend;
 pub mod bind;
 mod coalesce;
 pub mod device;
+mod device_tlb;
 pub mod domain;
+mod emulated;
 pub mod fault;
+pub mod interrupt;
 pub mod invalidate;
 pub mod machine;
 pub mod memory;
+mod message;
 pub mod offer;
 mod reserve;
+mod route;
 mod shadows;
 pub mod statistics;
 pub mod store;
 
 pub use bind::HostBinding;
-pub use device::{AssignError, DeviceConfig, InterruptIsolation};
+pub use device::{
+    AddressTranslation, AssignError, DeviceConfig, InterruptIsolation, Isolation, ReservedMemoryUse,
+};
 pub use fault::{FaultOutcome, HostFault};
+pub use interrupt::MessageRefusal;
 pub use machine::{MachineConfig, MachineError, VirtualMachine};
 pub use memory::{MachineMemory, PhysicalRange, ProtectedRanges};
-pub use offer::{Backend, Offer, OfferError, Policy};
+pub use offer::{Backend, Offer, OfferError, OnReadOnlyMemory, Policy};
 pub use statistics::MachineStatistics;
 pub use store::MachineStore;

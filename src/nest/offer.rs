@@ -10,7 +10,7 @@ use crate::arch::capability::{
     Capability, CapabilityField, ExtendedCapability, ExtendedCapabilityField, Features,
 };
 use crate::arch::register::TranslationTableMode;
-use crate::unit::table_mode_for;
+use crate::unit::{StormLimit, table_mode_for};
 
 /// Offset of the fault records in the virtual register page, in bytes (`CAP.FRO`).
 const FAULT_RECORD_OFFSET_BYTES: u64 = 0x220;
@@ -18,6 +18,8 @@ const FAULT_RECORD_OFFSET_BYTES: u64 = 0x220;
 const IOTLB_OFFSET_BYTES: u64 = 0xf0;
 /// Largest address mask of an IOTLB descriptor: 2^18 pages, one 1-GiB page (`CAP.MAMV`).
 const MAXIMUM_ADDRESS_MASK: u64 = 18;
+/// Largest mask of an interrupt entry cache descriptor: half of the largest table (`ECAP.MHMV`).
+const MAXIMUM_HANDLE_MASK: u64 = 15;
 
 /// How the guest's tables reach hardware.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +31,12 @@ pub enum Backend {
     /// As [`Shadow`](Self::Shadow), on units without scalable-mode second stage: the guest is shown
     /// legacy mode only.
     SecondStage,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 impl Backend {
@@ -51,18 +59,53 @@ pub struct Policy {
     pub domain_id_bits: u8,
     /// Fault recording registers to offer, 1 to 8.
     pub fault_records: u8,
+    /// Show device-TLBs (`ECAP.DT`) where all units have them: for guests whose devices are assigned
+    /// with [`AddressTranslation`](crate::nest::AddressTranslation). It lets no device use one.
+    pub device_tlbs: bool,
     /// Use shadow tables even where hardware nests.
     pub forbid_nesting: bool,
+    /// How many faults of one device are explained to the guest in a while. With one more, hardware
+    /// is told to record none until that while is over.
+    pub storm_limit: StormLimit,
+    /// What becomes of read-only memory that hardware would write to.
+    pub on_read_only_memory: OnReadOnlyMemory,
+    /// The machine gets 2^order interrupt entries of each unit that remaps interrupts: 0 to 16. The
+    /// guest's indices beyond are not carried out: their messages are blocked, and told as 23.
+    pub interrupt_entries_order: u8,
+    /// Offer interrupt remapping where all units have it. Without, the hypervisor routes the
+    /// messages of the guest's devices
+    /// ([`route_message`](crate::nest::VirtualMachine::route_message)).
+    pub interrupt_remapping: bool,
+    /// Devices may raise NMIs.
+    pub non_maskable_interrupts: bool,
+}
+
+/// What becomes of memory that is to be read-only, where entries nest on a unit with
+/// [`NestedUpdatesIgnoreReadOnly`](crate::unit::Erratum::NestedUpdatesIgnoreReadOnly).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnReadOnlyMemory {
+    /// It is not mapped: devices, and the virtual unit with them, find no memory there.
+    #[default]
+    LeaveOut,
+    /// Mapping it fails.
+    Refuse,
 }
 
 impl Default for Policy {
-    /// All PASIDs, 16-bit domain-ids, four fault records.
+    /// All PASIDs, 16-bit domain-ids, four fault records, 256 interrupt entries, interrupt
+    /// remapping, no NMIs; read-only memory is left out where it would be written.
     fn default() -> Self {
         Self {
             pasid_bits: 20,
             domain_id_bits: 16,
             fault_records: 4,
+            device_tlbs: false,
             forbid_nesting: false,
+            on_read_only_memory: OnReadOnlyMemory::LeaveOut,
+            storm_limit: StormLimit::default(),
+            interrupt_entries_order: 8,
+            interrupt_remapping: true,
+            non_maskable_interrupts: false,
         }
     }
 }
@@ -88,7 +131,10 @@ impl fmt::Display for OfferError {
         match self {
             Self::NoUnit => f.write_str("there is no unit"),
             Self::NoCommonWidth => f.write_str("the units have no second-stage width in common"),
-            Self::Policy { field, value } => write!(f, "policy `{field}` cannot be {value}"),
+            Self::Policy { field, value } => {
+                write!(f, "a policy cannot be {value}: ")?;
+                f.write_str(field)
+            }
         }
     }
 }
@@ -128,21 +174,59 @@ impl Offer {
 ///
 /// [`OfferError`].
 pub fn offer<'a>(
-    units: impl Iterator<Item = &'a Features> + Clone,
+    units: impl Iterator<Item = &'a Features>,
     policy: &Policy,
 ) -> Result<Offer, OfferError> {
     check(policy)?;
-    let all = |ability: fn(&Features) -> bool| units.clone().all(ability);
-    let least = |value: fn(&Features) -> u8| units.clone().map(value).min();
+    let common = units.map(Common::of).reduce(Common::and);
+    offer_of(&common.ok_or(OfferError::NoUnit)?, policy)
+}
 
-    let address_bits = least(|unit| unit.host_address_width).ok_or(OfferError::NoUnit)?;
-    let guest_bits =
-        least(|unit| unit.capability.maximum_guest_address_width()).ok_or(OfferError::NoUnit)?;
-    let supports = |width: AddressWidth| {
-        units
-            .clone()
-            .all(|unit| unit.capability.supports_width(width))
+/// What some units have in common.
+#[derive(Clone, Copy)]
+struct Common {
+    /// Bits that all registers have: right for single bits and for fields of one bit a choice.
+    capability: u64,
+    extended: u64,
+    /// The least numbers.
+    address_bits: u8,
+    guest_bits: u8,
+    pasid_bits: u8,
+}
+
+impl Common {
+    fn of(unit: &Features) -> Self {
+        Self {
+            capability: unit.capability.bits(),
+            extended: unit.extended.bits(),
+            address_bits: unit.host_address_width,
+            guest_bits: unit.capability.maximum_guest_address_width(),
+            pasid_bits: if unit.extended.has_pasid() {
+                unit.extended.pasid_bits()
+            } else {
+                0
+            },
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            capability: self.capability & other.capability,
+            extended: self.extended & other.extended,
+            address_bits: self.address_bits.min(other.address_bits),
+            guest_bits: self.guest_bits.min(other.guest_bits),
+            pasid_bits: self.pasid_bits.min(other.pasid_bits),
+        }
+    }
+}
+
+fn offer_of(common: &Common, policy: &Policy) -> Result<Offer, OfferError> {
+    let unit = Features {
+        capability: Capability::from_bits(common.capability),
+        extended: ExtendedCapability::from_bits(common.extended),
+        host_address_width: common.address_bits,
     };
+    let supports = |width: AddressWidth| unit.capability.supports_width(width);
     // Four levels where possible: more only cost reads, fewer only reach 512 GiB.
     let width = [
         AddressWidth::Bits48,
@@ -152,18 +236,17 @@ pub fn offer<'a>(
     .into_iter()
     .find(|width| supports(*width))
     .ok_or(OfferError::NoCommonWidth)?;
-    let input_bits = guest_bits.min(width.bits());
+    let input_bits = common.guest_bits.min(width.bits());
 
-    let is_scalable = all(|unit| matches!(table_mode_for(unit), TranslationTableMode::Scalable));
+    // Of what all have in common: one unit in legacy mode is enough.
+    let is_scalable = matches!(table_mode_for(&unit), TranslationTableMode::Scalable);
     let nests = is_scalable
         && !policy.forbid_nesting
-        && all(|unit| unit.extended.has_nested())
-        && all(|unit| unit.extended.has_first_stage())
-        && all(|unit| unit.extended.has_second_stage());
-    let pasid_bits = if is_scalable && all(|unit| unit.extended.has_pasid()) {
-        policy
-            .pasid_bits
-            .min(least(|unit| unit.extended.pasid_bits()).unwrap_or(0))
+        && unit.extended.has_nested()
+        && unit.extended.has_first_stage()
+        && unit.extended.has_second_stage();
+    let pasid_bits = if is_scalable {
+        policy.pasid_bits.min(common.pasid_bits)
     } else {
         0
     };
@@ -194,7 +277,7 @@ pub fn offer<'a>(
         .with(CapabilityField::ENHANCED_SET_ROOT_TABLE_POINTER, 1)
         .with(
             CapabilityField::ZERO_LENGTH_READ,
-            u64::from(all(|unit| unit.capability.has_zero_length_read())),
+            u64::from(unit.capability.has_zero_length_read()),
         );
     let mut widths = 0;
     for width in AddressWidth::ALL {
@@ -217,12 +300,30 @@ pub fn offer<'a>(
         )
         .with(
             ExtendedCapabilityField::COHERENCY,
-            u64::from(all(|unit| unit.extended.is_coherent())),
+            u64::from(unit.extended.is_coherent()),
         )
         .with(
             ExtendedCapabilityField::PAGE_WALK_COHERENCY,
-            u64::from(is_scalable && all(|unit| unit.extended.has_page_walk_coherency())),
+            u64::from(is_scalable && unit.extended.has_page_walk_coherency()),
         );
+    if policy.device_tlbs && is_scalable {
+        extended = extended.with(
+            ExtendedCapabilityField::DEVICE_TLB,
+            u64::from(unit.extended.has_device_tlb()),
+        );
+    }
+    if policy.interrupt_remapping && unit.extended.has_interrupt_remapping() {
+        extended = extended
+            .with(ExtendedCapabilityField::INTERRUPT_REMAPPING, 1)
+            .with(
+                ExtendedCapabilityField::MAXIMUM_HANDLE_MASK,
+                MAXIMUM_HANDLE_MASK,
+            )
+            .with(
+                ExtendedCapabilityField::EXTENDED_INTERRUPT_MODE,
+                u64::from(unit.extended.has_extended_interrupt_mode()),
+            );
+    }
     if pasid_bits > 0 {
         extended = extended
             .with(ExtendedCapabilityField::REQUESTS_WITH_PASID, 1)
@@ -232,22 +333,22 @@ pub fn offer<'a>(
             );
     }
     if nests {
-        let five_level = all(|unit| unit.capability.has_first_stage_5_level());
+        let five_level = unit.capability.has_first_stage_5_level();
         capability = capability
             .with(
                 CapabilityField::FIRST_STAGE_1GIB_PAGES,
-                u64::from(all(|unit| unit.capability.has_first_stage_1gib_pages())),
+                u64::from(unit.capability.has_first_stage_1gib_pages()),
             )
             .with(CapabilityField::FIRST_STAGE_5_LEVEL, u64::from(five_level));
         extended = extended
             .with(ExtendedCapabilityField::FIRST_STAGE, 1)
             .with(
                 ExtendedCapabilityField::SUPERVISOR_REQUESTS,
-                u64::from(all(|unit| unit.extended.has_supervisor_requests())),
+                u64::from(unit.extended.has_supervisor_requests()),
             )
             .with(
                 ExtendedCapabilityField::EXTENDED_ACCESSED,
-                u64::from(all(|unit| unit.extended.has_extended_accessed())),
+                u64::from(unit.extended.has_extended_accessed()),
             );
     } else {
         // Every size the guest may use is split or kept by the shadow; none needs hardware.
@@ -258,7 +359,7 @@ pub fn offer<'a>(
         );
     }
     // A guest's pointers above this are reserved bits to it, as they would be to hardware.
-    let host_address_width = address_bits.min(input_bits);
+    let host_address_width = common.address_bits.min(input_bits);
     Ok(Offer {
         features: Features {
             capability,
@@ -285,6 +386,9 @@ fn check(policy: &Policy) -> Result<(), OfferError> {
     }
     if !(1..=8).contains(&policy.fault_records) {
         return refuse("fault_records", policy.fault_records);
+    }
+    if policy.interrupt_entries_order > 16 {
+        return refuse("interrupt_entries_order", policy.interrupt_entries_order);
     }
     Ok(())
 }
@@ -416,7 +520,6 @@ mod tests {
                 ExtendedCapabilityField::DEVICE_TLB,
                 ExtendedCapabilityField::PAGE_REQUESTS,
                 ExtendedCapabilityField::SNOOP_CONTROL,
-                ExtendedCapabilityField::INTERRUPT_REMAPPING,
             ] {
                 assert!(!extended.has(field), "{}", field.mnemonic());
             }
@@ -429,6 +532,25 @@ mod tests {
             ] {
                 assert!(!capability.has(field), "{}", field.mnemonic());
             }
+        }
+    }
+
+    // R34, G22.
+    #[test]
+    fn device_tlbs_are_shown_by_policy_where_all_units_have_them() {
+        let policy = Policy {
+            device_tlbs: true,
+            ..Policy::default()
+        };
+        let field = ExtendedCapabilityField::DEVICE_TLB;
+        for (units, policy, shown) in [
+            (&[able(), able()][..], policy, true),
+            (&[able(), able()], Policy::default(), false),
+            (&[able(), without(field)], policy, false),
+        ] {
+            let extended = offered(units, &policy).features.extended;
+            assert_eq!(extended.has_device_tlb(), shown);
+            assert!(!extended.has_page_requests() && !extended.has_no_write_flag());
         }
     }
 

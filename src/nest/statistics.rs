@@ -33,6 +33,12 @@ pub struct MachineStatistics {
     pub faults_to_host: u64,
     /// Hardware faults that the tables no longer explain: a race with a change.
     pub faults_raced: u64,
+    /// Read-only ranges left out of the second stage because of an erratum.
+    pub read_only_left_out: u64,
+    /// Hardware faults that were only counted: their device had too many in a while.
+    pub faults_ignored: u64,
+    /// Times that hardware was told to record no more faults of a device for a while.
+    pub storms: u64,
     /// Devices put into quarantine.
     pub quarantines: u64,
 }
@@ -55,6 +61,9 @@ impl MachineStatistics {
         faults_to_guest: 0,
         faults_to_host: 0,
         faults_raced: 0,
+        read_only_left_out: 0,
+        faults_ignored: 0,
+        storms: 0,
         quarantines: 0,
     };
 }

@@ -9,8 +9,8 @@ use super::queue::QueueMemory;
 use super::unit::{OnFirmwareState, Phase, Unit};
 use crate::arch::address::{Hpa, PAGE_SIZE_BYTES};
 use crate::arch::register::{
-    ContextCommand, EventControl, FaultStatus, GlobalCommand, GlobalStatus,
-    InvalidationQueueAddress, IotlbCommand, Register32, Register64, RootTableAddress,
+    EventControl, FaultStatus, GlobalCommand, GlobalStatus, InvalidationQueueAddress, Register32,
+    Register64, RootTableAddress,
 };
 use crate::mem::{FrameRun, Hypervisor, Owner, Registers};
 
@@ -29,7 +29,7 @@ impl<R: Registers> Unit<R> {
     /// Every DMA request of every device behind the unit faults from then on, until its device is
     /// attached. The order is: firmware's queue off, own queue on, root table set, caches
     /// invalidated (where setting the root does not do it), translation on, root table checked,
-    /// protected memory regions off. Interrupt remapping stays as it is. All events are masked.
+    /// protected memory regions off, interrupts remapped by an empty table. All events are masked.
     ///
     /// Bus mastering of the devices should be off, or their memory protected, until this returns:
     /// a unit without translation lets everything pass. What firmware had on stays on: translation
@@ -63,11 +63,12 @@ impl<R: Registers> Unit<R> {
         let result = self.program_steps(h, content);
         if let Err(error) = &result {
             self.stop_queue_use();
+            self.forget_interrupt_remapping();
             self.block_after_failure(h, was_translating, content);
             log::error!(
                 "remapping unit of segment {}: {error}; protecting: {}",
                 self.config.segment,
-                self.is_protecting()
+                u8::from(self.is_protecting())
             );
         }
         result
@@ -111,7 +112,7 @@ impl<R: Registers> Unit<R> {
         if capability.has_protected_low_memory() || capability.has_protected_high_memory() {
             self.disable_protected_memory(h)?;
         }
-        Ok(())
+        self.start_interrupt_remapping(h, content)
     }
 
     /// Makes sure that there are a root table and a queue; the table is all zero unless it is kept.
@@ -167,6 +168,10 @@ impl<R: Registers> Unit<R> {
         if let Some(root) = root {
             h.free(root);
         }
+        let table = self.interrupts.lock().take_unexposed_memory();
+        if let Some(table) = table {
+            h.free(table);
+        }
     }
 
     /// Keeps the unit from sending firmware's interrupt messages.
@@ -206,14 +211,10 @@ impl<R: Registers> Unit<R> {
 
     /// Ends what is under way of register-based invalidation and of firmware's queue.
     fn stop_queue<H: Hypervisor>(&self, h: &H, status: GlobalStatus) -> Result<(), UnitError> {
-        self.poll64(h, Register64::CONTEXT_COMMAND, |value| {
-            !ContextCommand::from_bits(value).is_requested()
-        })?;
+        self.await_invalidation(h, Register64::CONTEXT_COMMAND)?;
         let offset = self.features.extended.iotlb_register_offset();
         if let Some(register) = Register64::iotlb_invalidate(offset) {
-            self.poll64(h, register, |value| {
-                !IotlbCommand::from_bits(value).is_requested()
-            })?;
+            self.await_invalidation(h, register)?;
         }
         if !status.contains(GlobalStatus::QUEUED_INVALIDATION_ENABLED) {
             return Ok(());
@@ -369,12 +370,17 @@ impl<R: Registers> Unit<R> {
     }
 
     fn clear_page<H: Hypervisor>(&self, h: &H, page: Hpa) {
-        for quadword in 0..PAGE_SIZE_BYTES / 8 {
-            if let Some(at) = page.checked_add(quadword * 8) {
+        self.clear_range(h, page, PAGE_SIZE_BYTES);
+    }
+
+    /// Zeroes a table, so that hardware sees it.
+    pub(super) fn clear_range<H: Hypervisor>(&self, h: &H, at: Hpa, len_bytes: u64) {
+        for quadword in 0..len_bytes / 8 {
+            if let Some(at) = at.checked_add(quadword.saturating_mul(8)) {
                 h.write64(at, 0);
             }
         }
-        self.flush_table(h, page, PAGE_SIZE_BYTES);
+        self.flush_table(h, at, len_bytes);
         h.fence();
     }
 
@@ -539,7 +545,13 @@ mod tests {
         assert_root_is_empty(&bench);
         assert_eq!(
             commands(&bench),
-            [TE | IRE, TE | IRE | QIE, TE | IRE | QIE | SRTP]
+            [
+                TE | IRE,
+                TE | IRE | QIE,
+                TE | IRE | QIE | SRTP,
+                // Not to be used here, and not by firmware's table.
+                TE | QIE
+            ]
         );
         // Another mode: only with ESRTPS while translating (the fake checks).
         let bench = left_on(|options| options.capability |= ESRTPS, LEGACY_ROOT, TE);

@@ -35,6 +35,7 @@ pub(super) enum CommandSlot {
 
 impl<R: Registers> Unit<R> {
     /// A register's value, unless it is all ones: then nothing answers there any more.
+    #[inline(never)]
     pub(super) fn read32(&self, register: Register32) -> Result<u32, UnitError> {
         match self.registers.lock().read32(register) {
             u32::MAX => Err(UnitError::Lost {
@@ -45,6 +46,7 @@ impl<R: Registers> Unit<R> {
     }
 
     /// As [`read32`](Self::read32).
+    #[inline(never)]
     pub(super) fn read64(&self, register: Register64) -> Result<u64, UnitError> {
         match self.registers.lock().read64(register) {
             u64::MAX => Err(UnitError::Lost {
@@ -71,18 +73,18 @@ impl<R: Registers> Unit<R> {
         }
     }
 
-    /// Waits until a register reads as asked for.
-    pub(super) fn poll64<P: Platform>(
+    /// Waits until a register reads with bit 63 clear: the register-based invalidation that it
+    /// requests is done (`ICC`, `IVT`).
+    pub(super) fn await_invalidation<P: Platform>(
         &self,
         h: &P,
         register: Register64,
-        is_done: impl Fn(u64) -> bool,
     ) -> Result<(), UnitError> {
         let mut deadline = Deadline::after(h, self.config.timeout_nanoseconds);
         let mut is_last = false;
         loop {
             let value = self.read64(register)?;
-            if is_done(value) {
+            if value >> 63 == 0 {
                 return Ok(());
             }
             if is_last {
@@ -103,19 +105,25 @@ impl<R: Registers> Unit<R> {
 
     /// Turns a persistent command on.
     pub(super) fn enable<P: Platform>(&self, h: &P, what: GlobalCommand) -> Result<(), UnitError> {
-        self.global_command(h, |in_force| in_force.union(what), what, what)
+        self.global_command(h, what, GlobalCommand::empty(), what)
     }
 
     /// Turns a persistent command off.
     pub(super) fn disable<P: Platform>(&self, h: &P, what: GlobalCommand) -> Result<(), UnitError> {
         let none = GlobalCommand::empty();
-        self.global_command(h, |in_force| in_force.difference(what), what, none)
+        self.global_command(h, none, what, none)
     }
 
     /// Makes the unit use the root table address register (`SRTP`, §6.6).
     pub(super) fn set_root_table_pointer<P: Platform>(&self, h: &P) -> Result<(), UnitError> {
         let what = GlobalCommand::SET_ROOT_TABLE_POINTER;
-        self.global_command(h, |in_force| in_force.union(what), what, what)
+        self.global_command(h, what, GlobalCommand::empty(), what)
+    }
+
+    /// Makes the unit use the interrupt remapping table address register (`SIRTP`, §6.7).
+    pub(super) fn set_interrupt_table_pointer<P: Platform>(&self, h: &P) -> Result<(), UnitError> {
+        let what = GlobalCommand::SET_INTERRUPT_REMAPPING_TABLE_POINTER;
+        self.global_command(h, what, GlobalCommand::empty(), what)
     }
 
     /// Flushes the unit's write buffer, if it has one (`CAP.RWBF`): owed after a table change that
@@ -130,7 +138,7 @@ impl<R: Registers> Unit<R> {
         }
         let what = GlobalCommand::WRITE_BUFFER_FLUSH;
         let none = GlobalCommand::empty();
-        self.global_command(h, |in_force| in_force.union(what), what, none)
+        self.global_command(h, what, none, none)
     }
 
     /// Ends the protection of the protected memory regions (`PMEN`, §11.4.8.1).
@@ -152,25 +160,26 @@ impl<R: Registers> Unit<R> {
         .map(drop)
     }
 
-    /// Issues a global command: those in force, changed by `change`, which must alter one field.
-    /// It is done when the status bit of `what` reads as in `wanted`.
+    /// Issues a global command: those in force, with one field `set` or `clear`ed. It is done when the
+    /// status bit of that field reads as in `wanted`.
     fn global_command<P: Platform>(
         &self,
         h: &P,
-        change: impl Fn(GlobalCommand) -> GlobalCommand,
-        what: GlobalCommand,
+        set: GlobalCommand,
+        clear: GlobalCommand,
         wanted: GlobalCommand,
     ) -> Result<(), UnitError> {
         // Command and status bits have the same places (§11.4.4).
         let completion = Completion {
             register: Register32::GLOBAL_STATUS,
-            mask: what.bits(),
+            mask: set.union(clear).bits(),
             wanted: wanted.bits(),
         };
         let mut command = GlobalCommand::empty();
         let status = self.run(h, completion, || {
             // One-shot bits must not be sent again: the status shows them as still set.
-            command = change(self.read_global_status()?.persistent());
+            let in_force = self.read_global_status()?.persistent();
+            command = in_force.union(set).difference(clear);
             self.registers
                 .lock()
                 .write32(Register32::GLOBAL_COMMAND, command.bits());

@@ -3,14 +3,18 @@
 //!
 //! Order of stores: as in [`tables`](super::tables).
 
-use super::error::{QueueError, UnitError};
+use heapless::Vec;
+
+use super::context::forget_context;
+use super::error::UnitError;
 use super::legacy;
-use super::queue::Ticket;
-use super::tables::{DeviceTables, Form, forget_context};
+use super::tables::{DeviceTables, Form};
 use super::unit::Unit;
 use crate::arch::address::{Hpa, PAGE_SIZE_BYTES};
 use crate::arch::context::LegacyContextEntry;
-use crate::arch::descriptor::{Descriptor, IotlbGranularity, PasidCacheGranularity};
+use crate::arch::descriptor::{
+    ContextGranularity, Descriptor, IotlbGranularity, PasidCacheGranularity,
+};
 use crate::arch::id::{DomainId, Pasid};
 use crate::arch::pasid::{PasidDirectoryEntry, PasidEntry};
 use crate::mem::{HostMemory, Hypervisor, Registers};
@@ -49,7 +53,7 @@ impl<R: Registers> Unit<R> {
     /// device's context entry.
     ///
     /// If [`needs_invalidation_after_set_up`](Self::needs_invalidation_after_set_up), the caller
-    /// owes an [`invalidate_entry`](Self::invalidate_entry); otherwise a [`write_buffer_flush`](Self::write_buffer_flush), which
+    /// owes [`entry_invalidation`](Self::entry_invalidation); otherwise a [`write_buffer_flush`](Self::write_buffer_flush), which
     /// does nothing on most units.
     ///
     /// # Errors
@@ -74,15 +78,32 @@ impl<R: Registers> Unit<R> {
                 }
                 self.publish_entry_at(h, at, entry.quadwords());
             }
-            Place::ContextEntry(at) => {
+            Place::ContextEntries => {
                 let context = legacy::context_entry(entry, &self.table_features)?;
-                if read_context_entry(h, at) != legacy::ATTACHED {
+                let is_free = |at| legacy::is_without_translation(&read_context_entry(h, at));
+                if !self.contexts_of(h, tables).all(is_free) {
                     return Err(UnitError::EntryInUse(pasid));
                 }
-                self.publish_entry_at(h, at, context.quadwords());
+                for at in self.contexts_of(h, tables) {
+                    let silence = legacy::fault_processing_bit(h.read64(at));
+                    let [low, high] = *context.quadwords();
+                    self.publish_entry_at(h, at, &[low | silence, high]);
+                }
             }
         }
         Ok(())
+    }
+
+    /// Where the context entries of an attached device are, one for each of its source-ids.
+    fn contexts_of<H: HostMemory>(
+        &self,
+        h: &H,
+        tables: &DeviceTables,
+    ) -> impl Iterator<Item = Hpa> {
+        tables
+            .requesters
+            .iter()
+            .filter_map(move |source_id| self.context_entry_at(h, source_id))
     }
 
     fn check_entry(&self, entry: &PasidEntry) -> Result<(), UnitError> {
@@ -99,8 +120,15 @@ impl<R: Registers> Unit<R> {
     /// stays for the invalidation that is owed, and keeps the slot from being used before
     /// [`clear_entry`](Self::clear_entry). Nothing happens if the PASID has no table.
     pub fn withdraw_entry<H: Hypervisor>(&self, h: &H, tables: &DeviceTables, pasid: Pasid) {
-        if let Ok(place) = tables.place_of(h, pasid) {
-            self.publish_quadword(h, place.first_quadword(), 0);
+        match tables.place_of(h, pasid) {
+            Ok(Place::PasidEntry(at)) => self.publish_quadword(h, at, 0),
+            Ok(Place::ContextEntries) => {
+                for at in self.contexts_of(h, tables) {
+                    let silence = legacy::fault_processing_bit(h.read64(at));
+                    self.publish_quadword(h, at, silence);
+                }
+            }
+            Err(_) => {}
         }
     }
 
@@ -111,47 +139,58 @@ impl<R: Registers> Unit<R> {
             Ok(Place::PasidEntry(at)) if h.read64(at) == 0 => {
                 self.clear_entry_at(h, at, PasidEntry::LEN_BYTES as u64 / 8);
             }
-            Ok(Place::ContextEntry(at)) if h.read64(at) == 0 => {
-                self.publish_entry_at(h, at, legacy::ATTACHED.quadwords());
+            Ok(Place::ContextEntries) => {
+                for at in self.contexts_of(h, tables) {
+                    let first = h.read64(at);
+                    let silence = legacy::fault_processing_bit(first);
+                    if first == silence {
+                        let [_, high] = *legacy::ATTACHED.quadwords();
+                        self.publish_entry_at(h, at, &[silence, high]);
+                    }
+                }
             }
             _ => {}
         }
     }
 
-    /// Queues what the change of an entry owes, whether it was set up, changed within one quadword
-    /// or withdrawn (§6.5.3, Table 28): it is forgotten, and all that is cached of its domain,
-    /// because only the domain-wide form drops second-stage paging structures. Does not wait.
-    ///
-    /// # Errors
-    ///
-    /// As [`submit`](Self::submit).
-    pub fn invalidate_entry<H: Hypervisor>(
+    /// What the change of an entry owes, whether it was set up, changed within one quadword or
+    /// withdrawn (§6.5.3, Table 28): it is forgotten, and all that is cached of its domain, because
+    /// only the domain-wide form drops second-stage paging structures. A device with a TLB is owed
+    /// more, behind these.
+    pub fn entry_invalidation(
         &self,
-        h: &H,
         tables: &DeviceTables,
         pasid: Pasid,
         domain_id: DomainId,
-    ) -> Result<Ticket, QueueError> {
+    ) -> Vec<Descriptor, 3> {
+        let has_aliases = tables.requesters.iter().nth(1).is_some();
         let forget = |domain_id| match tables.form {
             Form::Scalable { .. } => Descriptor::PasidCache {
                 granularity: PasidCacheGranularity::Pasid { domain_id, pasid },
             },
+            // Each of its context entries is cached by itself.
+            Form::Legacy if has_aliases => Descriptor::ContextCache {
+                granularity: ContextGranularity::Global,
+            },
             // Entries of legacy mode are cached under their domain-id, too.
-            Form::Legacy { .. } => forget_context(tables.source_id, domain_id),
+            Form::Legacy => forget_context(tables.source_id(), domain_id),
         };
+        // With caching mode an entry that is not present is cached under domain-id 0 (§6.2.2.1,
+        // §6.2.3.1).
+        let absent = self
+            .needs_invalidation_after_set_up()
+            .then(|| forget(DomainId::ZERO));
         let domain = Descriptor::Iotlb {
             granularity: IotlbGranularity::Domain(domain_id),
             drain_reads: true,
             drain_writes: true,
         };
-        if self.needs_invalidation_after_set_up() {
-            // With caching mode an entry that is not present is cached under domain-id 0
-            // (§6.2.2.1, §6.2.3.1).
-            let absent = forget(DomainId::ZERO);
-            self.submit(h, &[absent, forget(domain_id), domain])
-        } else {
-            self.submit(h, &[forget(domain_id), domain])
+        let mut owed = Vec::new();
+        for descriptor in absent.into_iter().chain([forget(domain_id), domain]) {
+            // There is room for three.
+            _ = owed.push(descriptor);
         }
+        owed
     }
 
     /// Replaces the quadword of a present PASID entry that holds first-stage root, paging mode,
@@ -192,7 +231,10 @@ impl<R: Registers> Unit<R> {
     ) -> Option<PasidEntry> {
         Some(match tables.place_of(h, pasid).ok()? {
             Place::PasidEntry(at) => read_pasid_entry(h, at),
-            Place::ContextEntry(at) => legacy::pasid_entry(&read_context_entry(h, at)),
+            Place::ContextEntries => {
+                let at = self.context_entry_at(h, tables.source_id())?;
+                legacy::pasid_entry(&read_context_entry(h, at))
+            }
         })
     }
 }
@@ -200,15 +242,7 @@ impl<R: Registers> Unit<R> {
 /// Where what is said of a PASID lies.
 enum Place {
     PasidEntry(Hpa),
-    ContextEntry(Hpa),
-}
-
-impl Place {
-    const fn first_quadword(&self) -> Hpa {
-        match self {
-            Self::PasidEntry(at) | Self::ContextEntry(at) => *at,
-        }
-    }
+    ContextEntries,
 }
 
 impl DeviceTables {
@@ -226,7 +260,7 @@ impl DeviceTables {
         self.check_pasid(pasid)?;
         let directory = match self.form {
             Form::Scalable { directory, .. } => directory,
-            Form::Legacy { context_entry } => return Ok(Place::ContextEntry(context_entry)),
+            Form::Legacy => return Ok(Place::ContextEntries),
         };
         let entry = h.read64(directory_entry_at(directory, pasid));
         let entry = PasidDirectoryEntry::from_u64(entry);

@@ -2,12 +2,14 @@
 
 use core::fmt;
 
+use super::interrupt::InterruptRefusal;
 use crate::arch::capability::CapabilityError;
 use crate::arch::context::{LegacyContextFault, ScalableContextFault};
 use crate::arch::descriptor::DescriptorError;
 use crate::arch::id::{Pasid, SourceId};
 use crate::arch::pasid::PasidEntryFault;
 use crate::arch::register::QueueErrorInfo;
+use crate::arch::told::Told;
 use crate::mem::FrameError;
 
 /// An ability that this driver cannot do without.
@@ -17,6 +19,8 @@ pub enum Requirement {
     QueuedInvalidation,
     /// `CAP.SAGAW`: any second-stage address width.
     AddressWidth,
+    /// `ECAP.IR`: interrupt remapping, where the configuration requires it.
+    InterruptRemapping,
 }
 
 impl Requirement {
@@ -25,6 +29,7 @@ impl Requirement {
         match self {
             Self::QueuedInvalidation => "QI",
             Self::AddressWidth => "SAGAW",
+            Self::InterruptRemapping => "IR",
         }
     }
 }
@@ -42,6 +47,8 @@ pub enum UnitError {
     HostAddressWidth(u8),
     /// The queue order exceeds 7 (`IQA.QS`).
     QueueOrder(u8),
+    /// The order of the interrupt remapping table exceeds 15 (`IRTA.S`).
+    InterruptTableOrder(u8),
     /// Firmware left translation, the queue or interrupt remapping on, and the configuration asks
     /// to refuse that. Holds the global status register.
     FirmwareState(u32),
@@ -133,11 +140,33 @@ pub enum UnitError {
     },
     /// The PASID entry has domain-id 0, which is reserved for not-present entries (§6.2.3.1).
     ReservedDomainId,
+    /// There is no free run of interrupt entries of this length.
+    InterruptEntries {
+        /// How many were asked for.
+        wanted: u32,
+        /// The number of entries of the table; 0 if the unit does not remap interrupts.
+        capacity: u32,
+    },
+    /// The interrupt entry is beyond the slice.
+    InterruptOffset {
+        /// How far into the slice.
+        offset: u32,
+        /// The length of the slice.
+        count: u32,
+    },
+    /// No device may raise such an interrupt, or the unit cannot.
+    Interrupt(InterruptRefusal),
 }
 
 impl From<FrameError> for UnitError {
     fn from(error: FrameError) -> Self {
         Self::Frames(error)
+    }
+}
+
+impl From<InterruptRefusal> for UnitError {
+    fn from(refusal: InterruptRefusal) -> Self {
+        Self::Interrupt(refusal)
     }
 }
 
@@ -149,64 +178,90 @@ impl From<QueueError> for UnitError {
 
 impl fmt::Display for UnitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Capability(error) => write!(f, "implausible capability registers: {error}"),
-            Self::Missing(requirement) => write!(f, "the unit lacks {}", requirement.mnemonic()),
-            Self::HostAddressWidth(bits) => write!(f, "host address width of {bits} bits"),
-            Self::QueueOrder(order) => write!(f, "queue order {order} exceeds 7"),
-            Self::FirmwareState(status) => {
-                write!(f, "firmware left the unit on: global status {status:#x}")
+        let told = match *self {
+            Self::Capability(error) => {
+                return write!(f, "implausible capability registers: {error}");
             }
-            Self::AlreadyUp => f.write_str("the unit is up already"),
-            Self::TranslationGap { root } => write!(
-                f,
-                "firmware's translation would have to be off for a moment: root {root:#x}"
-            ),
-            Self::NotSuspended => f.write_str("the unit is not suspended"),
-            Self::DevicesAttached(count) => write!(f, "{count} devices are attached"),
-            Self::NotUp => f.write_str("the unit is not up"),
-            Self::Lost { register } => write!(f, "register {register:#x} reads all ones"),
-            Self::TimedOut { register, value } => {
-                write!(
-                    f,
-                    "timed out on register {register:#x}, last value {value:#x}"
-                )
-            }
-            Self::CommandPending { register, value } => {
-                write!(
-                    f,
-                    "an earlier command is pending: register {register:#x} is {value:#x}"
-                )
+            Self::Frames(error) => return write!(f, "no frames: {error}"),
+            Self::Queue(error) => return error.fmt(f),
+            Self::Attached(source_id) => return write!(f, "{source_id} has a context entry"),
+            Self::ContextEntry(fault) => return write!(f, "invalid context entry: {fault}"),
+            Self::PasidEntry(fault) => return write!(f, "invalid PASID entry: {fault}"),
+            Self::Interrupt(refusal) => return write!(f, "interrupt refused: {refusal}"),
+            Self::Missing(requirement) => {
+                f.write_str("the unit lacks ")?;
+                return f.write_str(requirement.mnemonic());
             }
             Self::ReadBack {
                 register,
                 expected,
                 value,
-            } => write!(f, "register {register:#x} is {value:#x}, not {expected:#x}"),
-            Self::RootTableModified { quadword, value } => {
-                write!(f, "quadword {quadword} of the root table became {value:#x}")
+            } => {
+                return write!(f, "register {register:#x} is {value:#x}, not {expected:#x}");
             }
-            Self::Frames(error) => write!(f, "no frames: {error:?}"),
-            Self::Queue(error) => error.fmt(f),
-            Self::PasidBits { bits, maximum } => {
-                write!(f, "PASIDs of {bits} bits, at most {maximum} are possible")
+            Self::HostAddressWidth(bits) => Told::one("host address width in bits:", bits.into()),
+            Self::QueueOrder(order) => Told::one("a queue order exceeds 7:", order.into()),
+            Self::InterruptTableOrder(order) => {
+                Told::one("an interrupt table order exceeds 15:", order.into())
             }
-            Self::Attached(source_id) => write!(f, "{source_id} has a context entry"),
-            Self::ContextEntry(fault) => write!(f, "invalid context entry: {fault:?}"),
-            Self::PasidBeyondLimit { pasid, limit } => {
-                write!(f, "PASID {pasid} is not below {limit}")
+            Self::FirmwareState(status) => {
+                Told::one("firmware left the unit on: global status", status.into())
             }
-            Self::NotPrepared(pasid) => write!(f, "no table for PASID {pasid}"),
-            Self::EntryInUse(pasid) => write!(f, "the entry of PASID {pasid} is in use"),
-            Self::EntryAbsent(pasid) => write!(f, "the entry of PASID {pasid} is not present"),
-            Self::PasidEntry(fault) => write!(f, "invalid PASID entry: {fault:?}"),
-            Self::LegacyContextEntry(fault) => write!(f, "invalid context entry: {fault:?}"),
-            Self::NotInLegacyMode { translation_type } => write!(
-                f,
-                "translation type {translation_type} on a unit in legacy mode"
+            Self::TranslationGap { root } => Told::one(
+                "firmware's translation would have to be off for a moment: root",
+                root,
             ),
-            Self::ReservedDomainId => f.write_str("domain-id 0 in a PASID entry"),
-        }
+            Self::NotSuspended => Told::words("the unit is not suspended"),
+            Self::DevicesAttached(count) => Told::one("devices are attached:", count.into()),
+            Self::AlreadyUp => Told::words("the unit is up already"),
+            Self::NotUp => Told::words("the unit is not up"),
+            Self::Lost { register } => Told::one("reads all ones: register", register.into()),
+            Self::TimedOut { register, value } => {
+                Told::two("timed out: register and last value", register.into(), value)
+            }
+            Self::CommandPending { register, value } => Told::two(
+                "an earlier command is pending: register and value",
+                register.into(),
+                value,
+            ),
+            Self::RootTableModified { quadword, value } => Told::two(
+                "the root table was written to: quadword and value",
+                quadword.into(),
+                value,
+            ),
+            Self::PasidBits { bits, maximum } => Told::two(
+                "too wide PASIDs: bits and maximum",
+                bits.into(),
+                maximum.into(),
+            ),
+            Self::PasidBeyondLimit { pasid, limit } => Told::two(
+                "PASID not below the limit",
+                pasid.as_u32().into(),
+                limit.into(),
+            ),
+            Self::NotPrepared(pasid) => Told::one("no table for PASID", pasid.as_u32().into()),
+            Self::EntryInUse(pasid) => Told::one("entry in use of PASID", pasid.as_u32().into()),
+            Self::EntryAbsent(pasid) => {
+                Told::one("entry not present of PASID", pasid.as_u32().into())
+            }
+            Self::InterruptEntries { wanted, capacity } => Told::two(
+                "no run of free interrupt entries: wanted and capacity",
+                wanted.into(),
+                capacity.into(),
+            ),
+            Self::InterruptOffset { offset, count } => Told::two(
+                "interrupt entry beyond its slice: offset and length",
+                offset.into(),
+                count.into(),
+            ),
+            Self::LegacyContextEntry(_) => Told::words("invalid context entry of legacy mode"),
+            Self::NotInLegacyMode { translation_type } => Told::one(
+                "a unit in legacy mode has no translation type",
+                translation_type.into(),
+            ),
+            Self::ReservedDomainId => Told::words("domain-id 0 in a PASID entry"),
+        };
+        told.fmt(f)
     }
 }
 
@@ -290,7 +345,7 @@ impl fmt::Display for QueueError {
                 write!(f, "all {capacity} invalidation status words are in use")
             }
             Self::Descriptor { index, error } => {
-                write!(f, "descriptor {index} of the batch is invalid: {error:?}")
+                write!(f, "descriptor {index} of the batch is invalid: {error}")
             }
             Self::Wait { index } => write!(f, "descriptor {index} of the batch is no mere fence"),
             Self::Head { value } => write!(f, "invalidation queue head {value:#x}"),
@@ -303,10 +358,18 @@ impl fmt::Display for QueueError {
                 "invalidation {sequence} timed out: head {head:#x}, fault status {fault_status:#x}"
             ),
             Self::InvalidDescriptor { info, head } => {
-                write!(f, "hardware refused the descriptor at {head:#x}: {info:?}")
+                let code = info.map_or(0, QueueErrorInfo::code);
+                write!(
+                    f,
+                    "hardware refused the descriptor at {head:#x}: error {code}"
+                )
             }
             Self::DeviceTimedOut { source_id } => {
-                write!(f, "device-TLB invalidation timed out: {source_id:?}")
+                f.write_str("device-TLB invalidation timed out")?;
+                match source_id {
+                    Some(source_id) => write!(f, ": {source_id}"),
+                    None => Ok(()),
+                }
             }
             Self::Lost => f.write_str("the unit's registers read all ones"),
         }

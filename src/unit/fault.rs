@@ -1,8 +1,39 @@
 //! Draining the unit's fault records (§7.2, §11.4.7).
 
 use super::unit::Unit;
-use crate::arch::register::{FaultRecord, FaultStatus, Register32, Register64};
+use crate::arch::fault::FaultReason;
+use crate::arch::id::Pasid;
+use crate::arch::register::{FaultRecord, FaultStatus, Register32, Register64, RequestType};
 use crate::mem::Registers;
+use crate::paging::Rights;
+use crate::paging::walk::Access;
+
+/// The access that a fault record describes.
+pub fn access_of(record: &FaultRecord) -> Access {
+    let rights = match record.request() {
+        RequestType::Write => Rights::WRITE,
+        RequestType::Read => Rights::READ,
+        RequestType::Atomic | RequestType::PageRequest => Rights::READ_WRITE,
+    };
+    Access {
+        rights,
+        privileged: record.is_privileged(),
+    }
+}
+
+/// The PASID that the request carried.
+///
+/// `has_pasid` is `ECAP.PASID`. `PP` is reserved without it, yet emulated units set it, with `RID_PASID` as the PASID,
+/// for requests without one. Entries of this library have `RID_PASID` 0, and a request that does
+/// carry that value gets no further than SCT.9.
+pub fn pasid_of(record: &FaultRecord, has_pasid: bool) -> Option<Pasid> {
+    let is_carried = |pasid: &Pasid| {
+        *pasid != Pasid::ZERO || record.reason_code() == FaultReason::PasidEqualsRidPasid.code()
+    };
+    record
+        .pasid()
+        .filter(|pasid| has_pasid && is_carried(pasid))
+}
 
 /// The F bit in the last dword of a record; writing it clears it.
 const FAULT_DWORD3: u32 = 1 << 31;

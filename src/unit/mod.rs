@@ -6,25 +6,34 @@
 //!
 //! | module | job |
 //! |---|---|
-//! | [`discovery`] | the units that the DMAR table names |
+//! | [`discovery`] | what firmware's tables and the PCI hierarchy say of units and devices |
 //! | [`mod@unit`] | one unit: probing, its state, its configuration |
 //! | [`bring_up`] | from whatever firmware left to *translating, everything blocked* |
 //! | [`shut_down`] | the way back, and the way through a suspension |
 //! | [`command`] | global commands: one at a time, one change per write, bounded waits |
-//! | [`tables`] | root and context tables, attached devices, and the order of stores to them |
+//! | [`tables`] | attached devices, their tables, and the order of stores to them |
+//! | `context` | a device's context entries, one for each source-id |
 //! | [`entries`] | what requests of a device translate to: PASID entries |
 //! | `legacy` | the same as context entries, for units driven in legacy mode |
+//! | [`rmrr`] | devices at the memory that firmware reserves for them |
 //! | [`queue`] | the invalidation queue and its tickets |
 //! | [`queue_recovery`] | what becomes of the queue after an error |
+//! | [`deferred`] | invalidations that are put off |
+//! | [`device_capability`] | a device's own switches for PASIDs, page requests and ATS |
+//! | [`device_tlb`] | the translation caches of devices |
 //! | [`fault`] | draining fault records |
+//! | [`errata`] | what real units do differently, and what is avoided there |
+//! | [`mod@explain`] | what tables say of a request, step by step |
+//! | [`storm`] | how many faults of a device are handled, and what ends the rest |
+//! | [`interrupt`] | interrupt remapping: the table, its slices and its entries |
 //! | [`domain_ids`] | the allocator of domain-ids |
 //! | [`statistics`] | counters |
 //!
 //! # Rules
 //!
 //! - All methods take `&self`. Locks are held for a few register or memory accesses, never across a
-//!   wait for hardware and never while another module is called. Order: tables, queue or faults
-//!   before commands before registers.
+//!   wait for hardware and never while another module is called. Order: tables, interrupts, queue or
+//!   faults before commands before registers.
 //! - Every wait ends: by the platform's clock, and by a count of polls should that clock stand
 //!   still ([`deadline`]).
 //! - What registers say is checked before it is used as an index, a shift or a bound.
@@ -33,17 +42,26 @@
 
 pub mod bring_up;
 pub mod command;
+mod context;
 pub mod deadline;
+pub mod deferred;
+pub mod device_capability;
+pub mod device_tlb;
 pub mod discovery;
 pub mod domain_ids;
 pub mod entries;
+pub mod errata;
 pub mod error;
+pub mod explain;
 pub mod fault;
+pub mod interrupt;
 mod legacy;
 pub mod queue;
 pub mod queue_recovery;
+pub mod rmrr;
 pub mod shut_down;
 pub mod statistics;
+pub mod storm;
 pub mod tables;
 // The unit itself is the layer's main type; its file is named for it.
 #[allow(clippy::module_inception)]
@@ -52,10 +70,23 @@ pub mod unit;
 #[cfg(test)]
 mod testing;
 
+pub use deferred::DeferredInvalidations;
+pub use device_capability::{
+    ConfigurationSpace, DeviceAbilities, DeviceCapabilities, DeviceCapabilityError,
+};
+pub use device_tlb::{DeviceTlb, DeviceTlbScope};
 pub use discovery::{DiscoveryError, UnitDescription, discover};
+pub use errata::{Errata, Erratum, PciIdentity, PlatformIdentity, ProcessorModel};
 pub use error::{QueueError, Requirement, UnitError};
+pub use explain::{ExplainRequest, Explanation, Step, explain};
+pub use interrupt::{
+    DeviceInterrupt, InterruptConfig, InterruptRefusal, InterruptRemapping, InterruptSlice,
+    StaleInterruptEntries,
+};
 pub use queue::Ticket;
+pub use rmrr::{ReservedDevice, ReservedMemoryError};
 pub use shut_down::Leave;
 pub use statistics::{UnitStatistics, lost_table_frames};
+pub use storm::{DeviceFaults, FaultRate, FaultStorms, StormLimit, StormVerdict};
 pub use tables::{DetachedDevice, DeviceTables};
 pub use unit::{OnFirmwareState, Unit, UnitConfig, table_mode_for};

@@ -53,8 +53,8 @@ impl<R: Registers> Unit<R> {
         }
         if errors.contains(FaultStatus::INVALIDATION_COMPLETION_ERROR) {
             self.counters.completion_errors.add(1);
-            let source_id = record.bad_completion_source_id();
-            log::warn!("unexpected device-TLB completion: {source_id:?}");
+            let bits = record.bits();
+            log::warn!("unexpected device-TLB completion: error record {bits:#x}");
         }
         let mut registers = self.registers.lock();
         registers.write32(Register32::FAULT_STATUS, errors.bits());
@@ -87,13 +87,15 @@ impl<R: Registers> Unit<R> {
         if errors.contains(FaultStatus::INVALIDATION_QUEUE_ERROR) {
             self.counters.queue_errors.add(1);
             let info = record.error();
-            log::error!("invalidation queue stopped at {head:#x}: {info:?}");
+            let bits = record.bits();
+            log::error!("invalidation queue stopped at {head:#x}: error record {bits:#x}");
             queue.take_out_refused(h, head, info);
         }
         if errors.contains(FaultStatus::INVALIDATION_TIMEOUT_ERROR) {
             self.counters.device_timeouts.add(1);
             let source_id = record.timed_out_source_id();
-            log::error!("device-TLB invalidation timed out: {source_id:?}");
+            let bits = record.bits();
+            log::error!("device-TLB invalidation timed out: error record {bits:#x}");
             if queue.take_out_device(h, source_id, &self.features) {
                 let now = h.now_nanoseconds();
                 queue.not_late_before = now.saturating_add(self.config.timeout_nanoseconds);

@@ -7,16 +7,18 @@ use super::deadline::Deadline;
 use super::error::UnitError;
 use super::unit::{Phase, Unit};
 use crate::arch::address::{Hpa, PAGE_SIZE_BYTES};
+use crate::arch::descriptor::{Descriptor, InterruptEntryGranularity};
 use crate::arch::register::{GlobalCommand, Register64};
 use crate::mem::{FrameRun, Hypervisor, Owner, Registers};
 
 /// What a unit is left as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Leave {
-    /// Translating with an empty root table: all DMA of all devices faults. The root table stays
-    /// the unit's.
+    /// Translating with an empty root table: all DMA of all devices faults. Interrupts stay
+    /// remapped. The tables stay the unit's.
     Blocking,
-    /// Not translating, as after power-on: all DMA passes. For whoever takes the machine over.
+    /// Not translating and not remapping interrupts, as after power-on: all DMA and all interrupts
+    /// pass. For whoever takes the machine over.
     Passing,
 }
 
@@ -34,7 +36,7 @@ impl<R: Registers> Unit<R> {
     pub fn shut_down<H: Hypervisor>(&self, h: &H, leave: Leave) -> Result<(), UnitError> {
         self.change_phase(Phase::Up, Phase::Working)?;
         // No device is attached from here on.
-        let attached = self.tables.lock().attached();
+        let attached = self.tables.lock().attached;
         let result = if attached > 0 {
             Err(UnitError::DevicesAttached(attached))
         } else {
@@ -46,10 +48,12 @@ impl<R: Registers> Unit<R> {
 
     fn shut_down_steps<H: Hypervisor>(&self, h: &H, leave: Leave) -> Result<(), UnitError> {
         self.free_context_tables(h)?;
+        self.forget_interrupt_entries(h)?;
         self.turn_queue_off(h)?;
         if leave == Leave::Passing {
             self.disable(h, GlobalCommand::TRANSLATION_ENABLE)?;
             self.owns_root.store(false, Ordering::Release);
+            self.stop_interrupt_remapping(h)?;
         }
         Ok(())
     }
@@ -90,6 +94,19 @@ impl<R: Registers> Unit<R> {
             Err(_) => Phase::Suspended,
         });
         result
+    }
+
+    /// Has hardware forget what it has cached of interrupt entries, which is owed before remapping
+    /// is turned off (§6.7).
+    fn forget_interrupt_entries<H: Hypervisor>(&self, h: &H) -> Result<(), UnitError> {
+        if !self.features.extended.has_interrupt_remapping() {
+            return Ok(());
+        }
+        let everything = Descriptor::InterruptEntryCache {
+            granularity: InterruptEntryGranularity::Global,
+        };
+        let ticket = self.submit(h, &[everything])?;
+        Ok(self.wait(h, ticket)?)
     }
 
     /// Ends [`Phase::Working`]: without its queue the unit cannot go back to *up*.

@@ -57,6 +57,8 @@ counters! {
     faults;
     /// Times that faults went unrecorded (`PFO`).
     fault_overflows;
+    /// Devices whose faults were no longer recorded because there were too many.
+    silenced;
     /// Devices attached.
     attached;
     /// Devices whose tables were released after detaching.

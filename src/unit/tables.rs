@@ -1,11 +1,13 @@
-//! Root and context tables, the tables of attached devices, and the order of stores to them (§9,
-//! §6.2.3.1).
+//! Root, context and PASID tables, and the order of stores to them (§9, §6.2.3.1).
 //!
 //! Hardware may read an entry in 16-byte pieces at any moment. So an entry is set up from its end,
 //! with the quadword that holds Present last, and taken down by zeroing that quadword first; the
 //! rest changes only when hardware is known to have forgotten it. Where the unit does not snoop
 //! (`ECAP.C` clear), each step is written back to memory before the next.
 
+use super::context::forget_contexts;
+use super::device_tlb::{DeviceTlb, DeviceTlbScope};
+use super::discovery::RequesterIds;
 use super::error::{QueueError, UnitError};
 use super::legacy;
 use super::queue::{EVERYTHING, Ticket};
@@ -13,15 +15,10 @@ use super::statistics::add_lost_table_frames;
 use super::unit::Unit;
 use crate::arch::address::{Hpa, PAGE_SIZE_BYTES};
 use crate::arch::context::{
-    ContextAttributes, DirectoryOrder, LegacyContextEntry, ScalableContextEntry,
+    ContextAttributes, DirectoryOrder, LegacyContextFault, ScalableContextEntry,
 };
-use crate::arch::descriptor::{
-    ContextGranularity, Descriptor, IotlbGranularity, PasidCacheGranularity,
-};
-use crate::arch::id::{DomainId, SourceId};
+use crate::arch::id::SourceId;
 use crate::arch::pasid::PasidDirectoryEntry;
-use crate::arch::register::TranslationTableMode;
-use crate::arch::root::{RootHalf, ScalableRootEntry};
 use crate::mem::{FrameRun, Frames, HostMemory, Hypervisor, Owner, Registers};
 
 /// The unit's own tables. Context tables are charged to the hypervisor and never freed; the root
@@ -31,8 +28,8 @@ pub(super) struct Tables {
     root: Option<FrameRun>,
     /// Hardware may know of the root table.
     is_exposed: bool,
-    /// Devices that have a context entry.
-    attached: u32,
+    /// Devices that have context entries, present or not.
+    pub(super) attached: u32,
 }
 
 impl Tables {
@@ -42,11 +39,6 @@ impl Tables {
             is_exposed: false,
             attached: 0,
         }
-    }
-
-    /// Number of devices that have a context entry, present or not.
-    pub(super) const fn attached(&self) -> u32 {
-        self.attached
     }
 
     pub(super) fn root(&self) -> Option<Hpa> {
@@ -117,8 +109,8 @@ impl Drop for TableFrames {
 pub(super) enum Form {
     /// A PASID directory and its tables.
     Scalable { directory: Hpa, frames: TableFrames },
-    /// The context entry alone: the unit is driven in legacy mode.
-    Legacy { context_entry: Hpa },
+    /// The context entries alone: the unit is driven in legacy mode.
+    Legacy,
 }
 
 /// The tables of one attached device.
@@ -128,17 +120,23 @@ pub(super) enum Form {
 #[must_use = "dropped tables are lost, and the device stays attached"]
 #[derive(Debug)]
 pub struct DeviceTables {
-    pub(super) source_id: SourceId,
+    pub(super) requesters: RequesterIds,
     pub(super) owner: Owner,
     /// PASIDs are below this.
     pub(super) limit: u32,
+    device_tlb: Option<DeviceTlb>,
     pub(super) form: Form,
 }
 
 impl DeviceTables {
-    /// The device.
+    /// The device, by its own source-id.
     pub const fn source_id(&self) -> SourceId {
-        self.source_id
+        self.requesters.own()
+    }
+
+    /// All source-ids under which the device's requests arrive.
+    pub const fn requesters(&self) -> &RequesterIds {
+        &self.requesters
     }
 
     /// Whom the frames are charged to.
@@ -151,12 +149,17 @@ impl DeviceTables {
         self.limit
     }
 
+    /// The device's own TLB, if it may use one.
+    pub const fn device_tlb(&self) -> Option<&DeviceTlb> {
+        self.device_tlb.as_ref()
+    }
+
     /// Number of PASID tables there are, each for 64 PASIDs and one frame long; none in legacy
     /// mode.
     pub const fn table_count(&self) -> u32 {
         match &self.form {
             Form::Scalable { frames, .. } => frames.tables,
-            Form::Legacy { .. } => 0,
+            Form::Legacy => 0,
         }
     }
 }
@@ -173,7 +176,7 @@ pub struct DetachedDevice {
 impl DetachedDevice {
     /// The device.
     pub const fn source_id(&self) -> SourceId {
-        self.tables.source_id
+        self.tables.source_id()
     }
 
     /// The outstanding invalidation, to poll; `None` after one that failed: releasing then submits
@@ -235,7 +238,8 @@ impl<R: Registers> Unit<R> {
     ///
     /// `pasid_bits` is the width of the PASIDs that the device may use in requests; with 0
     /// requests-with-PASID are refused and PASID 0, that of all other requests, is the only one.
-    /// Device-TLB and page requests are not enabled.
+    /// Device-TLB and page requests are not enabled: the device's translation requests and translated
+    /// requests are blocked.
     ///
     /// # Errors
     ///
@@ -251,6 +255,31 @@ impl<R: Registers> Unit<R> {
         source_id: SourceId,
         pasid_bits: u8,
     ) -> Result<DeviceTables, UnitError> {
+        self.attach_requesters(h, owner, &RequesterIds::of(source_id), pasid_bits, None)
+    }
+
+    /// As [`attach_device`](Self::attach_device), for a device whose requests arrive under any of
+    /// several source-ids: a context entry for each leads to the same directory (§3.12). All of
+    /// them are written, or none.
+    ///
+    /// With `device_tlb` the device may use a TLB of its own (`DTE`). Such a device reaches any host
+    /// address by translated requests, which hardware does not check against the tables (§4.2.5): it
+    /// has to be trusted not to make addresses up. Whoever changes an entry or a mapping of it owes
+    /// [`device_tlb_invalidation`](Self::device_tlb_invalidation), too.
+    ///
+    /// # Errors
+    ///
+    /// As [`attach_device`](Self::attach_device), [`UnitError::Attached`] with the source-id;
+    /// [`UnitError::ContextEntry`] if the unit has no device-TLBs (`ECAP.DT`),
+    /// [`UnitError::LegacyContextEntry`] in legacy mode, where the driver uses none.
+    pub fn attach_requesters<H: Hypervisor>(
+        &self,
+        h: &H,
+        owner: Owner,
+        requesters: &RequesterIds,
+        pasid_bits: u8,
+        device_tlb: Option<DeviceTlb>,
+    ) -> Result<DeviceTables, UnitError> {
         self.check_is_up()?;
         let has_pasid = self.is_scalable() && self.features.extended.has_pasid();
         let maximum = if has_pasid {
@@ -265,33 +294,49 @@ impl<R: Registers> Unit<R> {
         if pasid_bits > maximum {
             return Err(bits_error);
         }
+        let order = DirectoryOrder::for_pasid_bits(pasid_bits).ok_or(bits_error)?;
+        let attributes = ContextAttributes {
+            pasid_enabled: pasid_bits > 0,
+            device_tlb: device_tlb.is_some(),
+            ..ContextAttributes::default()
+        };
         let form = if self.is_scalable() {
-            let order = DirectoryOrder::for_pasid_bits(pasid_bits).ok_or(bits_error)?;
-            self.attach_directory(h, owner, source_id, order, pasid_bits > 0)?
+            self.install_directory(h, owner, requesters, order, attributes)?
+        } else if device_tlb.is_some() {
+            // TT = 01b.
+            let fault = LegacyContextFault::UnsupportedTranslationType(1);
+            return Err(UnitError::LegacyContextEntry(fault));
         } else {
             // Not present, so nothing is owed for it.
-            let entry = legacy::ATTACHED.quadwords();
-            Form::Legacy {
-                context_entry: self.install_context(h, source_id, entry)?,
-            }
+            self.install_contexts(h, requesters, legacy::ATTACHED.quadwords())?;
+            Form::Legacy
         };
-        self.counters.attached.add(1);
-        Ok(DeviceTables {
-            source_id,
+        let tables = DeviceTables {
+            requesters: *requesters,
             owner,
             limit: 1 << pasid_bits.min(20),
+            device_tlb,
             form,
-        })
+        };
+        if self.is_scalable()
+            && let Err(error) = self.announce_contexts(h, &tables)
+        {
+            self.withdraw_contexts(h, requesters);
+            log::error!("attaching {}: {error}", requesters.own());
+            return Err(error);
+        }
+        self.counters.attached.add(1);
+        Ok(tables)
     }
 
-    /// Makes a directory with the table of PASID 0, and has the context entry lead to it.
-    fn attach_directory<H: Hypervisor>(
+    /// Makes a directory with the table of PASID 0, and has the context entries lead to it.
+    fn install_directory<H: Hypervisor>(
         &self,
         h: &H,
         owner: Owner,
-        source_id: SourceId,
+        requesters: &RequesterIds,
         order: DirectoryOrder,
-        pasid_enabled: bool,
+        attributes: ContextAttributes,
     ) -> Result<Form, UnitError> {
         let directory = h.allocate(owner, frame_order(order.len_bytes()))?;
         let table = match h.allocate(owner, 0) {
@@ -301,10 +346,6 @@ impl<R: Registers> Unit<R> {
                 return Err(error.into());
             }
         };
-        let attributes = ContextAttributes {
-            pasid_enabled,
-            ..ContextAttributes::default()
-        };
         let entry = ScalableContextEntry::new(directory.address(), order, attributes);
         let installed = match entry.decode::<Hpa>(&self.table_features) {
             Ok(_) => {
@@ -312,7 +353,7 @@ impl<R: Registers> Unit<R> {
                 self.flush_table(h, directory.address(), directory.len_bytes());
                 let first = PasidDirectoryEntry::new(table.address());
                 self.publish_quadword(h, directory.address(), first.as_u64());
-                self.install_context(h, source_id, entry.quadwords())
+                self.install_contexts(h, requesters, entry.quadwords())
             }
             Err(fault) => Err(UnitError::ContextEntry(fault)),
         };
@@ -321,164 +362,62 @@ impl<R: Registers> Unit<R> {
             h.free(directory);
             return Err(error);
         }
-        let form = Form::Scalable {
+        Ok(Form::Scalable {
             directory: directory.address(),
             frames: TableFrames {
                 directory: Some(directory),
                 tables: 1,
             },
-        };
-        if let Err(error) = self.announce_context(h, source_id) {
-            self.withdraw_context(h, source_id);
-            log::error!("attaching {source_id}: {error}");
-            // Hardware may know of the frames: they are lost, and counted.
-            return Err(error);
-        }
-        Ok(form)
+        })
     }
 
-    /// Writes a context entry, in a new context table if there is none yet; gives its place.
-    fn install_context<H: Hypervisor>(
+    /// Has hardware and the device forget everything that is cached of a device whose context entry
+    /// was withdrawn: by [`block_device`](Self::block_device), or by a
+    /// [`detach_device`](Self::detach_device) that failed. Does not wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit).
+    pub fn forget_device<H: Hypervisor>(
         &self,
         h: &H,
-        source_id: SourceId,
-        entry: &[u64],
-    ) -> Result<Hpa, UnitError> {
-        let has_table = self.context_entry_at(h, source_id).is_some();
-        // Allocated before the lock is taken; given back if another processor was faster.
-        let mut spare = if has_table {
-            None
-        } else {
-            let table = h.allocate(Owner::HYPERVISOR, 0)?;
-            self.flush_table(h, table.address(), table.len_bytes());
-            Some(table)
-        };
-        let mut guard = self.tables.lock();
-        let result = match guard.root() {
-            // Looked at under the lock: shutting down counts the devices under it.
-            _ if !self.is_up() => Err(UnitError::NotUp),
-            None => Err(UnitError::NotUp),
-            Some(root) => {
-                let half_at = self.root_quadword_at(root, source_id);
-                if h.read64(half_at) == 0
-                    && let Some(table) = spare.take()
-                {
-                    // From now on the root entry stands for the frame.
-                    let root_entry = ScalableRootEntry::new(Some(table.address()), None);
-                    self.publish_quadword(h, half_at, root_entry.half(RootHalf::Lower));
-                }
-                match self.context_entry_in(h, root, source_id) {
-                    Some(at) if is_clear(h, at, entry.len()) => {
-                        self.publish_entry_at(h, at, entry);
-                        guard.attached = guard.attached.saturating_add(1);
-                        Ok(at)
-                    }
-                    _ => Err(UnitError::Attached(source_id)),
-                }
-            }
-        };
-        drop(guard);
-        if let Some(table) = spare {
-            h.free(table);
-        }
-        result
-    }
-
-    /// What is owed after a context entry became present (§6.5.3, Table 28).
-    fn announce_context<H: Hypervisor>(&self, h: &H, source_id: SourceId) -> Result<(), UnitError> {
-        if !self.needs_invalidation_after_set_up() {
-            return self.write_buffer_flush(h);
-        }
-        // Entries that are not present are cached under domain-id 0.
-        let domain_id = DomainId::ZERO;
-        let batch = [
-            forget_context(source_id, domain_id),
-            Descriptor::PasidCache {
-                granularity: PasidCacheGranularity::Domain(domain_id),
-            },
-            Descriptor::Iotlb {
-                granularity: IotlbGranularity::Domain(domain_id),
-                drain_reads: true,
-                drain_writes: true,
-            },
-        ];
-        let ticket = self.submit(h, &batch)?;
-        Ok(self.wait(h, ticket)?)
-    }
-
-    fn context_entry_at<H: HostMemory>(&self, h: &H, source_id: SourceId) -> Option<Hpa> {
-        let root = self.tables.lock().root()?;
-        self.context_entry_in(h, root, source_id)
-    }
-
-    /// Where the quadword of the root entry is that leads to a device's context table.
-    fn root_quadword_at(&self, root: Hpa, source_id: SourceId) -> Hpa {
-        let entry = u64::from(source_id.bus()) * ScalableRootEntry::LEN_BYTES as u64;
-        let half = match self.table_mode() {
-            TranslationTableMode::Scalable => u64::from(RootHalf::of(source_id).quadword()) * 8,
-            _ => 0,
-        };
-        Hpa::new(root.as_u64().saturating_add(entry + half))
-    }
-
-    /// Where a device's context entry is, if there is a context table for it.
-    fn context_entry_in<H: HostMemory>(
-        &self,
-        h: &H,
-        root: Hpa,
-        source_id: SourceId,
-    ) -> Option<Hpa> {
-        // Legacy entries and halves of scalable-mode ones have the same form.
-        let half = h.read64(self.root_quadword_at(root, source_id));
-        let root_entry = ScalableRootEntry::from_quadwords([half, 0]);
-        if !root_entry.is_present(RootHalf::Lower) {
-            return None;
-        }
-        let table: Hpa = root_entry.lower_context_table();
-        let index = if self.is_scalable() {
-            u64::from(ScalableContextEntry::index(source_id))
-        } else {
-            u64::from(LegacyContextEntry::index(source_id))
-        };
-        table.checked_add(index * self.context_entry_bytes())
-    }
-
-    const fn context_entry_bytes(&self) -> u64 {
-        if self.is_scalable() {
-            ScalableContextEntry::LEN_BYTES as u64
-        } else {
-            LegacyContextEntry::LEN_BYTES as u64
-        }
-    }
-
-    /// Clears Present in a context entry. What else the first quadword holds stays, so that the
-    /// device counts as attached until its tables are released.
-    fn withdraw_context<H: HostMemory>(&self, h: &H, source_id: SourceId) {
-        if let Some(at) = self.context_entry_at(h, source_id) {
-            self.publish_quadword(h, at, h.read64(at) & !1);
-        }
-    }
-
-    /// Everything that hardware may have cached of a device whose context entry was withdrawn. The
-    /// domains in its PASID table are not known here, hence all of them.
-    fn forget_device<H: Hypervisor>(
-        &self,
-        h: &H,
-        source_id: SourceId,
+        tables: &DeviceTables,
     ) -> Result<Ticket, QueueError> {
         if !self.is_scalable() {
-            // Its context entry may be cached under any domain-id.
+            // Its context entries may be cached under any domain-id.
             return self.submit(h, self.everything());
         }
+        // The domains in its PASID table are not known here, hence all of them.
         let [_, pasid_cache, iotlb] = EVERYTHING;
-        let context = forget_context(source_id, DomainId::ZERO);
-        self.submit(h, &[context, pasid_cache, iotlb])
+        let device_tlb = self.device_tlb_invalidation(tables, DeviceTlbScope::Everything);
+        self.submit(
+            h,
+            &forget_contexts(&tables.requesters, &[pasid_cache, iotlb], device_tlb),
+        )
     }
 
-    /// Blocks a device at once: its context entry becomes not present by one store, and what is
-    /// cached of it is queued to be forgotten. Does not wait.
+    /// Has hardware read a device's context and PASID entries anew; translations stay.
+    pub(super) fn forget_entries_of<H: Hypervisor>(
+        &self,
+        h: &H,
+        tables: &DeviceTables,
+    ) -> Result<Ticket, QueueError> {
+        let [contexts, pasid_cache, _] = EVERYTHING;
+        if !self.is_scalable() {
+            return self.submit(h, &[contexts]);
+        }
+        self.submit(
+            h,
+            &forget_contexts(&tables.requesters, &[pasid_cache], None),
+        )
+    }
+
+    /// Blocks a device at once: its context entry becomes not present by one store, and what the
+    /// unit has cached of it is queued to be forgotten. Does not wait.
     ///
-    /// Its tables stay. The way back is to detach it.
+    /// Once that is done, no request of it is let through, a translated one neither. Its own TLB is
+    /// left alone, for it may be blocked because it does not answer: see
+    /// [`forget_device`](Self::forget_device). Its tables stay. The way back is to detach it.
     ///
     /// # Errors
     ///
@@ -489,9 +428,16 @@ impl<R: Registers> Unit<R> {
         h: &H,
         tables: &DeviceTables,
     ) -> Result<Ticket, QueueError> {
-        self.withdraw_context(h, tables.source_id);
+        self.withdraw_contexts(h, &tables.requesters);
         self.counters.blocked.add(1);
-        self.forget_device(h, tables.source_id)
+        if !self.is_scalable() {
+            return self.submit(h, self.everything());
+        }
+        let [_, pasid_cache, iotlb] = EVERYTHING;
+        self.submit(
+            h,
+            &forget_contexts(&tables.requesters, &[pasid_cache, iotlb], None),
+        )
     }
 
     /// Takes a device's context entry away and queues the invalidation of everything that is
@@ -506,8 +452,8 @@ impl<R: Registers> Unit<R> {
         h: &H,
         tables: DeviceTables,
     ) -> Result<DetachedDevice, (DeviceTables, QueueError)> {
-        self.withdraw_context(h, tables.source_id);
-        match self.forget_device(h, tables.source_id) {
+        self.withdraw_contexts(h, &tables.requesters);
+        match self.forget_device(h, &tables) {
             Ok(ticket) => Ok(DetachedDevice {
                 tables,
                 ticket: Some(ticket),
@@ -530,19 +476,15 @@ impl<R: Registers> Unit<R> {
     ) -> Result<(), (DetachedDevice, QueueError)> {
         let ticket = match device.ticket.take() {
             Some(ticket) => Ok(ticket),
-            None => self.forget_device(h, device.tables.source_id),
+            None => self.forget_device(h, &device.tables),
         };
         if let Err(error) = ticket.and_then(|ticket| self.wait(h, ticket)) {
             return Err((device, error));
         }
         let DeviceTables {
-            source_id, form, ..
+            requesters, form, ..
         } = device.tables;
-        if let Some(at) = self.context_entry_at(h, source_id) {
-            self.clear_entry_at(h, at, self.context_entry_bytes() / 8);
-            let mut tables = self.tables.lock();
-            tables.attached = tables.attached.saturating_sub(1);
-        }
+        self.clear_contexts(h, &requesters);
         if let Form::Scalable { frames, .. } = form {
             frames.free(h);
         }
@@ -557,34 +499,19 @@ const fn frame_order(len_bytes: u64) -> u8 {
     frames.next_power_of_two().trailing_zeros() as u8
 }
 
-/// The context-cache invalidation of a device. The domain-id counts in legacy mode only.
-pub(super) const fn forget_context(source_id: SourceId, domain_id: DomainId) -> Descriptor {
-    Descriptor::ContextCache {
-        granularity: ContextGranularity::Device {
-            source_id,
-            function_mask: 0,
-            domain_id,
-        },
-    }
-}
-
-/// Whether so many quadwords are all zero.
-fn is_clear<H: HostMemory>(h: &H, at: Hpa, quadwords: usize) -> bool {
-    (0..quadwords as u64)
-        .all(|index| h.read64(Hpa::new(at.as_u64().saturating_add(index * 8))) == 0)
-}
-
 #[cfg(test)]
 mod tests {
     extern crate std;
+    use super::super::context::forget_context;
     use super::super::statistics::lost_table_frames;
     use super::super::testing::{
         Bench, CACHING_MODE, CAPABILITY, COHERENT, Completion, EXTENDED, Event, OWNER, up,
     };
     use super::*;
     use crate::arch::address::{AddressWidth, FirstStagePaging, Gpa};
-    use crate::arch::id::Pasid;
-    use crate::arch::pasid::{FirstStageFlags, PasidEntry, PasidEntryFault, PasidEntryOptions};
+    use crate::arch::id::{DomainId, Pasid};
+    use crate::arch::pasid::PasidEntry;
+    use crate::arch::pasid::{FirstStageFlags, PasidEntryFault, PasidEntryOptions};
     use crate::mem::FrameError;
     use std::sync::Mutex;
     use std::vec::Vec;

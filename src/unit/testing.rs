@@ -11,14 +11,16 @@ use std::rc::Rc;
 use std::vec;
 use std::vec::Vec;
 
+use super::interrupt::{InterruptConfig, InterruptRemapping};
 use super::unit::{Unit, UnitConfig};
 use crate::arch::address::Hpa;
 use crate::arch::capability::{Capability, CapabilityField, ExtendedCapability, Features};
 use crate::arch::descriptor::{Descriptor, RawDescriptor};
 use crate::arch::id::SourceId;
 use crate::arch::register::{
-    AddressType, DescriptorWidth, FaultInfo, FaultRecord, InvalidationQueueAddress, QueueErrorInfo,
-    QueueErrorRecord, Register32, Register64, RequestType, RootTableAddress, TranslationTableMode,
+    AddressType, DescriptorWidth, FaultInfo, FaultRecord, InterruptRemappingTableAddress,
+    InvalidationQueueAddress, QueueErrorInfo, QueueErrorRecord, Register32, Register64,
+    RequestType, RootTableAddress, TranslationTableMode,
 };
 use crate::mem::{FrameError, FramePool, FrameRun, Frames, HostMemory, Owner, Platform, Registers};
 
@@ -33,7 +35,8 @@ pub(super) const SRTP: u32 = 1 << 30;
 pub(super) const QIE: u32 = 1 << 26;
 pub(super) const IRE: u32 = 1 << 25;
 const PERSISTENT: u32 = TE | QIE | IRE | 1 << 23;
-const ONE_SHOT: u32 = SRTP | 1 << 27 | 1 << 24;
+const SIRTP: u32 = 1 << 24;
+const ONE_SHOT: u32 = SRTP | 1 << 27 | SIRTP;
 
 const PFO: u32 = 1;
 const PPF: u32 = 1 << 1;
@@ -83,6 +86,7 @@ pub(super) struct Options {
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) enum Event {
     Store(u64, u64),
+    Store128(u64, u128),
     Flush(u64),
     Fence,
     Register(u16, u64),
@@ -111,6 +115,8 @@ pub(super) struct World {
     pub(super) status: u32,
     pub(super) root: u64,
     pub(super) latched_root: Option<u64>,
+    pub(super) interrupt_table: u64,
+    pub(super) latched_interrupt_table: Option<u64>,
     pub(super) is_busy: bool,
     pub(super) queue_address: u64,
     pub(super) head: u64,
@@ -137,6 +143,7 @@ pub(super) struct World {
     records: Vec<FaultRecord>,
     pub(super) faults: FaultAt,
     pub(super) forced_fault_status: Option<u32>,
+    pub(super) bus_masters: Vec<(SourceId, bool)>,
 }
 
 impl World {
@@ -161,6 +168,8 @@ impl World {
             status: 0,
             root: 0,
             latched_root: None,
+            interrupt_table: 0,
+            latched_interrupt_table: None,
             is_busy: false,
             queue_address: 0,
             head: 0,
@@ -180,6 +189,7 @@ impl World {
             records: vec![FaultRecord::default(); records],
             faults: FaultAt { next: 0, first: 0 },
             forced_fault_status: None,
+            bus_masters: Vec::new(),
         }
     }
 
@@ -253,9 +263,7 @@ impl World {
             "several changes at once: {changed:#x}"
         );
         assert!(!self.is_busy, "a command during another one");
-        if changed & SRTP != 0 {
-            self.status &= !SRTP;
-        }
+        self.status &= !(changed & (SRTP | SIRTP));
         if changed & self.options.stuck_commands != 0 {
             self.is_busy = true;
             return;
@@ -289,13 +297,32 @@ impl World {
                 if self.status & QIE == 0 {
                     assert_eq!(self.tail, 0, "tail at the start");
                 } else {
-                    assert!(
-                        self.head == self.tail || self.errors & (IQE | ITE) != 0,
-                        "turned off while not empty"
-                    );
+                    // Emulated units turn off no other queue, whatever it stands at.
+                    assert_eq!(self.head, self.tail, "turned off while not empty");
                 }
                 self.status ^= QIE;
                 self.head = 0;
+            }
+            SIRTP => {
+                let is_extended = |table| {
+                    InterruptRemappingTableAddress::from_bits(table).has_extended_interrupt_mode()
+                };
+                if let Some(old) = self.latched_interrupt_table
+                    && self.status & IRE != 0
+                {
+                    let new = self.interrupt_table;
+                    assert_eq!(is_extended(old), is_extended(new), "EIME changed while on");
+                }
+                self.latched_interrupt_table = Some(self.interrupt_table);
+                self.status |= SIRTP;
+            }
+            IRE => {
+                let table = self.latched_interrupt_table;
+                assert!(
+                    self.status & IRE != 0 || table.is_some(),
+                    "remapping without a table"
+                );
+                self.status ^= IRE;
             }
             0 => {}
             other => self.status ^= other & PERSISTENT,
@@ -433,6 +460,7 @@ impl World {
             0x88 => self.tail,
             0x90 => self.queue_address,
             0xb0 => self.error_record,
+            0xb8 => self.interrupt_table,
             _ => match self.record_at(offset) {
                 Some((index, 0)) => self.records[index].low,
                 Some((index, 8)) => self.records[index].high,
@@ -481,6 +509,7 @@ impl World {
                 assert_eq!(self.status & QIE, 0, "queue moved while it runs");
                 self.queue_address = value;
             }
+            0xb8 => self.interrupt_table = value,
             _ => {
                 if let Some((index, 12)) = self.record_at(offset)
                     && value & 1 << 31 != 0
@@ -520,7 +549,7 @@ impl Registers for FakeRegisters {
 }
 
 pub(super) struct FakeHypervisor {
-    world: Rc<RefCell<World>>,
+    pub(super) world: Rc<RefCell<World>>,
     pub(super) pool: FramePool<4, 4>,
 }
 
@@ -541,11 +570,19 @@ impl HostMemory for FakeHypervisor {
         panic!("not used by this layer");
     }
 
-    fn write128(&self, _: Hpa, _: u128) {
-        panic!("not used by this layer");
+    fn write128(&self, at: Hpa, value: u128) {
+        assert_eq!(at.as_u64() % 16, 0);
+        let mut world = self.world.borrow_mut();
+        world.store(at.as_u64(), value as u64);
+        world.store(at.as_u64() + 8, (value >> 64) as u64);
+        world.log.push(Event::Store128(at.as_u64(), value));
     }
 
     fn fetch_and64(&self, _: Hpa, _: u64) -> u64 {
+        panic!("not used by this layer");
+    }
+
+    fn compare_exchange64(&self, _: Hpa, _: u64, _: u64) -> u64 {
         panic!("not used by this layer");
     }
 
@@ -608,8 +645,11 @@ impl Platform for FakeHypervisor {
         panic!("not used by this layer");
     }
 
-    fn set_bus_master(&self, _: SourceId, _: bool) {
-        panic!("not used by this layer");
+    fn set_bus_master(&self, source_id: SourceId, enabled: bool) {
+        self.world
+            .borrow_mut()
+            .bus_masters
+            .push((source_id, enabled));
     }
 }
 
@@ -618,9 +658,29 @@ pub(super) struct Bench {
     pub(super) h: FakeHypervisor,
 }
 
+impl FakeHypervisor {
+    /// What the unit of its machine is to be driven with.
+    pub(super) fn config(&self) -> UnitConfig {
+        self.world.borrow().options.config
+    }
+}
+
 impl Bench {
     pub(super) fn world(&self) -> RefMut<'_, World> {
         self.h.world.borrow_mut()
+    }
+
+    /// Where a device's context entry is; its table exists.
+    pub(super) fn context_entry(&self, source_id: SourceId) -> Hpa {
+        let root = self.unit.tables.lock().root().unwrap().as_u64();
+        let id = u64::from(source_id.as_u16());
+        let half = self.world().load(root + (id >> 8) * 16 + (id >> 7 & 1) * 8);
+        Hpa::new((half & !0xfff) + (id & 0x7f) * 32)
+    }
+
+    /// What was done to bus mastering.
+    pub(super) fn take_bus_masters(&self) -> Vec<(SourceId, bool)> {
+        std::mem::take(&mut self.world().bus_masters)
     }
 
     /// What was stored, flushed and written to registers since the last call.
@@ -663,6 +723,11 @@ pub(super) fn parts(change: impl FnOnce(&mut Options)) -> (FakeRegisters, FakeHy
         config: UnitConfig {
             timeout_nanoseconds: 100_000,
             queue_order: 0,
+            // Tests of it ask for it.
+            interrupts: InterruptConfig {
+                remapping: InterruptRemapping::Forbidden,
+                ..InterruptConfig::new()
+            },
             ..UnitConfig::new(0, 39)
         },
         stuck_commands: 0,

@@ -5,14 +5,19 @@ use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use spin::Mutex;
 
 use super::command::CommandSlot;
+use super::discovery::UnitDescription;
 use super::domain_ids::DomainIds;
+use super::errata::Errata;
 use super::error::{Requirement, UnitError};
 use super::fault::FaultCursor;
+use super::interrupt::{InterruptConfig, InterruptRemapping, InterruptTable};
 use super::queue::Queue;
+use super::rmrr::ReservedMemory;
 use super::statistics::{Counters, UnitStatistics};
 use super::tables::Tables;
+use crate::arch::address::Hpa;
 use crate::arch::capability::{
-    Capability, CapabilityError, ExtendedCapability, Features, validate,
+    Capability, CapabilityError, ExtendedCapability, ExtendedCapabilityField, Features, validate,
 };
 use crate::arch::features::TableFeatures;
 use crate::arch::id::DomainId;
@@ -42,6 +47,8 @@ pub enum OnFirmwareState {
 pub struct UnitConfig {
     /// The PCI segment whose devices the unit remaps.
     pub segment: u16,
+    /// Where the unit's registers are: with the segment, its name.
+    pub base: Hpa,
     /// The width of physical addresses in bits, from the DMAR table (`HAW`, §8.1): 12 to 64.
     pub host_address_width: u8,
     /// How long hardware may take for one command or one submission.
@@ -53,19 +60,35 @@ pub struct UnitConfig {
     pub queue_order: u8,
     /// What to do with what firmware left on.
     pub on_firmware_state: OnFirmwareState,
+    /// What is wrong with the unit, from [`Errata::of`] its platform.
+    pub errata: Errata,
+    /// Whether and how interrupts are remapped.
+    pub interrupts: InterruptConfig,
 }
 
 impl UnitConfig {
+    /// As [`new`](Self::new), for a unit that [`discover`](crate::unit::discover) found.
+    pub const fn of(description: &UnitDescription) -> Self {
+        Self {
+            base: description.base,
+            ..Self::new(description.segment, description.host_address_width)
+        }
+    }
+
     /// One second for hardware, 90 seconds for devices, which is what PCI Express lets an invalidation
-    /// take, a queue of 1024 descriptors, and taking over.
+    /// take, a queue of 1024 descriptors, taking over, no errata, and interrupts remapped where the
+    /// unit can.
     pub const fn new(segment: u16, host_address_width: u8) -> Self {
         Self {
             segment,
+            base: Hpa::new(0),
             host_address_width,
             timeout_nanoseconds: 1_000_000_000,
             device_timeout_nanoseconds: 90_000_000_000,
             queue_order: 3,
             on_firmware_state: OnFirmwareState::TakeOver,
+            errata: Errata::NONE,
+            interrupts: InterruptConfig::new(),
         }
     }
 }
@@ -99,26 +122,38 @@ pub struct Unit<R> {
     pub(super) queue: Mutex<Queue>,
     pub(super) tables: Mutex<Tables>,
     pub(super) faults: Mutex<FaultCursor>,
+    pub(super) interrupts: Mutex<InterruptTable>,
     domain_ids: Mutex<DomainIds>,
+    pub(super) reserved: Mutex<ReservedMemory>,
     pub(super) counters: Counters,
 }
 
 impl<R: Registers> Unit<R> {
     /// Reads and checks what the unit is; changes nothing in it (§11.4.1 to §11.4.3).
     ///
-    /// An ability that is reported without what it needs is taken as absent.
+    /// An ability that is reported without what it needs is taken as absent, and so is one that an
+    /// [erratum](UnitConfig::errata) makes unusable.
     ///
     /// # Errors
     ///
     /// [`UnitError::Capability`] if the registers cannot be those of a working unit,
-    /// [`UnitError::Missing`] if this driver cannot drive it, [`UnitError::HostAddressWidth`] and
-    /// [`UnitError::QueueOrder`] for an impossible configuration.
+    /// [`UnitError::Missing`] if this driver cannot drive it, [`UnitError::HostAddressWidth`],
+    /// [`UnitError::QueueOrder`] and [`UnitError::InterruptTableOrder`] for an impossible
+    /// configuration.
     pub fn probe(registers: R, config: UnitConfig) -> Result<Self, UnitError> {
         if !(12..=64).contains(&config.host_address_width) {
             return Err(UnitError::HostAddressWidth(config.host_address_width));
         }
         if config.queue_order > InvalidationQueueAddress::MAX_SIZE_ORDER {
             return Err(UnitError::QueueOrder(config.queue_order));
+        }
+        let InterruptConfig {
+            remapping,
+            table_order,
+            ..
+        } = config.interrupts;
+        if table_order > 15 {
+            return Err(UnitError::InterruptTableOrder(table_order));
         }
         let version = registers.read32(Register32::VERSION);
         let capability = Capability::from_bits(registers.read64(Register64::CAPABILITY));
@@ -127,12 +162,20 @@ impl<R: Registers> Unit<R> {
         let window_bytes = u32::try_from(registers.window_bytes()).unwrap_or(u32::MAX);
         match validate(capability, extended, version, window_bytes) {
             Ok(()) => {}
-            Err(CapabilityError::MissingPrerequisite { feature, requires }) => {
-                log::warn!("remapping unit reports {feature} without {requires}");
+            Err(error @ CapabilityError::MissingPrerequisite { .. }) => {
+                log::warn!("remapping unit: {error}");
             }
             Err(error) => return Err(UnitError::Capability(error)),
         }
-        let features = Features::new(capability, extended, config.host_address_width);
+        for erratum in config.errata.iter() {
+            log::warn!("remapping unit has an erratum: {erratum}");
+        }
+        let (capability, extended) = config.errata.correct(capability, extended);
+        let mut features = Features::new(capability, extended, config.host_address_width);
+        if remapping == InterruptRemapping::Forbidden {
+            let absent = ExtendedCapabilityField::INTERRUPT_REMAPPING;
+            features.extended = features.extended.with(absent, 0);
+        }
         let missing = [
             (
                 features.extended.has_queued_invalidation(),
@@ -141,6 +184,11 @@ impl<R: Registers> Unit<R> {
             (
                 features.largest_address_width().is_some(),
                 Requirement::AddressWidth,
+            ),
+            (
+                features.extended.has_interrupt_remapping()
+                    || remapping != InterruptRemapping::Required,
+                Requirement::InterruptRemapping,
             ),
         ]
         .into_iter()
@@ -158,13 +206,15 @@ impl<R: Registers> Unit<R> {
             queue: Mutex::new(Queue::new()),
             tables: Mutex::new(Tables::new()),
             faults: Mutex::new(FaultCursor::default()),
+            interrupts: Mutex::new(InterruptTable::new(&config.interrupts)),
             domain_ids: Mutex::new(DomainIds::new(features.capability.domain_id_bits())),
+            reserved: Mutex::new(ReservedMemory::new()),
             counters: Counters::default(),
             features,
         })
     }
 
-    /// The unit's capabilities, without those that lack a prerequisite.
+    /// The unit's capabilities, without those that lack a prerequisite or are not to be used.
     pub const fn features(&self) -> &Features {
         &self.features
     }

@@ -1,5 +1,7 @@
 //! Faults as the guest sees them: recording registers, overflow, compression, event (§7.2, §7.3).
 
+use core::fmt;
+
 use crate::arch::address::Iova;
 use crate::arch::fault::FaultReason;
 use crate::arch::id::{Pasid, SourceId};
@@ -33,6 +35,13 @@ pub struct GuestFault {
     /// An entry that the guest's tables led to disables fault processing (`FPD`), which silences
     /// qualified faults (§7.1.1).
     pub fault_processing_disabled: bool,
+}
+
+impl fmt::Display for GuestFault {
+    /// One line: what was blocked and why.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.record(), f)
+    }
 }
 
 impl GuestFault {
@@ -147,10 +156,12 @@ impl FaultRecorder {
         };
         if record.is_valid() {
             count(&mut statistics.faults_overflowed);
+            log::warn!("guest fault records are full: not recorded: {fault}");
             registers.set_fault_causes(FaultStatus::FAULT_OVERFLOW);
             return;
         }
         *record = fault.record();
+        log::info!("guest fault {index}: {fault}");
         let next = index.saturating_add(1);
         self.next = if next < self.count { next } else { 0 };
         count(&mut statistics.faults_recorded);

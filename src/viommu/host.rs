@@ -10,6 +10,7 @@ use core::fmt;
 use crate::arch::address::{Gpa, Iova};
 use crate::arch::fault::FaultReason;
 use crate::arch::id::{DomainId, Pasid, SourceId};
+use crate::arch::interrupt::{Interrupt, InterruptIndex, SourceValidation};
 use crate::arch::pasid::PasidTranslation;
 use crate::mem::{FrameError, GuestMemory};
 
@@ -140,9 +141,12 @@ impl BindError {
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::StoreFull { store, capacity } => write!(f, "all {capacity} {store} are in use"),
+            Self::StoreFull { store, capacity } => {
+                write!(f, "all {capacity} in use: ")?;
+                f.write_str(store)
+            }
             Self::DomainIdsExhausted => f.write_str("no host domain-id is left"),
-            Self::Frames(error) => write!(f, "no frames: {error:?}"),
+            Self::Frames(error) => write!(f, "no frames: {error}"),
             Self::FirstStageRootConflict { root } => {
                 write!(
                     f,
@@ -202,6 +206,27 @@ pub enum GuestInvalidation {
         /// The range.
         pages: PageRange,
     },
+    /// A range of what a device has cached itself (device-TLB, §6.5.2.5 and §6.5.2.6). The host has
+    /// devices forget whatever the other forms cover, without being told.
+    DeviceTlb {
+        /// The device.
+        device: DeviceHandle,
+        /// Of which of its requests.
+        requests: DeviceRequests,
+        /// The range.
+        pages: PageRange,
+    },
+}
+
+/// Requests of one device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceRequests {
+    /// Those without PASID.
+    WithoutPasid,
+    /// Those with this PASID.
+    Pasid(Pasid),
+    /// Those with any PASID.
+    EveryPasid,
 }
 
 /// 2^order pages from an aligned address on, as invalidation descriptors name them.
@@ -214,6 +239,53 @@ pub struct PageRange {
     /// Only leaf entries have changed (`IH`).
     pub leaf_only: bool,
 }
+
+/// What a guest's interrupt entry asks of the host: valid by the architecture, and no more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestInterrupt {
+    /// Which of the guest's devices may use it, by their guest source-ids.
+    pub source: SourceValidation,
+    /// The interrupt, for the guest's processors.
+    pub interrupt: Interrupt,
+}
+
+/// Why a guest's interrupt entry is not carried out. The host's entry is absent then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InterruptError {
+    /// No device of this machine may raise the interrupt: its delivery mode, its vector, or a
+    /// destination that the platform has no route to.
+    Refused(Interrupt),
+    /// It does not name one of the machine's devices: messages of several could not be told apart.
+    Source(SourceValidation),
+    /// The index is beyond the entries that the machine was given.
+    Index {
+        /// The guest's index.
+        index: InterruptIndex,
+        /// The number of entries.
+        capacity: u32,
+    },
+    /// The physical unit refused; the details are in the log.
+    Unit,
+}
+
+impl fmt::Display for InterruptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(interrupt) => write!(f, "{interrupt} is refused"),
+            Self::Source(SourceValidation::None) => f.write_str("it is for any device"),
+            Self::Source(SourceValidation::SourceId { source_id, .. }) => {
+                write!(f, "it is for {source_id} and others")
+            }
+            Self::Source(SourceValidation::Buses { first, last }) => {
+                write!(f, "it is for buses {first:#x} to {last:#x}")
+            }
+            Self::Index { index, capacity } => write!(f, "index {index} of {capacity}"),
+            Self::Unit => f.write_str("the physical unit refused"),
+        }
+    }
+}
+
+impl core::error::Error for InterruptError {}
 
 /// What the host side keeps for each cached binding.
 pub trait HostState: fmt::Debug {
@@ -259,13 +331,29 @@ pub trait Host {
     /// [`BindError`] if it cannot be carried out; what it covers is blocked.
     fn invalidate(&mut self, what: &GuestInvalidation) -> Result<Progress, BindError>;
 
-    /// Completes every invalidation handed over so far: `Done` once hardware has confirmed them.
+    /// Completes every invalidation and change of an interrupt entry handed over so far: `Done` once hardware has confirmed them.
     ///
     /// # Errors
     ///
     /// [`BindError::Quarantined`] once, if hardware did not: what it covered is blocked. Another
     /// [`BindError`] once, if a shadow could not be kept in step; it is empty then.
     fn flush(&mut self) -> Result<Progress, BindError>;
+
+    /// The number of guest interrupt indices, from 0 on, that the host has entries for.
+    fn interrupt_entries(&self) -> u32;
+
+    /// Makes the host's entry for a guest's interrupt index as desired; `None` is absent. As with
+    /// [`invalidate`](Self::invalidate), hardware has forgotten the old one once
+    /// [`flush`](Self::flush) is done.
+    ///
+    /// # Errors
+    ///
+    /// [`InterruptError`]; the host's entry is absent.
+    fn set_interrupt_entry(
+        &mut self,
+        index: InterruptIndex,
+        desired: Option<&GuestInterrupt>,
+    ) -> Result<(), InterruptError>;
 
     /// Sends an interrupt message of the virtual unit to the guest: the address and data that the
     /// guest programmed.

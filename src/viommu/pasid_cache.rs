@@ -153,8 +153,7 @@ pub(super) struct PasidCache<B, const N: usize> {
 }
 
 impl<B: HostState, const N: usize> PasidCache<B, N> {
-    /// A store that has yet to be [started](Self::start). Its indices are zeros, so that a static
-    /// takes no room in an image for them.
+    /// A store that has yet to be [started](Self::start).
     pub(super) const fn vacant() -> Self {
         Self {
             entries: [const { CachedEntry::FREE }; N],
@@ -393,6 +392,11 @@ impl<B: HostState, const N: usize> PasidCache<B, N> {
             .and_then(|index| self.get(index))
             .and_then(|entry| entry.root(features));
         self.roots.contradicts(wanted, own)
+    }
+
+    /// Whether the host may hold something of a binding that is not as the guest's entry says.
+    pub(super) const fn has_unsettled(&self) -> bool {
+        self.unsettled != NONE
     }
 
     /// Begins a walk over the bindings with a domain-id, or over the unsettled ones. There is one

@@ -5,20 +5,22 @@
 
 use crate::arch::address::{Gpa, Iova};
 use crate::arch::descriptor::{
-    ContextGranularity, Descriptor, IotlbGranularity, PasidCacheGranularity, PasidIotlbGranularity,
-    RawDescriptor, WaitStatus, page_block,
+    ContextGranularity, Descriptor, DeviceTlbRange, IotlbGranularity, PasidCacheGranularity,
+    PasidIotlbGranularity, RawDescriptor, WaitStatus, page_block,
 };
+use crate::arch::id::SourceId;
 use crate::arch::register::{
     DescriptorWidth, FaultStatus, GlobalStatus, InvalidationQueueAddress, QueueErrorInfo,
     QueueErrorRecord, TranslationTableMode, queue_offset,
 };
 use crate::mem::GuestMemory;
 
-use super::host::{GuestInvalidation, Host, HostState, PageRange};
+use super::host::{DeviceHandle, DeviceRequests, GuestInvalidation, Host, HostState, PageRange};
+use super::interrupt::InterruptPass;
 use super::registers::Register;
 use super::statistics::count;
 use super::synchronise::{DeviceFilter, EntryFilter};
-use super::unit::{CachedContext, Job, Purpose, Stage, VirtualUnit};
+use super::unit::{Job, Purpose, Stage, VirtualUnit};
 
 impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
     fn queue_address(&self) -> InvalidationQueueAddress {
@@ -79,8 +81,8 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             }
             Ok(descriptor) => self.begin(descriptor),
             Err(error) => {
-                let [q0, q1, ..] = raw.words();
-                log::warn!("guest descriptor {q0:#x} {q1:#x}: {error:?}");
+                let [q0, q1, q2, q3] = raw.words();
+                log::warn!("guest descriptor {q0:#x} {q1:#x} {q2:#x} {q3:#x}: {error}");
                 self.queue_error(error.queue_error());
                 None
             }
@@ -90,7 +92,12 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
     /// Stops the queue at its head (§6.5.2.11).
     fn queue_error(&mut self, error: QueueErrorInfo) {
         count(&mut self.statistics.queue_errors);
-        log::warn!("guest invalidation queue: error {}", error.code());
+        log::warn!(
+            "guest invalidation queue: stopped at {:#x} of {:#x}: error {}",
+            self.registers.get(Register::QueueHead),
+            self.registers.get(Register::QueueTail),
+            error.code()
+        );
         let record = QueueErrorRecord::new(Some(error), None, None);
         self.registers
             .set(Register::QueueErrorRecord, record.bits());
@@ -127,16 +134,17 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
                         EntryFilter::Pasid { domain_id, pasid }
                     }
                 };
+                self.translations.drop_entries(entries);
                 matters.then(|| Stage::Pass(self.new_pass(DeviceFilter::All, entries)))
             }
             Descriptor::Iotlb { granularity, .. } => {
-                Some(Stage::Invalidate(second_stage_invalidation(granularity)))
+                Some(self.begin_invalidation(second_stage_invalidation(granularity)))
             }
             Descriptor::PasidIotlb {
                 domain_id,
                 pasid,
                 granularity,
-            } => Some(Stage::Invalidate(match granularity {
+            } => Some(self.begin_invalidation(match granularity {
                 PasidIotlbGranularity::All => GuestInvalidation::Pasid { domain_id, pasid },
                 PasidIotlbGranularity::Page {
                     address,
@@ -156,12 +164,29 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
                     purpose: Purpose::Wait { status, interrupt },
                 });
             }
-            // The host invalidates a device's own TLB together with what it caches itself. A
-            // foreign source-id has nothing to drop.
-            Descriptor::DeviceTlb { .. }
-            | Descriptor::PasidDeviceTlb { .. }
-            | Descriptor::InterruptEntryCache { .. }
-            | Descriptor::PageGroupResponse { .. } => None,
+            Descriptor::DeviceTlb {
+                source_id, range, ..
+            } => self.begin_device_tlb_invalidation(source_id, DeviceRequests::WithoutPasid, range),
+            Descriptor::PasidDeviceTlb {
+                source_id,
+                pasid,
+                all_pasids,
+                range,
+                ..
+            } => {
+                let requests = if all_pasids {
+                    DeviceRequests::EveryPasid
+                } else {
+                    DeviceRequests::Pasid(pasid)
+                };
+                self.begin_device_tlb_invalidation(source_id, requests, range)
+            }
+            // While remapping is off the host has no entries.
+            Descriptor::InterruptEntryCache { granularity } => self
+                .interrupts
+                .is_followed
+                .then(|| Stage::Interrupts(InterruptPass::of(granularity))),
+            Descriptor::PageGroupResponse { .. } => None,
         };
         match stage {
             Some(stage) => Some(Job {
@@ -175,12 +200,47 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         }
     }
 
+    /// A guest may name devices that are not its own (§4.3): there is nothing to drop for them.
+    fn begin_device_tlb_invalidation(
+        &mut self,
+        source_id: SourceId,
+        requests: DeviceRequests,
+        range: DeviceTlbRange,
+    ) -> Option<Stage> {
+        let named = DeviceFilter::Source {
+            source_id,
+            function_mask: 0,
+        };
+        let Some(index) = (0..DEVICES).find(|index| self.is_selected(named, *index)) else {
+            count(&mut self.statistics.foreign_device_tlbs);
+            log::warn!("guest device-TLB invalidation: {source_id} is not the machine's");
+            return None;
+        };
+        Some(Stage::Invalidate(GuestInvalidation::DeviceTlb {
+            device: DeviceHandle::new(index as u16),
+            requests,
+            pages: PageRange {
+                address: Iova::new(range.start()),
+                order: range.order(),
+                leaf_only: false,
+            },
+        }))
+    }
+
+    /// Drops what is kept for emulated devices; the host is to do the rest.
+    pub(super) fn begin_invalidation(&mut self, what: GuestInvalidation) -> Stage {
+        self.translations.invalidate(&what);
+        Stage::Invalidate(what)
+    }
+
     /// Drops the cached context entries of the devices and looks at all their bindings again.
     pub(super) fn begin_context_invalidation(&mut self, devices: DeviceFilter) -> Stage {
+        self.translations
+            .drop_devices(|source_id| devices.names(source_id));
         for index in 0..DEVICES {
             let is_selected = self.is_selected(devices, index);
             if let Some(slot) = self.devices.get_mut(index).filter(|_| is_selected) {
-                slot.context = CachedContext::Unknown;
+                slot.forget_context();
             }
         }
         Stage::Pass(self.new_pass(devices, EntryFilter::Everything))

@@ -18,18 +18,22 @@
 //!
 //! [`STATE_LEN_BYTES`] bytes, quadwords in little endian: mark, version, width of
 //! guest-physical addresses, commands, root table address to be taken over, root table address in
-//! force, index of the next fault record; then every register in the order of
+//! force, interrupt remapping table address to be taken over, the one in force, index of the next
+//! fault record; then every register in the order of
 //! [`REGISTERS`], and [`MAX_FAULT_RECORDS`] fault records.
 
 use core::fmt;
 
+use crate::arch::told::Told;
+
 use crate::arch::register::{
-    EventControl, FaultRecord, FaultStatus, GlobalStatus, InvalidationQueueAddress,
-    RootTableAddress,
+    EventControl, FaultRecord, FaultStatus, GlobalStatus, InterruptRemappingTableAddress,
+    InvalidationQueueAddress, RootTableAddress,
 };
 
 use super::fault::{FaultRecorder, MAX_FAULT_RECORDS};
 use super::host::HostState;
+use super::interrupt::InterruptState;
 use super::registers::{Event, REGISTERS, Register, RegisterFile};
 use super::statistics::count;
 use super::unit::{Commands, Purpose, VirtualUnit};
@@ -38,13 +42,13 @@ use super::unit::{Commands, Purpose, VirtualUnit};
 pub const STATE_LEN_BYTES: usize = WORDS * 8;
 
 /// The version of the format; another one is refused.
-pub const STATE_VERSION: u64 = 1;
+pub const STATE_VERSION: u64 = 2;
 
 /// What a state begins with.
 const MARK: u64 = u64::from_le_bytes(*b"vtd-nest");
 const RECORDS: usize = MAX_FAULT_RECORDS as usize;
 /// The fields before the registers.
-const HEADER: usize = 7;
+const HEADER: usize = 9;
 const WORDS: usize = HEADER + REGISTERS.len() + 2 * RECORDS;
 
 // Bits of the field of commands.
@@ -54,7 +58,9 @@ const QUEUE: u64 = 1 << 2;
 const QUEUE_STOP: u64 = 1 << 3;
 const FAULT_MESSAGE_DUE: u64 = 1 << 4;
 const COMPLETION_MESSAGE_DUE: u64 = 1 << 5;
-const COMMANDS: u64 = (COMPLETION_MESSAGE_DUE << 1) - 1;
+const INTERRUPT_POINTER: u64 = 1 << 6;
+const INTERRUPT_REMAPPING: u64 = 1 << 7;
+const COMMANDS: u64 = (INTERRUPT_REMAPPING << 1) - 1;
 
 /// Why a state cannot be restored. Nothing has changed then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,7 +94,7 @@ impl fmt::Display for StateError {
             Self::Length { expected, found } => {
                 write!(f, "{found} bytes, a saved state has {expected}")
             }
-            Self::Field { field, value } => write!(f, "`{field}` cannot be {value:#x}"),
+            Self::Field { field, value } => Told::one(field, *value).fmt(f),
             Self::InUse { devices, bindings } => write!(
                 f,
                 "the unit is in use: {devices} devices and {bindings} PASIDs are bound"
@@ -108,6 +114,9 @@ const fn possible_bits(register: Register) -> u64 {
         Register::GlobalStatus => GlobalStatus::TRANSLATION_ENABLED
             .union(GlobalStatus::ROOT_TABLE_POINTER_SET)
             .union(GlobalStatus::QUEUED_INVALIDATION_ENABLED)
+            .union(GlobalStatus::INTERRUPT_REMAPPING_ENABLED)
+            .union(GlobalStatus::INTERRUPT_REMAPPING_TABLE_POINTER_SET)
+            .union(GlobalStatus::COMPATIBILITY_FORMAT_INTERRUPT_ALLOWED)
             .bits() as u64,
         // The granularity done.
         Register::ContextCommand | Register::IotlbCommand => description.readable,
@@ -164,6 +173,10 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             let job = self.job.as_ref()?;
             (job.purpose == Purpose::RootPointer).then_some(self.root)
         });
+        let interrupt_pointer = self.interrupts.table_pointer.or_else(|| {
+            let job = self.job.as_ref()?;
+            (job.purpose == Purpose::InterruptPointer).then_some(self.interrupts.table)
+        });
         let mut commands = 0;
         for (bit, is_set) in [
             (ROOT_POINTER, root_pointer.is_some()),
@@ -178,6 +191,8 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
                 COMPLETION_MESSAGE_DUE,
                 self.registers.has_message_of(Event::Completion),
             ),
+            (INTERRUPT_POINTER, interrupt_pointer.is_some()),
+            (INTERRUPT_REMAPPING, self.interrupts.enable),
         ] {
             if is_set {
                 commands |= bit;
@@ -190,6 +205,8 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             commands,
             root_pointer.map_or(0, RootTableAddress::bits),
             self.root.bits(),
+            interrupt_pointer.map_or(0, InterruptRemappingTableAddress::bits),
+            self.interrupts.table.bits(),
             self.faults.next_index().into(),
         ];
         let registers = Register::ALL
@@ -237,6 +254,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         )?;
         let root = quadwords.next();
         check("root table address in force", root, is_possible(root))?;
+        let interrupts = self.restored_interrupts(flags, &mut quadwords)?;
         let next = quadwords.next();
 
         let mut registers = self.restored_registers(&mut quadwords)?;
@@ -271,6 +289,12 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             reconcile: true,
             ..self.commands
         };
+        let is_followed = self.is_remapping_interrupts();
+        self.interrupts = InterruptState {
+            is_followed,
+            reconcile: is_followed,
+            ..interrupts
+        };
         count(&mut self.statistics.restores);
         log::info!("virtual unit: state restored");
         Ok(())
@@ -285,6 +309,56 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         Ok(())
     }
 
+    /// The state of interrupt remapping. A unit that does not show it has none.
+    fn restored_interrupts(
+        &self,
+        flags: u64,
+        quadwords: &mut Quadwords,
+    ) -> Result<InterruptState, StateError> {
+        let is_shown = self.features.extended.has_interrupt_remapping();
+        let all_flags = INTERRUPT_POINTER | INTERRUPT_REMAPPING;
+        check("commands", flags, is_shown || flags & all_flags == 0)?;
+        let is_possible = |address| match is_shown {
+            true => address & !possible_bits(Register::InterruptTableAddress) == 0,
+            false => address == 0,
+        };
+        let pointer = quadwords.next();
+        check(
+            "interrupt remapping table address to be taken over",
+            pointer,
+            is_possible(pointer) && (flags & INTERRUPT_POINTER != 0 || pointer == 0),
+        )?;
+        let table = quadwords.next();
+        check(
+            "interrupt remapping table address in force",
+            table,
+            is_possible(table),
+        )?;
+        Ok(InterruptState {
+            table: InterruptRemappingTableAddress::from_bits(table),
+            table_pointer: (flags & INTERRUPT_POINTER != 0)
+                .then_some(InterruptRemappingTableAddress::from_bits(pointer)),
+            enable: flags & INTERRUPT_REMAPPING != 0,
+            ..InterruptState::OFF
+        })
+    }
+
+    /// Registers of interrupt remapping are clear where it is not shown.
+    fn check_interrupt_registers(&self, registers: &RegisterFile) -> Result<(), StateError> {
+        let is_shown = self.features.extended.has_interrupt_remapping();
+        let table = registers.get(Register::InterruptTableAddress);
+        check("IRTA_REG", table, is_shown || table == 0)?;
+        let bits = GlobalStatus::INTERRUPT_REMAPPING_ENABLED
+            | GlobalStatus::INTERRUPT_REMAPPING_TABLE_POINTER_SET
+            | GlobalStatus::COMPATIBILITY_FORMAT_INTERRUPT_ALLOWED;
+        let status = registers.status();
+        check(
+            "GSTS_REG",
+            registers.get(Register::GlobalStatus),
+            is_shown || !status.intersects(bits),
+        )
+    }
+
     fn restored_registers(&self, quadwords: &mut Quadwords) -> Result<RegisterFile, StateError> {
         let mut registers = RegisterFile::new(&self.features);
         for &register in Register::ALL {
@@ -297,6 +371,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             check(name, value, value & !possible_bits(register) == 0)?;
             registers.set(register, value);
         }
+        self.check_interrupt_registers(&registers)?;
         let queue = InvalidationQueueAddress::from_bits(registers.get(Register::QueueAddress));
         let head = registers.get(Register::QueueHead);
         check(
@@ -525,17 +600,28 @@ mod tests {
             (1, 0, "version"),
             (1, STATE_VERSION + 1, "version"),
             (2, 47, "address width"),
+            (3, 1 << 8, "commands"),
+            // Interrupt remapping is not shown.
             (3, 1 << 6, "commands"),
+            (3, 1 << 7, "commands"),
             (4, 0x1000, "root table address to be taken over"),
             (5, 1, "root table address in force"),
-            (6, 4, "next fault record"),
-            (6, u64::MAX, "next fault record"),
+            (
+                6,
+                0x1000,
+                "interrupt remapping table address to be taken over",
+            ),
+            (7, 0x1000, "interrupt remapping table address in force"),
+            (8, 4, "next fault record"),
+            (8, u64::MAX, "next fault record"),
             (place("VER_REG"), 0x20, "VER_REG"),
             (place("CAP_REG"), 0, "CAP_REG"),
             (place("ECAP_REG"), u64::MAX, "ECAP_REG"),
             (place("GCMD_REG"), 1, "GCMD_REG"),
             // §11.4.4.2: bit 29 is FLS.
             (place("GSTS_REG"), 1 << 29, "GSTS_REG"),
+            (place("GSTS_REG"), 1 << 25, "GSTS_REG"),
+            (place("IRTA_REG"), 0x1000, "IRTA_REG"),
             (place("RTADDR_REG"), 1 << 9, "RTADDR_REG"),
             // §11.4.7.1: bit 2 is reserved, FRI is 15:8, and PPF is bit 1.
             (place("FSTS_REG"), 1 << 2, "FSTS_REG"),
@@ -563,6 +649,61 @@ mod tests {
             let refused = next.restore(&state);
             assert_eq!(refused, Err(StateError::Field { field, value }));
             assert_eq!(window(&next), before, "nothing has changed");
+        }
+    }
+
+    #[test]
+    fn interrupt_remapping_moves_with_the_unit_at_any_step() {
+        // S39: host entries are made anew from the guest's table, by each command in progress.
+        const TABLE: u64 = 0x10_0000;
+        let begin = |command: u64, set: bool| {
+            let mut t = Bench::scalable_with(Setup {
+                extended: 1 << 3,
+                ..Setup::default()
+            });
+            t.store(TABLE + 16, &[1 | 0x41 << 16, u64::from(D0) | 1 << 18]);
+            t.store(
+                TABLE + 0x1000 + 32,
+                &[1 | 0x42 << 16, u64::from(D0) | 1 << 18],
+            );
+            t.unit.write(IRTA, 8, TABLE | 7);
+            t.command(SIRTP);
+            t.command(IRE);
+            t.command(CFI);
+            t.unit.write(IRTA, 8, (TABLE + 0x1000) | 7);
+            let status = t.unit.read(GSTS, 4) & 0x96ff_ffff;
+            let status = if set {
+                status | command
+            } else {
+                status & !command
+            };
+            t.unit.write(GCMD, 4, status);
+            t
+        };
+        for (command, set, entries) in [(SIRTP, true, &[2][..]), (IRE, false, &[])] {
+            for steps in 0..12 {
+                let mut t = begin(command, set);
+                t.host.waits = steps % 2;
+                for _ in 0..steps {
+                    let _ = t.unit.poll(&mut t.host, 1);
+                }
+                t.host.entries.clear();
+                migrate(&mut t);
+                t.run();
+                let found: Vec<u16> = t.host.entries.keys().copied().collect();
+                assert_eq!(found, entries, "{command:#x} {steps}");
+                let status = t.unit.read(GSTS, 4) & (IRE | SIRTP | CFI);
+                let on = if set { IRE } else { 0 };
+                assert_eq!(status, on | SIRTP | CFI);
+            }
+        }
+        let state = begin(SIRTP, true).unit.save();
+        for (at, value) in [(6, 0x10), (7, 0x400)] {
+            let mut changed = state;
+            changed[at * 8..][..8].copy_from_slice(&u64::to_le_bytes(value));
+            let mut next = successor(&begin(SIRTP, true));
+            let refused = next.restore(&changed);
+            assert!(matches!(refused, Err(StateError::Field { .. })), "{at}");
         }
     }
 

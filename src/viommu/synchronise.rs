@@ -21,7 +21,7 @@ use super::statistics::count;
 use super::tables::{
     GuestContext, TableError, TableFault, domain_id_of, guest_binding, legacy_binding, pasid_limit,
 };
-use super::unit::{CachedContext, VirtualUnit};
+use super::unit::{CachedContext, DeviceSlot, VirtualUnit};
 
 /// Entries of a 4-KiB piece of a PASID directory.
 const DIRECTORY_PIECE: u32 = 512;
@@ -44,6 +44,19 @@ pub(super) enum DeviceFilter {
     },
 }
 
+impl DeviceFilter {
+    /// Whether it may be about a device with this source-id.
+    pub(super) fn names(self, named: SourceId) -> bool {
+        match self {
+            Self::All | Self::Handle(_) => true,
+            Self::Source {
+                source_id,
+                function_mask,
+            } => function_mask_covers(function_mask, source_id, named),
+        }
+    }
+}
+
 /// Which entries of these devices a pass is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum EntryFilter {
@@ -58,7 +71,7 @@ pub(super) enum EntryFilter {
 
 impl EntryFilter {
     #[inline]
-    fn covers(self, domain_id: DomainId) -> bool {
+    pub(super) fn covers(self, domain_id: DomainId) -> bool {
         match self {
             Self::Everything => true,
             Self::Domain(named)
@@ -250,17 +263,26 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             return false;
         };
         match filter {
-            DeviceFilter::All => true,
             DeviceFilter::Handle(named) => named == index,
-            DeviceFilter::Source {
-                source_id,
-                function_mask,
-            } => function_mask_covers(function_mask, source_id, slot.source_id),
+            _ => filter.names(slot.source_id),
         }
     }
 
     fn next_selected(&self, filter: DeviceFilter, from: usize) -> Option<usize> {
         (from..DEVICES).find(|index| self.is_selected(filter, *index))
+    }
+
+    /// The next device for which a PASID-selective invalidation may mean something. One whose cached
+    /// context entry does not reach the PASID costs a compare: nothing can be bound for it, because what
+    /// is bound follows the context entry that is cached.
+    fn next_reaching(&self, filter: DeviceFilter, pasid: Pasid, from: usize) -> Option<usize> {
+        // A binding that hardware has not let go of is tried again, wherever it is.
+        if pasid == Pasid::ZERO || self.cache.has_unsettled() || filter != DeviceFilter::All {
+            return self.next_selected(filter, from);
+        }
+        let reaches = |slot: &DeviceSlot<B>| pasid.as_u32() < slot.pasid_end && slot.is_assigned();
+        let rest = self.devices.get(from..)?;
+        rest.iter().position(reaches)?.checked_add(from)
     }
 
     /// The device's context entry, from the cache of context entries or from memory.
@@ -283,8 +305,16 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
                 None
             }
         };
+        let pasid_end = match &context {
+            Some(GuestContext::Scalable(context)) => {
+                pasid_limit(context, self.pasid_bits_of(index))
+            }
+            // Of requests without PASID only.
+            _ => 1,
+        };
         if let Some(slot) = self.devices.get_mut(index) {
             slot.context = CachedContext::Read(context);
+            slot.pasid_end = pasid_end;
         }
         context
     }
@@ -292,7 +322,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
     fn skip_table(&mut self, error: TableError) {
         count(&mut self.statistics.tables_skipped);
         log::debug!(
-            "guest device {} PASID {}: not bound: {:?}",
+            "guest device {} PASID {}: not bound: {}",
             error.source_id,
             error.pasid,
             error.fault
@@ -305,7 +335,11 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
     }
 
     fn enter_device(&mut self, memory: &impl GuestMemory, pass: &mut Pass, from: usize) {
-        let Some(index) = self.next_selected(pass.devices, from) else {
+        let next = match pass.entries {
+            EntryFilter::Pasid { pasid, .. } => self.next_reaching(pass.devices, pasid, from),
+            _ => self.next_selected(pass.devices, from),
+        };
+        let Some(index) = next else {
             match pass.entries {
                 EntryFilter::Pasid { .. } => Self::leave_store(pass),
                 _ => pass.position = Position::Default(0),
@@ -889,13 +923,14 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         };
         match change.desired {
             Desired::Guest(binding) => {
-                count(if change.replaces {
-                    &mut statistics.replacements
+                let (counter, what) = if change.replaces {
+                    (&mut statistics.replacements, "replaced")
                 } else {
-                    &mut statistics.binds
-                });
+                    (&mut statistics.binds, "bound")
+                };
+                count(counter);
                 log::info!(
-                    "guest device {} PASID {}: bound, type {}, guest domain-id {}",
+                    "guest device {} PASID {}: {what}, type {}, guest domain-id {}",
                     slot.source_id,
                     change.pasid,
                     binding.translation.translation_type().field(),
@@ -1025,6 +1060,44 @@ mod tests {
             t.invalidate_domain(7);
         }
         assert_eq!(t.host.operations(), 0);
+    }
+
+    /// Beyond a directory of the smallest size, which reaches 2^13 PASIDs.
+    const FAR: u32 = 9000;
+
+    /// Beside D0 with this PASID, as many devices whose directory does not reach it, and one without a
+    /// context entry.
+    fn beside_narrow_devices(count: u16) -> Bench {
+        let mut t = Bench::scalable();
+        t.entry(D0, FAR, first_stage(7, 0x20_0000));
+        for index in 1..=count {
+            t.context(D0 + index, DirectoryOrder::SMALLEST);
+            t.assign(index, D0 + index);
+        }
+        t.invalidate_pasid(7, FAR);
+        t.forget();
+        t
+    }
+
+    #[test]
+    fn a_device_whose_context_entry_does_not_reach_the_pasid_is_not_read_for() {
+        // Cost target: PASID-selective invalidation.
+        let mut t = beside_narrow_devices(2);
+        t.invalidate_pasid(7, FAR);
+        assert_eq!(t.host.memory.reads.get(), 3, "descriptor, directory, entry");
+        // The guest gives one of them a larger directory, with the PASID in it.
+        t.context(D0 + 1, DirectoryOrder::LARGEST);
+        t.entry(D0 + 1, FAR, first_stage(7, 0x30_0000));
+        t.invalidate_pasid(7, FAR);
+        assert_eq!(t.binds(), [], "the context entry is cached");
+        t.submit(Descriptor::ContextCache {
+            granularity: ContextGranularity::Global,
+        });
+        let bound = (1, FAR, first_stage_binding(7, 0x30_0000));
+        assert_eq!(t.binds(), [bound]);
+        t.entry(D0 + 1, FAR, PasidEntry::default());
+        t.invalidate_pasid(7, FAR);
+        assert_eq!(t.binds(), [bound, (1, FAR, Desired::Blocked)]);
     }
 
     /// A bench whose guest may use 5 levels and `EAFE`, and an entry with them.

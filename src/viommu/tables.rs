@@ -3,6 +3,8 @@
 //!
 //! Every structure is read once, into a copy; the copy is checked and the copy is used.
 
+use core::fmt;
+
 use crate::arch::address::Gpa;
 use crate::arch::capability::Features;
 use crate::arch::context::{
@@ -17,6 +19,7 @@ use crate::arch::pasid::{
 };
 use crate::arch::register::{RootTableAddress, TranslationTableMode};
 use crate::arch::root::{LegacyRootEntry, RootEntryFault, RootHalf, ScalableRootEntry};
+use crate::arch::told::Told;
 use crate::mem::GuestMemory;
 
 use super::host::GuestBinding;
@@ -83,62 +86,74 @@ pub enum TableFault {
 }
 
 impl TableFault {
+    /// The structure, and what is wrong with it where its own type does not tell.
+    const fn told(&self) -> (&'static str, Told) {
+        let own = Told::words("");
+        let (structure, at) = match *self {
+            Self::RootMode(mode) => return ("root table: ", Told::one("mode", mode.field())),
+            Self::PasidInLegacyMode => return ("root table: ", Told::words("is a legacy one")),
+            Self::PasidDisabled => return ("context entry: ", Told::words("PASIDE is clear")),
+            Self::PasidTooLarge { bits } => {
+                return ("PASID: ", Told::one("wider than", bits as u64));
+            }
+            Self::PasidBeyondDirectory { limit } => {
+                return ("PASID: ", Told::one("not below", limit as u64));
+            }
+            Self::PasidEqualsRidPasid => return ("PASID: ", Told::words("is RID_PASID")),
+            Self::ExecuteRequest => return ("request: ", Told::words("asks for execution")),
+            Self::SupervisorRequest => return ("request: ", Told::words("is a supervisor's")),
+            Self::LegacyRoot(_) | Self::Root(_) => return ("root entry: ", own),
+            Self::LegacyContext(_) | Self::Context(_) => return ("context entry: ", own),
+            Self::Directory(_) => return ("directory entry: ", own),
+            Self::Entry(_) => return ("PASID entry: ", own),
+            Self::LegacyRootUnreadable(at) | Self::RootUnreadable(at) => ("root entry: ", at),
+            Self::LegacyContextUnreadable(at) | Self::ContextUnreadable(at) => {
+                ("context entry: ", at)
+            }
+            Self::DirectoryUnreadable(at) => ("directory entry: ", at),
+            Self::EntryUnreadable(at) => ("PASID entry: ", at),
+        };
+        (structure, Told::one("in no memory", at.as_u64()))
+    }
+}
+
+impl fmt::Display for TableFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (structure, told) = self.told();
+        f.write_str(structure)?;
+        match self {
+            Self::LegacyRoot(fault) | Self::Root(fault) => fault.fmt(f),
+            Self::LegacyContext(fault) => fault.fmt(f),
+            Self::Context(fault) => fault.fmt(f),
+            Self::Directory(fault) => fault.fmt(f),
+            Self::Entry(fault) => fault.fmt(f),
+            _ => told.fmt(f),
+        }
+    }
+}
+
+impl TableFault {
     /// What hardware records (§7.1.3, Table 30).
     pub const fn reason(&self) -> FaultReason {
         match self {
             Self::RootMode(_) => FaultReason::RootTableAddressInvalid,
             Self::PasidInLegacyMode => FaultReason::PasidInLegacyMode,
             Self::LegacyRootUnreadable(_) => FaultReason::LegacyRootTableUnreadable,
-            Self::LegacyRoot(RootEntryFault::NotPresent) => FaultReason::LegacyRootEntryNotPresent,
-            Self::LegacyRoot(RootEntryFault::ReservedNonZero { .. }) => {
-                FaultReason::LegacyRootEntryReserved
-            }
+            Self::LegacyRoot(fault) => fault.reason(true),
             Self::LegacyContextUnreadable(_) => FaultReason::LegacyContextTableUnreadable,
-            Self::LegacyContext(LegacyContextFault::NotPresent) => {
-                FaultReason::LegacyContextEntryNotPresent
-            }
-            Self::LegacyContext(LegacyContextFault::ReservedNonZero { .. }) => {
-                FaultReason::LegacyContextEntryReserved
-            }
-            Self::LegacyContext(
-                LegacyContextFault::UnsupportedWidth(_)
-                | LegacyContextFault::UnsupportedTranslationType(_),
-            ) => FaultReason::LegacyContextEntryInvalid,
+            Self::LegacyContext(fault) => fault.reason(),
             Self::RootUnreadable(_) => FaultReason::ScalableRootTableUnreadable,
-            Self::Root(RootEntryFault::NotPresent) => FaultReason::ScalableRootEntryNotPresent,
-            Self::Root(RootEntryFault::ReservedNonZero { .. }) => {
-                FaultReason::ScalableRootEntryReserved
-            }
+            Self::Root(fault) => fault.reason(false),
             Self::ContextUnreadable(_) => FaultReason::ScalableContextTableUnreadable,
-            Self::Context(ScalableContextFault::NotPresent) => {
-                FaultReason::ScalableContextEntryNotPresent
-            }
-            Self::Context(ScalableContextFault::ReservedNonZero { .. }) => {
-                FaultReason::ScalableContextEntryReserved
-            }
-            Self::Context(ScalableContextFault::IllegalCombination(_)) => {
-                FaultReason::ScalableContextEntryInvalid
-            }
+            Self::Context(fault) => fault.reason(),
             Self::PasidDisabled => FaultReason::PasidDisabled,
             Self::PasidTooLarge { .. } => FaultReason::PasidTooLarge,
             Self::PasidBeyondDirectory { .. } => FaultReason::PasidBeyondDirectory,
             Self::PasidEqualsRidPasid => FaultReason::PasidEqualsRidPasid,
             Self::DirectoryUnreadable(_) => FaultReason::PasidDirectoryUnreadable,
-            Self::Directory(PasidDirectoryEntryFault::NotPresent) => {
-                FaultReason::PasidDirectoryEntryNotPresent
-            }
-            Self::Directory(PasidDirectoryEntryFault::ReservedNonZero(_)) => {
-                FaultReason::PasidDirectoryEntryReserved
-            }
+            Self::Directory(fault) => fault.reason(),
             Self::EntryUnreadable(_) => FaultReason::PasidTableUnreadable,
-            Self::Entry(PasidEntryFault::NotPresent) => FaultReason::PasidEntryNotPresent,
-            Self::Entry(PasidEntryFault::ReservedNonZero { .. }) => FaultReason::PasidEntryReserved,
-            Self::Entry(
-                PasidEntryFault::UnsupportedAddressWidth(_)
-                | PasidEntryFault::UnsupportedTranslationType(_)
-                | PasidEntryFault::UnsupportedPagingMode(_)
-                | PasidEntryFault::FirstStageRootBeyondWidth(_),
-            ) => FaultReason::PasidEntryInvalid,
+            Self::Entry(fault) => fault.reason(),
             Self::ExecuteRequest => FaultReason::ExecuteRequestUnsupported,
             Self::SupervisorRequest => FaultReason::SupervisorRequestDisabled,
         }

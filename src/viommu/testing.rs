@@ -14,6 +14,7 @@ use crate::arch::capability::{
 use crate::arch::context::{ContextAttributes, DirectoryOrder, ScalableContextEntry};
 use crate::arch::descriptor::{Descriptor, PasidCacheGranularity, WaitStatus};
 use crate::arch::id::{DomainId, Pasid, SourceId};
+use crate::arch::interrupt::InterruptIndex;
 use crate::arch::pasid::{FirstStageFlags, PasidDirectoryEntry, PasidEntry, PasidEntryOptions};
 use crate::arch::register::TranslationTableMode;
 use crate::mem::{GuestMemory, GuestMemoryError};
@@ -35,6 +36,7 @@ pub(super) const IQA: u64 = 0x90;
 pub(super) const ICS: u64 = 0x9c;
 pub(super) const IECTL: u64 = 0xa0;
 pub(super) const IQERCD: u64 = 0xb0;
+pub(super) const IRTA: u64 = 0xb8;
 pub(super) const IVA: u64 = 0xf0;
 pub(super) const IOTLB: u64 = 0xf8;
 pub(super) const FRCD: u64 = 0x220;
@@ -42,6 +44,9 @@ pub(super) const FRCD: u64 = 0x220;
 pub(super) const TE: u64 = 1 << 31;
 pub(super) const SRTP: u64 = 1 << 30;
 pub(super) const QIE: u64 = 1 << 26;
+pub(super) const IRE: u64 = 1 << 25;
+pub(super) const SIRTP: u64 = 1 << 24;
+pub(super) const CFI: u64 = 1 << 23;
 
 pub(super) const FAULT_MESSAGE: (u64, u32) = (0x1_fee0_1000, 0x41);
 pub(super) const COMPLETION_MESSAGE: (u64, u32) = (0x2_fee0_2000, 0x42);
@@ -76,6 +81,10 @@ pub(super) struct Memory {
     pub(super) bytes_read: Cell<usize>,
     /// Pages that are not there.
     pub(super) holes: RefCell<BTreeSet<u64>>,
+    /// Pages that cannot be written to by a compare-exchange.
+    pub(super) read_only: RefCell<BTreeSet<u64>>,
+    /// Quadwords that the guest stores before the next compare-exchanges, the last one first.
+    pub(super) changes: RefCell<Vec<(u64, u64)>>,
     /// Every read, as address and length.
     pub(super) log: RefCell<Vec<(u64, usize)>>,
 }
@@ -121,6 +130,24 @@ impl GuestMemory for Memory {
         Ok(())
     }
 
+    fn compare_exchange(&self, at: Gpa, current: u64, new: u64) -> Result<bool, GuestMemoryError> {
+        self.range(at, 8)?;
+        if self.read_only.borrow().contains(&(at.as_u64() / 4096)) {
+            return Err(GuestMemoryError {
+                address: at,
+                len_bytes: 8,
+            });
+        }
+        if let Some((place, value)) = self.changes.borrow_mut().pop() {
+            self.store(place, &[value]);
+        }
+        let is_same = self.load(at.as_u64()) == current;
+        if is_same {
+            self.store(at.as_u64(), &[new]);
+        }
+        Ok(is_same)
+    }
+
     fn write(&self, at: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
         let range = self.range(at, from.len())?;
         self.bytes.borrow_mut()[range].copy_from_slice(from);
@@ -151,6 +178,14 @@ pub(super) struct RecordingHost {
     /// What is bound, by device and PASID; absent is blocked.
     pub(super) actual: BTreeMap<(u16, u32), Desired>,
     pub(super) interrupts: Vec<(u64, u32)>,
+    /// The interrupt entries of this host, by the guest's index.
+    pub(super) entries: BTreeMap<u16, GuestInterrupt>,
+    /// How many there can be.
+    pub(super) entry_count: u32,
+    /// Changes of entries asked for, whether they changed anything or not.
+    pub(super) entry_calls: usize,
+    /// Refuse to set these.
+    pub(super) refused_entries: BTreeMap<u16, InterruptError>,
     /// Refuse the operations with these numbers, from 0 on.
     pub(super) fail: BTreeMap<usize, BindError>,
     /// Refuse every change of these, keeping what is bound.
@@ -255,6 +290,28 @@ impl Host for RecordingHost {
         }
         self.calls.push(Call::Flush);
         self.outcome()
+    }
+
+    fn interrupt_entries(&self) -> u32 {
+        self.entry_count
+    }
+
+    fn set_interrupt_entry(
+        &mut self,
+        index: InterruptIndex,
+        desired: Option<&GuestInterrupt>,
+    ) -> Result<(), InterruptError> {
+        let index = index.as_u16();
+        assert!(u32::from(index) < self.entry_count);
+        self.entry_calls += 1;
+        self.entries.remove(&index);
+        if let Some(desired) = desired {
+            if let Some(error) = self.refused_entries.get(&index) {
+                return Err(*error);
+            }
+            self.entries.insert(index, *desired);
+        }
+        Ok(())
     }
 
     fn deliver_interrupt(&mut self, address: u64, data: u32) {
@@ -365,11 +422,17 @@ impl Bench {
                     reads: Cell::new(0),
                     bytes_read: Cell::new(0),
                     holes: RefCell::default(),
+                    read_only: RefCell::default(),
+                    changes: RefCell::default(),
                     log: RefCell::default(),
                 },
                 calls: Vec::new(),
                 actual: BTreeMap::new(),
                 interrupts: Vec::new(),
+                entries: BTreeMap::new(),
+                entry_count: 200,
+                entry_calls: 0,
+                refused_entries: BTreeMap::new(),
                 fail: BTreeMap::new(),
                 stuck: BTreeSet::new(),
                 capacity: usize::MAX,
@@ -429,6 +492,14 @@ impl Bench {
         let kind = DeviceKind::Assigned { pasid_bits: 20 };
         self.unit
             .add_device(handle(index), sid(source_id), kind)
+            .unwrap();
+        self.run();
+    }
+
+    /// Adds an emulated device.
+    pub(super) fn emulate(&mut self, index: u16, source_id: u16) {
+        self.unit
+            .add_emulated_device(handle(index), sid(source_id))
             .unwrap();
         self.run();
     }
@@ -642,7 +713,7 @@ impl Bench {
             access,
             execute: false,
         };
-        match self.unit.translate(&self.host.memory, &request) {
+        match self.unit.walk(&self.host.memory, &request).result {
             Ok(translation) => Ok(translation.address.as_u64()),
             Err(fault) => Err(fault.reason.code()),
         }

@@ -5,7 +5,7 @@
 
 use crate::arch::address::{Gpa, Iova, PageSize};
 use crate::arch::fault::FaultReason;
-use crate::arch::id::{Pasid, SourceId};
+use crate::arch::id::{DomainId, Pasid, SourceId};
 use crate::arch::pasid::PasidTranslation;
 use crate::arch::register::{GlobalStatus, RequestType, TranslationTableMode};
 use crate::mem::GuestMemory;
@@ -16,6 +16,7 @@ use crate::paging::walk::{
 };
 
 use super::fault::GuestFault;
+use super::flags::{RememberedTables, UsedEntries};
 use super::host::{Desired, GuestBinding, HostState};
 use super::tables::{GuestContext, TableFault, guest_binding, legacy_binding};
 use super::unit::VirtualUnit;
@@ -55,41 +56,52 @@ impl DmaRequest {
     }
 }
 
+/// What a walk meets on its way.
+#[derive(Default)]
+struct Met {
+    fault_processing_disabled: bool,
+    domain_id: Option<DomainId>,
+    first_stage: Option<UsedEntries>,
+}
+
+/// Where the guest's tables lead a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Walked {
+    /// The translation, or the fault as hardware would record it, in the mode of the guest's root
+    /// table (§7.1.3).
+    pub result: Result<Translation<Gpa>, GuestFault>,
+    /// An entry on the way disables fault processing (`FPD`): for faults that are found behind the
+    /// guest's tables.
+    pub fault_processing_disabled: bool,
+    /// The guest's domain-id in the last entry met; `None` while translation is off, and if the
+    /// walk ended before.
+    pub domain_id: Option<DomainId>,
+    /// The entries of a first stage that it used.
+    pub(super) first_stage: Option<UsedEntries>,
+}
+
 impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, DEVICES, BINDINGS> {
     /// Where the guest's tables lead a request, as they read now.
     ///
     /// The address is not checked against the guest's memory. Requests without PASID to
     /// 0xFEEx_xxxx are interrupts, which the caller sorts out first (§3.15). Accessed and dirty
-    /// flags stay as they are.
-    ///
-    /// # Errors
-    ///
-    /// The fault as hardware would record it, in the mode of the guest's root table (§7.1.3).
-    pub fn translate<M: GuestMemory>(
-        &self,
-        memory: &M,
-        request: &DmaRequest,
-    ) -> Result<Translation<Gpa>, GuestFault> {
-        self.walk(memory, request).0
-    }
-
-    /// As [`translate`](Self::translate), and whether an entry on the way disables fault
-    /// processing (`FPD`): for faults that are found behind the guest's tables.
-    pub fn walk<M: GuestMemory>(
-        &self,
-        memory: &M,
-        request: &DmaRequest,
-    ) -> (Result<Translation<Gpa>, GuestFault>, bool) {
-        let mut disabled = false;
-        let result = self.walk_tables(memory, request, &mut disabled);
-        (result, disabled)
+    /// flags stay as they are, and nothing is recorded.
+    pub fn walk<M: GuestMemory>(&self, memory: &M, request: &DmaRequest) -> Walked {
+        let mut met = Met::default();
+        let result = self.walk_tables(memory, request, &mut met);
+        Walked {
+            result,
+            fault_processing_disabled: met.fault_processing_disabled,
+            domain_id: met.domain_id,
+            first_stage: met.first_stage,
+        }
     }
 
     fn walk_tables<M: GuestMemory>(
         &self,
         memory: &M,
         request: &DmaRequest,
-        disabled: &mut bool,
+        met: &mut Met,
     ) -> Result<Translation<Gpa>, GuestFault> {
         let status = self.registers.status();
         if !status.contains(GlobalStatus::TRANSLATION_ENABLED) {
@@ -107,10 +119,13 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         let context = reader
             .context(request.source_id)
             .map_err(|(table, disabled)| fault(table.reason(), disabled))?;
+        let disabled = &mut met.fault_processing_disabled;
         *disabled = context.is_fault_processing_disabled();
         let (translation, access, is_legacy) = match context {
             GuestContext::Legacy(context) => {
-                (legacy_binding(&context).translation, request.access, true)
+                let binding = legacy_binding(&context);
+                met.domain_id = Some(binding.domain_id);
+                (binding.translation, request.access, true)
             }
             GuestContext::Scalable(context) => {
                 let refuse = |table: TableFault, disabled| Err(fault(table.reason(), disabled));
@@ -147,29 +162,32 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
                 if access.privileged && !binding.supervisor_requests {
                     return refuse(TableFault::SupervisorRequest, *disabled);
                 }
+                met.domain_id = Some(binding.domain_id);
                 (binding.translation, access, false)
             }
         };
         let disabled = *disabled;
         let fault = |reason| request.fault(reason, disabled);
-        let tables = GuestTables(memory);
         match translation {
             PasidTranslation::FirstStage {
                 root,
                 paging,
                 write_protect,
-                ..
+                extended_accessed,
             } => {
                 let table = FirstStageRoot {
                     root,
                     paging,
                     write_protect,
                 };
-                walk_first_stage(&tables, table, &self.tables, request.address, access)
-                    .map_err(|walk| fault(walk.reason_for(access, is_legacy)))
+                let tables = RememberedTables::new(memory, extended_accessed);
+                let walked =
+                    walk_first_stage(&tables, table, &self.tables, request.address, access);
+                met.first_stage = Some(tables.used());
+                walked.map_err(|walk| fault(walk.reason_for(access, is_legacy)))
             }
             PasidTranslation::SecondStage { root, width } => walk_second_stage(
-                &tables,
+                &GuestTables(memory),
                 SecondStageRoot { root, width },
                 &self.tables,
                 request.address.as_u64(),
@@ -215,7 +233,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
 }
 
 /// The address itself, with all rights.
-const fn untranslated(address: Iova) -> Translation<Gpa> {
+pub(super) const fn untranslated(address: Iova) -> Translation<Gpa> {
     Translation {
         address: Gpa::new(address.as_u64()),
         rights: Rights::READ_WRITE,
@@ -249,11 +267,11 @@ mod tests {
             access: Access::READ,
             execute: false,
         };
-        let (result, disabled) = t.unit.walk(&t.host.memory, &request);
-        let fault = result.unwrap_err();
+        let walked = t.unit.walk(&t.host.memory, &request);
+        let fault = walked.result.unwrap_err();
         (
             fault.reason.code(),
-            fault.fault_processing_disabled || disabled,
+            fault.fault_processing_disabled || walked.fault_processing_disabled,
         )
     }
 
@@ -421,8 +439,8 @@ mod tests {
             execute: true,
         };
         let reason = |request: &DmaRequest| {
-            let result = t.unit.translate(&t.host.memory, request);
-            result.unwrap_err().reason.code()
+            let walked = t.unit.walk(&t.host.memory, request);
+            walked.result.unwrap_err().reason.code()
         };
         assert_eq!(reason(&request), 0x5c);
         let access = Access {
@@ -565,37 +583,5 @@ mod tests {
         let mut t = Bench::scalable();
         t.set_root(TranslationTableMode::AbortDma);
         assert_eq!(fault(&t, None), (0x30, false));
-    }
-
-    #[test]
-    fn an_emulated_device_s_fault_is_recorded_unless_its_tables_say_no() {
-        // S58, R33.
-        let mut t = Bench::scalable();
-        let request = DmaRequest {
-            source_id: sid(D0),
-            pasid: Some(pasid(5)),
-            address: Iova::new(0x5678_9abc),
-            access: Access::WRITE,
-            execute: false,
-        };
-        for (level, expected) in [("context", 0), ("directory", 1), ("entry", 2), ("none", 3)] {
-            let context = t.context_at(D0);
-            let entry = t.entry_at(D0, 5);
-            let directory = t.directories[&D0];
-            let clean = [t.host.memory.load(context), t.host.memory.load(directory)];
-            let at = [context, directory, entry, entry][expected];
-            if level != "none" {
-                t.store(at, &[t.host.memory.load(at) | FPD]);
-            }
-            let fault = t.unit.translate(&t.host.memory, &request).unwrap_err();
-            assert_eq!(fault.reason.code(), 0x59);
-            t.record(fault);
-            let recorded = t.take_fault();
-            assert_eq!(recorded.is_some(), level == "none", "{level}");
-            t.store(context, &[clean[0]]);
-            t.store(directory, &[clean[1]]);
-            t.store(entry, &[0]);
-        }
-        assert_eq!(t.unit.statistics().faults_disabled, 3);
     }
 }

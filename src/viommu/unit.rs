@@ -14,9 +14,11 @@ use crate::arch::register::{
 };
 use crate::mem::GuestMemory;
 
+use super::emulated::TRANSLATION_SETS;
 use super::fault::{FaultRecorder, GuestFault, MAX_FAULT_RECORDS};
 use super::first_stage_roots::RootUse;
 use super::host::{BindError, Desired, DeviceHandle, GuestInvalidation, Host, HostState, Progress};
+use super::interrupt::{InterruptPass, InterruptState};
 use super::keyed_hash::KeyedHash;
 use super::pasid_cache::{MAXIMUM_BINDINGS, PasidCache, root_of};
 use super::queue::second_stage_invalidation;
@@ -26,6 +28,7 @@ use super::registers::{
 use super::statistics::{VirtualUnitStatistics, count};
 use super::synchronise::{DeviceFilter, EntryFilter, PageCopies, Pass, Stepped};
 use super::tables::{GuestContext, GuestTableReader, table_features};
+use super::translation_cache::TranslationCache;
 
 /// What a virtual unit is made from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,7 +63,10 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Capability(error) => fmt::Display::fmt(error, f),
-            Self::NotEmulated { field } => write!(f, "`{field}` is not emulated"),
+            Self::NotEmulated { field } => {
+                f.write_str(field)?;
+                f.write_str(" is not emulated")
+            }
             Self::AddressWidth(bits) => write!(f, "guest-physical addresses of {bits} bits"),
             Self::FaultRecords(count) => write!(f, "{count} fault records"),
             Self::Capacity(capacity) => write!(f, "a capacity of {capacity}"),
@@ -171,6 +177,8 @@ pub(super) struct DeviceSlot<B> {
     /// While it is removed: slots of the store below this hold nothing of it.
     cleared: u32,
     pub(super) context: CachedContext,
+    /// PASIDs below this may be bound by that context entry.
+    pub(super) pasid_end: u32,
     pub(super) default: DefaultBinding<B>,
 }
 
@@ -193,6 +201,7 @@ impl<B: HostState> DeviceSlot<B> {
         needs_reconcile: false,
         cleared: 0,
         context: CachedContext::Unknown,
+        pasid_end: u32::MAX,
         default: DefaultBinding {
             host: B::BLOCKED,
             raw: [0; 8],
@@ -203,6 +212,12 @@ impl<B: HostState> DeviceSlot<B> {
 }
 
 impl<B> DeviceSlot<B> {
+    /// Has the context entry read when it is needed.
+    pub(super) const fn forget_context(&mut self) {
+        self.context = CachedContext::Unknown;
+        self.pasid_end = u32::MAX;
+    }
+
     /// Whether the host binds it.
     pub(super) const fn is_assigned(&self) -> bool {
         matches!(
@@ -261,6 +276,10 @@ pub(super) enum Purpose {
     RootPointer,
     /// Translation Enable, set or cleared.
     Translation(bool),
+    /// Set Interrupt Remapping Table Pointer.
+    InterruptPointer,
+    /// Interrupt Remapping Enable, set or cleared.
+    InterruptRemapping(bool),
     /// A device was added or changed, or the unit was reset.
     Reconcile,
     /// Register-based context-cache invalidation.
@@ -274,6 +293,8 @@ pub(super) enum Purpose {
 pub(super) enum Stage {
     /// Making bindings equal to the guest's tables.
     Pass(Pass),
+    /// Making the host's interrupt entries equal to the guest's.
+    Interrupts(InterruptPass),
     /// Handing an invalidation to the host.
     Invalidate(GuestInvalidation),
     /// Waiting until the host has completed all invalidations.
@@ -313,9 +334,12 @@ pub struct VirtualUnit<B: HostState, const DEVICES: usize, const BINDINGS: usize
     pub(super) translating: bool,
     pub(super) devices: [DeviceSlot<B>; DEVICES],
     pub(super) cache: PasidCache<B, BINDINGS>,
+    pub(super) interrupts: InterruptState,
     pub(super) generation: u32,
     pub(super) job: Option<Job>,
     pub(super) pages: PageCopies,
+    /// What requests of emulated devices have found.
+    pub(super) translations: TranslationCache<TRANSLATION_SETS>,
     pub(super) statistics: VirtualUnitStatistics,
 }
 
@@ -347,9 +371,11 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             translating: false,
             devices: [const { DeviceSlot::FREE }; DEVICES],
             cache: PasidCache::vacant(),
+            interrupts: InterruptState::OFF,
             generation: 0,
             job: None,
             pages: PageCopies::new(),
+            translations: TranslationCache::new(KeyedHash::new(0)),
             statistics: VirtualUnitStatistics::NONE,
         }
     }
@@ -400,8 +426,10 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             *slot = DeviceSlot::FREE;
         }
         self.cache.start(KeyedHash::new(hash_seed));
+        self.interrupts = InterruptState::OFF;
         self.generation = 0;
         self.job = None;
+        self.translations = TranslationCache::new(KeyedHash::new(hash_seed).another(29));
         self.statistics = VirtualUnitStatistics::NONE;
         Ok(())
     }
@@ -513,6 +541,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             ..DeviceSlot::FREE
         };
         self.commands.reconcile_devices = true;
+        self.reconcile_interrupts();
         Ok(())
     }
 
@@ -539,6 +568,43 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             .ok_or(DeviceError::Unknown(handle))
     }
 
+    /// The first free handle that `is_usable`.
+    pub fn free_handle(&self, is_usable: impl Fn(DeviceHandle) -> bool) -> Option<DeviceHandle> {
+        let slots = self.devices.iter().enumerate();
+        slots
+            .filter(|(_, slot)| slot.state == SlotState::Free)
+            .map(|(index, _)| DeviceHandle::new(index as u16))
+            .find(|handle| is_usable(*handle))
+    }
+
+    /// Whether a device has the source-id.
+    pub fn has_device(&self, source_id: SourceId) -> bool {
+        let mut slots = self.devices.iter();
+        slots.any(|slot| slot.state == SlotState::Active && slot.source_id == source_id)
+    }
+
+    /// Whether an emulated device has the source-id.
+    pub(super) fn is_emulated(&self, source_id: SourceId) -> bool {
+        let mut slots = self.devices.iter();
+        slots.any(|slot| {
+            matches!(
+                (slot.state, slot.kind),
+                (SlotState::Active, DeviceKind::Emulated)
+            ) && slot.source_id == source_id
+        })
+    }
+
+    /// Frees the slot of an emulated device: the source-id that it had.
+    pub(super) fn free_emulated(&mut self, handle: DeviceHandle) -> Result<SourceId, DeviceError> {
+        let slot = self.active(handle)?;
+        if slot.kind != DeviceKind::Emulated {
+            return Err(DeviceError::Unknown(handle));
+        }
+        let source_id = slot.source_id;
+        *slot = DeviceSlot::FREE;
+        Ok(source_id)
+    }
+
     /// Gives a device another source-id, as when the guest renumbers its buses. The next
     /// [`poll`](Self::poll) binds it as the guest's tables say under the new one.
     ///
@@ -551,7 +617,9 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         source_id: SourceId,
     ) -> Result<(), DeviceError> {
         self.refuse_duplicate(handle, source_id)?;
-        self.active(handle)?.source_id = source_id;
+        let slot = self.active(handle)?;
+        let before = core::mem::replace(&mut slot.source_id, source_id);
+        self.translations.drop_devices(|named| named == before);
         self.reconcile_device(handle)
     }
 
@@ -563,9 +631,10 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
     /// [`DeviceError::Unknown`].
     pub fn reconcile_device(&mut self, handle: DeviceHandle) -> Result<(), DeviceError> {
         let slot = self.active(handle)?;
-        slot.context = CachedContext::Unknown;
+        slot.forget_context();
         slot.needs_reconcile = true;
         self.commands.reconcile_devices = true;
+        self.reconcile_interrupts();
         Ok(())
     }
 
@@ -587,11 +656,11 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             .get_mut(index)
             .filter(|slot| slot.state != SlotState::Free)
             .ok_or(DeviceError::Unknown(handle))?;
-        slot.state = SlotState::Removing;
         if let DeviceKind::Emulated = slot.kind {
-            *slot = DeviceSlot::FREE;
+            self.remove_emulated_device(handle)?;
             return Ok(Progress::Done);
         }
+        slot.state = SlotState::Removing;
         let default = &mut slot.default;
         if default.actual != Some(Desired::Blocked) {
             default.actual = None;
@@ -707,7 +776,10 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         };
         let refused = write.value >> 63 == 1 && !self.has_register_invalidation();
         match write.register {
-            Register::GlobalCommand => self.command(write),
+            Register::GlobalCommand => {
+                self.command(write);
+                self.interrupt_command(write);
+            }
             // Refused at once: the granularity done is 0 (§6.5.1).
             Register::ContextCommand if refused => self.complete_context_command(0),
             Register::IotlbCommand if refused => self.complete_iotlb_command(0),
@@ -817,6 +889,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             || commands.queue && !status.contains(GlobalStatus::QUEUED_INVALIDATION_ENABLED)
             || self.context_command().is_requested()
             || self.iotlb_command().is_requested()
+            || self.has_interrupt_work()
             || self.queue_has_work()
     }
 
@@ -839,6 +912,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         };
         let stepped = match &mut job.stage {
             Stage::Pass(pass) => self.step_pass(host, pass),
+            Stage::Interrupts(pass) => self.step_interrupts(host, pass),
             Stage::Invalidate(what) => {
                 let result = host.invalidate(what);
                 if !matches!(result, Ok(Progress::Wait | Progress::Again)) {
@@ -870,6 +944,10 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
                         Stage::Invalidate(GuestInvalidation::All)
                     }
                     (Purpose::RootPointer | Purpose::IotlbCommand, Stage::Invalidate(_)) => {
+                        Stage::Flush { errors: 0 }
+                    }
+                    // What a descriptor changes is completed by the guest's wait.
+                    (purpose, Stage::Interrupts(_)) if purpose != Purpose::Descriptor => {
                         Stage::Flush { errors: 0 }
                     }
                     _ => {
@@ -942,6 +1020,9 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         if self.iotlb_command().is_requested() {
             return self.iotlb_command_job();
         }
+        if self.has_interrupt_work() {
+            return self.next_interrupt_job();
+        }
         if self.queue_has_work() {
             return self.fetch(memory);
         }
@@ -966,7 +1047,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             return None;
         };
         slot.needs_reconcile = false;
-        slot.context = CachedContext::Unknown;
+        slot.forget_context();
         Some(self.pass_job(DeviceFilter::Handle(index), Purpose::Reconcile))
     }
 
@@ -1013,7 +1094,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         };
         match granularity {
             Some(granularity) => Some(Job {
-                stage: Stage::Invalidate(second_stage_invalidation(granularity)),
+                stage: self.begin_invalidation(second_stage_invalidation(granularity)),
                 purpose: Purpose::IotlbCommand,
             }),
             None => {
@@ -1023,9 +1104,11 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         }
     }
 
+    /// Everything that came from the tables below the root is to be read again.
     pub(super) fn forget_contexts(&mut self) {
+        self.translations.clear();
         for slot in &mut self.devices {
-            slot.context = CachedContext::Unknown;
+            slot.forget_context();
         }
     }
 
@@ -1049,10 +1132,10 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
             Purpose::Translation(on) => {
                 self.registers
                     .set_status(GlobalStatus::TRANSLATION_ENABLED, on);
-                if !on {
-                    self.faults.restart();
-                }
+                self.restart_fault_records_if_off();
             }
+            Purpose::InterruptPointer => self.finish_interrupt_pointer(),
+            Purpose::InterruptRemapping(on) => self.finish_interrupt_remapping(on),
             Purpose::Reconcile => {}
             Purpose::ContextCommand => {
                 let granularity = self.context_command().requested_granularity();
@@ -1067,6 +1150,15 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
 
     // Faults and reset.
 
+    /// The internal fault index starts over while all remapping is off (§7.2.1).
+    pub(super) fn restart_fault_records_if_off(&mut self) {
+        let remapping =
+            GlobalStatus::TRANSLATION_ENABLED | GlobalStatus::INTERRUPT_REMAPPING_ENABLED;
+        if !self.registers.status().intersects(remapping) {
+            self.faults.restart();
+        }
+    }
+
     /// Records a fault of one of the guest's devices, and raises the fault event as the guest has
     /// it set up (§7.2, §7.3).
     pub fn record_fault<Ho: Host<Binding = B>>(&mut self, fault: &GuestFault, host: &mut Ho) {
@@ -1077,10 +1169,12 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
     /// As [`record_fault`](Self::record_fault); the message is sent by the next
     /// [`poll`](Self::poll).
     pub(super) fn record(&mut self, fault: &GuestFault) {
-        let fault = GuestFault {
-            address: self.features.capability.recorded_page(fault.address),
-            ..*fault
+        let address = match fault.reason.mode() {
+            // An index, not an address.
+            FaultMode::Interrupt => fault.address,
+            _ => self.features.capability.recorded_page(fault.address),
         };
+        let fault = GuestFault { address, ..*fault };
         self.faults
             .record(&fault, &mut self.registers, &mut self.statistics);
     }
@@ -1093,6 +1187,7 @@ impl<B: HostState, const DEVICES: usize, const BINDINGS: usize> VirtualUnit<B, D
         self.registers = RegisterFile::new(&self.features);
         self.faults.reset();
         self.root = RootTableAddress::from_bits(0);
+        self.reset_interrupts();
         self.translating = false;
         self.job = None;
         self.forget_contexts();
@@ -1133,7 +1228,7 @@ fn not_emulated(features: &Features) -> Option<&'static str> {
         C::ENHANCED_COMMANDS,
     ];
     const EXTENDED: [E; 19] = [
-        E::INTERRUPT_REMAPPING,
+        E::EXTENDED_INTERRUPT_MODE_REQUIRED,
         E::MEMORY_TYPES,
         E::NESTED,
         E::PAGE_REQUESTS,
@@ -1188,7 +1283,9 @@ mod tests {
                 Place::FaultRecords => continue,
             };
             let end = start + u16::from(register.len_bytes);
-            if (start..end).contains(&offset) {
+            let is_shown =
+                register.name != "IRTA_REG" || features.extended.has_interrupt_remapping();
+            if is_shown && (start..end).contains(&offset) {
                 let shift = u32::from(offset - start) * 8;
                 let reset = match register.name {
                     "CAP_REG" => features.capability.bits(),
@@ -1232,8 +1329,13 @@ mod tests {
         // S56, G37: dword by dword, all ones written; then every width and alignment is the same
         // bytes.
         let commands = [0x18, 0x2c, 0xfc];
-        for offset in (0..0x1000u16).step_by(4) {
-            let mut t = Bench::new();
+        let dwords = || (0..0x1000u16).step_by(4);
+        let setups = [0, 1 << 3].into_iter();
+        for (extended, offset) in setups.flat_map(|bits| dwords().map(move |at| (bits, at))) {
+            let mut t = Bench::with(Setup {
+                extended,
+                ..Setup::default()
+            });
             let features = *t.unit.features();
             let (reset, writable, readable) = expected_dword(offset, &features);
             assert_eq!(t.unit.read(u64::from(offset), 4), reset, "{offset:x}");
@@ -1641,8 +1743,13 @@ mod tests {
                 ConfigError::FaultRecords(4),
             ),
             (
-                |f| f.extended = f.extended.with(E::INTERRUPT_REMAPPING, 1),
-                ConfigError::NotEmulated { field: "IR" },
+                |f| {
+                    f.extended = f
+                        .extended
+                        .with(E::INTERRUPT_REMAPPING, 1)
+                        .with(E::INTERRUPT_REMAPPING_REQUIRED, 1)
+                },
+                ConfigError::NotEmulated { field: "IRREQ" },
             ),
             (
                 |f| f.capability = f.capability.with(C::PROTECTED_LOW_MEMORY, 1),

@@ -250,15 +250,7 @@ pub(crate) fn test(arguments: &Arguments) -> Result<bool> {
     mutant_steps(&mut steps, arguments);
     steps.step("panic freedom", |progress| {
         panic_freedom::check(progress)
-            .map(|figures| {
-                format!(
-                    "{} functions, {} instances, {} bytes of text (target {})",
-                    figures.functions,
-                    figures.instances,
-                    figures.text_bytes,
-                    panic_freedom::TEXT_TARGET_BYTES
-                )
-            })
+            .map(|figures| figures.to_string())
             .into()
     });
     image_steps(&mut steps, arguments, qemu.as_ref());

@@ -3,20 +3,23 @@
 use core::fmt;
 
 use heapless::Vec;
+use spin::{Mutex, MutexGuard};
 use vtd_nest::arch::address::{Gpa, Hpa, PAGE_SIZE_BYTES};
-use vtd_nest::arch::dmar::{Dmar, DmarError, PciTopology};
+use vtd_nest::arch::dmar::{Dmar, DmarError};
 use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::pci::PciTopology;
 use vtd_nest::arch::register::FaultRecord;
 use vtd_nest::mem::{GuestMemory, MmioRegisters, Owner};
 use vtd_nest::nest::{
-    AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, MachineConfig, MachineError,
-    PhysicalRange, Policy, ProtectedRanges, VirtualMachine,
+    AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, Isolation, MachineConfig,
+    MachineError, MachineStore, PhysicalRange, Policy, ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
-use vtd_nest::unit::{DiscoveryError, Unit, UnitConfig, UnitError, discover};
+use vtd_nest::unit::{DiscoveryError, Step, Unit, UnitConfig, UnitError, discover};
 use vtd_nest::viommu::Poll;
 
 use crate::boot;
+use crate::console::println;
 use crate::edu::{self, EduError};
 use crate::environment::{Environment, POOL_LEN_BYTES};
 use crate::guest::Machine;
@@ -41,7 +44,9 @@ const MAXIMUM_SLICES: u32 = 1 << 20;
 /// Hardware faults handled after one exit; the rest waits for the next.
 const FAULTS_PER_EXIT: u32 = 8;
 
-/// The one machine.
+/// The one machine, made where it stays.
+static MACHINE_STORE: Mutex<MachineStore<4, 64, 16, 4>> = Mutex::new(MachineStore::new());
+/// What is in it.
 pub(crate) type GuestMachine = VirtualMachine<4, 64, 16, 4>;
 
 /// Why the hypervisor is not up. The hardware is left blocking what it can block.
@@ -70,7 +75,7 @@ pub(crate) enum SetUpError {
 pub(crate) struct Hypervisor {
     pub(crate) environment: Environment,
     pub(crate) units: Vec<Unit<MmioRegisters>, UNITS>,
-    pub(crate) machine: GuestMachine,
+    pub(crate) machine: &'static mut GuestMachine,
     pub(crate) device: Function,
     registers: Window,
     unit: u8,
@@ -184,7 +189,7 @@ impl Hypervisor {
             let config = UnitConfig {
                 // Ticks of the time-stamp counter, generously.
                 timeout_nanoseconds: 1 << 34,
-                ..UnitConfig::new(description.segment, description.host_address_width)
+                ..UnitConfig::of(&description)
             };
             let unit = Unit::probe(registers, config).map_err(refused)?;
             unit.bring_up(&environment).map_err(refused)?;
@@ -202,8 +207,9 @@ impl Hypervisor {
             hash_seed: crate::clock::read_ticks(),
             shadow_table_limit: 4096,
         };
-        let mut machine =
-            GuestMachine::new(&environment, &units, config).map_err(SetUpError::Machine)?;
+        let machine = MutexGuard::leak(MACHINE_STORE.lock())
+            .start(&environment, &units, config)
+            .map_err(SetUpError::Machine)?;
         for piece in 0..GUEST_LEN_BYTES / PIECE_LEN_BYTES {
             // 37 is odd, so it meets every piece.
             let place = piece * 37 % (GUEST_LEN_BYTES / PIECE_LEN_BYTES);
@@ -221,12 +227,16 @@ impl Hypervisor {
                 .map_err(SetUpError::Machine)?;
         }
         let config = DeviceConfig {
-            source_id: device.source_id,
-            guest_source_id: device.source_id,
-            unit,
             pasid_bits: 20,
-            // The image takes no interrupts, and its one guest is part of it.
-            interrupts: InterruptIsolation::WaivedByEmbedder,
+            ..DeviceConfig::new(
+                device.source_id,
+                device.source_id,
+                unit,
+                // The image takes no interrupts, and its one guest is part of it.
+                InterruptIsolation::WaivedByEmbedder,
+                // There is no other guest.
+                Isolation::AssertedByEmbedder,
+            )
         };
         machine
             .assign(&environment, &units, config)
@@ -253,6 +263,17 @@ impl Hypervisor {
     /// The unit that the device is behind.
     pub(crate) fn unit(&self) -> Option<&Unit<MmioRegisters>> {
         self.units.get(usize::from(self.unit))
+    }
+
+    /// Prints what the unit's tables say now of a request that was blocked, entry by entry.
+    pub(crate) fn explain(&self, record: &FaultRecord) {
+        let Some(unit) = self.unit() else {
+            return;
+        };
+        let print_step = |step: &Step| println!("                    {step}");
+        let request = unit.request_of(record);
+        let explanation = unit.explain(&self.environment, &request, print_step);
+        println!("                    {explanation}");
     }
 
     /// What the hypervisor does before it enters the guest again: the work that the exit left, and
@@ -322,18 +343,6 @@ pub(crate) struct Explained<'a>(pub(crate) &'a FaultRecord, pub(crate) &'a Fault
 
 impl fmt::Display for Explained<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let record = self.0;
-        write!(
-            f,
-            "hardware blocked {} at {}: reason {:#04x}",
-            record.source_id(),
-            record.address(),
-            record.reason_code()
-        )?;
-        match self.1 {
-            FaultOutcome::Guest { reason, .. } => write!(f, "; the guest sees {reason}"),
-            FaultOutcome::Host(fault) => write!(f, "; the hypervisor's: {:?}", fault.cause),
-            FaultOutcome::NotOfThisMachine => f.write_str("; of no machine"),
-        }
+        write!(f, "{}; {}", self.0, self.1)
     }
 }

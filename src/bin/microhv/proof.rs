@@ -64,6 +64,7 @@ pub(crate) fn run(hypervisor: &mut Hypervisor) -> bool {
         };
         for (record, outcome) in &hypervisor.faults {
             println!("                  {}", Explained(record, outcome));
+            hypervisor.explain(record);
         }
         match result {
             Ok(figures) => report::step(step, true, &figures),

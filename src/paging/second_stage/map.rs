@@ -1,10 +1,12 @@
 //! Mapping: runs of entries, missing tables, overlaps.
 
+use core::marker::PhantomData;
+
 use super::{
     ENTRIES, ENTRY_BYTES, InputAddress, MAX_LEVELS, MapError, SecondStage, entry_at, slot_address,
     span_of,
 };
-use crate::arch::address::{Hpa, PageSize};
+use crate::arch::address::{Gpa, Hpa, PageSize};
 use crate::arch::second_stage::{Rights, SecondStageEntry};
 use crate::mem::{FrameChain, Frames, HostMemory};
 
@@ -41,11 +43,34 @@ impl<I: InputAddress> SecondStage<I> {
         len_bytes: u64,
         rights: Rights,
     ) -> Result<(), MapError> {
-        self.check_input(input, len_bytes)?;
-        self.check_output(output, len_bytes)?;
-        if !rights.read && !rights.write {
-            return Err(MapError::NoRights);
+        self.untyped()
+            .map_untyped(h, Gpa::new(input.to_u64()), output, len_bytes, rights)
+    }
+}
+
+impl<I> SecondStage<I> {
+    /// The same table: the space of its input is a matter of those who use it, and the code below is
+    /// there once.
+    const fn untyped(&self) -> SecondStage<Gpa> {
+        SecondStage {
+            root: self.root,
+            config: self.config,
+            owner: self.owner,
+            input: PhantomData,
         }
+    }
+}
+
+impl SecondStage<Gpa> {
+    fn map_untyped<H: HostMemory + Frames>(
+        &mut self,
+        h: &H,
+        input: Gpa,
+        output: Hpa,
+        len_bytes: u64,
+        rights: Rights,
+    ) -> Result<(), MapError> {
+        self.check_mapping(input, output, len_bytes, rights)?;
         let wanted = self.count_missing_tables(h, input, output, len_bytes)?;
         let mut reserve = FrameChain::allocate(h, self.owner, wanted)?;
 
@@ -63,6 +88,26 @@ impl<I: InputAddress> SecondStage<I> {
         }
         h.fence();
         reserve.free(h);
+        Ok(())
+    }
+
+    /// Whether ranges and rights can be those of a mapping; what is mapped already is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`].
+    pub fn check_mapping(
+        &self,
+        input: Gpa,
+        output: Hpa,
+        len_bytes: u64,
+        rights: Rights,
+    ) -> Result<(), MapError> {
+        self.check_input(input, len_bytes)?;
+        self.check_output(output, len_bytes)?;
+        if !rights.read && !rights.write {
+            return Err(MapError::NoRights);
+        }
         Ok(())
     }
 
@@ -195,7 +240,7 @@ impl<I: InputAddress> SecondStage<I> {
     fn count_missing_tables<H: HostMemory>(
         &self,
         h: &H,
-        input: I,
+        input: Gpa,
         output: Hpa,
         len_bytes: u64,
     ) -> Result<u32, MapError> {

@@ -19,6 +19,7 @@ use core::marker::PhantomData;
 
 use crate::arch::address::{AddressWidth, Gpa, Hpa, Iova, PAGE_SIZE_BYTES, PageSize};
 use crate::arch::second_stage::SecondStageEntry;
+use crate::arch::told::Told;
 use crate::mem::host_memory::LINE_SIZE_BYTES;
 use crate::mem::{FrameChain, FrameError, Frames, HostMemory, Owner};
 
@@ -124,6 +125,37 @@ pub enum MapError {
     /// No frame for a table page.
     Frames(FrameError),
 }
+
+impl MapError {
+    pub(crate) const fn told(&self) -> Told {
+        match *self {
+            Self::Misaligned { value } => Told::one("misaligned", value),
+            Self::InputBeyondWidth {
+                address, len_bytes, ..
+            } => Told::two("input beyond the width", address, len_bytes),
+            Self::OutputBeyondWidth { address, bits } => {
+                Told::two("output beyond the width", address.as_u64(), bits as u64)
+            }
+            Self::InterruptRange { address } => {
+                Told::one("output in the interrupt range", address.as_u64())
+            }
+            Self::Overlap { address } => Told::one("mapped already", address),
+            Self::PartialLeaf { address, size } => {
+                Told::two("part of a large page", address, size.len_bytes())
+            }
+            Self::NoRights => Told::words("no rights"),
+            Self::Frames(error) => error.told(),
+        }
+    }
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.told(), f)
+    }
+}
+
+impl core::error::Error for MapError {}
 
 impl From<FrameError> for MapError {
     fn from(error: FrameError) -> Self {

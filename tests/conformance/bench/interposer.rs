@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use vtd_nest::arch::address::{Hpa, Iova};
 use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::interrupt::{Interrupt, InterruptMessage};
 use vtd_nest::arch::register::{InvalidationQueueAddress, Register32, Register64, queue_offset};
 use vtd_nest::mem::frames::zero_run;
 use vtd_nest::mem::{
@@ -13,6 +14,9 @@ use vtd_nest::mem::{
 };
 
 use super::{Bench, HostRange, Requester, host_offset};
+
+/// Interrupts of guests go to processors with an APIC id below this.
+const PROCESSORS: u32 = 8;
 
 /// When hardware sees what was put into its invalidation queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -258,6 +262,11 @@ impl Interposer {
         self.bench.dma_read(requester, address, into);
     }
 
+    /// A device sends an interrupt message.
+    pub(crate) fn send_message(&self, source_id: SourceId, message: InterruptMessage) {
+        self.bench.send_message(source_id, message);
+    }
+
     /// A device writes.
     pub(crate) fn dma_write(&self, requester: Requester, address: Iova, from: &[u8]) {
         self.bench.dma_write(requester, address, from);
@@ -391,6 +400,9 @@ impl HostMemory for Interposer {
     fn fetch_and64(&self, at: Hpa, mask: u64) -> u64 {
         self.bench.memory().fetch_and64(at, mask)
     }
+    fn compare_exchange64(&self, at: Hpa, current: u64, new: u64) -> u64 {
+        self.bench.memory().compare_exchange64(at, current, new)
+    }
     fn copy_from(&self, at: Hpa, into: &mut [u8]) {
         self.note_read(at, into.len());
         self.bench.memory().copy_from(at, into);
@@ -441,6 +453,11 @@ impl Platform for Interposer {
             address,
             data,
         });
+    }
+
+    /// Guests own the first processors, each with all its vectors.
+    fn route_interrupt(&self, _unit: u32, interrupt: &Interrupt) -> Option<Interrupt> {
+        (interrupt.destination < PROCESSORS).then_some(*interrupt)
     }
 
     fn set_bus_master(&self, source_id: SourceId, enabled: bool) {

@@ -13,6 +13,7 @@ use std::fmt;
 use vtd_nest::arch::address::{Hpa, Iova};
 use vtd_nest::arch::capability::{Capability, ExtendedCapability};
 use vtd_nest::arch::id::{Pasid, SourceId};
+use vtd_nest::arch::interrupt::{Interrupt, InterruptMessage};
 use vtd_nest::arch::register::Register64;
 use vtd_nest::mem::{HostMemory, Registers};
 
@@ -40,6 +41,19 @@ pub(crate) struct Requester {
     pub(crate) execute: bool,
 }
 
+/// What a device does with a TLB of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum DeviceTlbUse {
+    /// It has none: ATS is off in its configuration space.
+    Off,
+    /// It keeps what it may, until it is told to forget it.
+    Honest,
+    /// It asks at once again for what it was told to forget.
+    Refilling,
+    /// It says that it forgets, and keeps everything.
+    Lying,
+}
+
 /// What a bench's devices and hardware can do beside plain DMA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Ability {
@@ -61,11 +75,15 @@ pub(crate) enum Ability {
     UpdatesObeyReadOnly,
     /// A queue that stands at an error can be turned off.
     QueueOffAtError,
+    /// What reaches processors is seen.
+    SeesInterrupts,
+    /// Interrupts in compatibility format can be blocked.
+    BlocksCompatibilityFormat,
 }
 
 impl Ability {
     /// All of them.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::RequestsWithPasid,
         Self::PrivilegedRequests,
         Self::SeveralUnits,
@@ -75,6 +93,8 @@ impl Ability {
         Self::PageRequests,
         Self::UpdatesObeyReadOnly,
         Self::QueueOffAtError,
+        Self::SeesInterrupts,
+        Self::BlocksCompatibilityFormat,
     ];
 
     /// Why a scenario that needs it is skipped.
@@ -89,6 +109,10 @@ impl Ability {
             Self::PageRequests => "deviation: no device sends page requests",
             Self::UpdatesObeyReadOnly => "deviation: erratum 772415 SPR17",
             Self::QueueOffAtError => "deviation: no queue is turned off unless it ran a wait last",
+            Self::SeesInterrupts => "deviation: what reaches processors is not seen",
+            Self::BlocksCompatibilityFormat => {
+                "deviation: interrupts in compatibility format always pass"
+            }
         }
     }
 }
@@ -128,6 +152,26 @@ pub(crate) trait Bench {
 
     /// What software did that the architecture forbids, if the bench can tell.
     fn violations(&self) -> Vec<String>;
+
+    /// Switches a device's own TLB on or off.
+    fn set_device_tlb(&self, _source_id: SourceId, _used: DeviceTlbUse) {}
+    /// The device sends an interrupt message.
+    fn send_message(&self, source_id: SourceId, message: InterruptMessage) {
+        let requester = Requester {
+            source_id,
+            pasid: None,
+            privileged: false,
+            execute: false,
+        };
+        let data = message.data.to_le_bytes();
+        self.dma_write(requester, Iova::new(message.address), &data);
+    }
+
+    /// What reached processors since the last call, from devices that wrote to 0xFEEx_xxxx: who, and
+    /// what came of it.
+    fn take_interrupts(&self) -> Vec<(SourceId, Interrupt)> {
+        Vec::new()
+    }
 
     /// Lets the device of this source-id answer no device-TLB invalidation.
     fn set_device_silent(&self, _source_id: SourceId, _silent: bool) {}

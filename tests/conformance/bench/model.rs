@@ -1,12 +1,19 @@
 //! The model in process, in each of its profiles and cache modes.
 
-use vtd_model::{Access, CacheMode, Machine, ModelConfig, ModelUnit, Pace, Request};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use vtd_model::{
+    Access, CacheMode, DeliveryMode as Raised, DeviceTlbMode, Initiator, Machine, ModelConfig,
+    ModelUnit, Pace, QueueOrder, Request,
+};
 use vtd_nest::arch::address::{AddressWidth, Iova};
 use vtd_nest::arch::capability::{CapabilityField, ExtendedCapabilityField};
 use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::interrupt::{DeliveryMode, Interrupt};
 use vtd_nest::mem::{HostMemory, Registers};
 
-use super::{Ability, Bench, HostRange, Layout, Profile, Requester, StartError};
+use super::{Ability, Bench, DeviceTlbUse, HostRange, Layout, Profile, Requester, StartError};
 
 /// A configuration of the model.
 pub(crate) struct ModelProfile {
@@ -30,7 +37,10 @@ impl ModelProfile {
                 "nesting-server-erratum",
                 ModelConfig::nesting_server_erratum(),
             ),
-            ("caching-mode", ModelConfig::caching_mode()),
+            (
+                "caching-mode",
+                ModelConfig::caching_mode().with_interrupt_remapping(),
+            ),
             ("everything-on", ModelConfig::everything_on()),
             ("legacy-server", ModelConfig::legacy_server()),
             ("qemu-second-stage", ModelConfig::qemu_second_stage()),
@@ -41,12 +51,9 @@ impl ModelProfile {
             ("tiny", CacheMode::Tiny),
             ("none", CacheMode::None),
         ];
+        let late = |config: ModelConfig| config.with_queue_pace(Pace::After(20_000));
         let narrow = 1 << AddressWidth::Bits39.field();
         let mut all = vec![
-            Self {
-                name: "nesting-server-late/hoarder".into(),
-                config: ModelConfig::nesting_server().with_queue_pace(Pace::After(20_000)),
-            },
             Self {
                 name: "legacy-client-noncoherent/hoarder".into(),
                 config: ModelConfig::legacy_server()
@@ -57,6 +64,15 @@ impl ModelProfile {
                 name: "legacy-caching-mode/hoarder".into(),
                 config: ModelConfig::legacy_server()
                     .with_capability(CapabilityField::CACHING_MODE, 1),
+            },
+            Self {
+                name: "nesting-server-late/hoarder".into(),
+                config: late(ModelConfig::nesting_server()),
+            },
+            Self {
+                name: "device-tlb-server-late/hoarder".into(),
+                config: late(ModelConfig::device_tlb_server())
+                    .with_queue_order(QueueOrder::Shuffled, 0x5eed),
             },
         ];
         for (profile, config) in profiles {
@@ -89,13 +105,19 @@ impl Profile for ModelProfile {
             unit
         });
         let units = [machine.unit.clone()].into_iter().chain(more).collect();
-        Ok(Box::new(ModelBench { machine, units }))
+        Ok(Box::new(ModelBench {
+            machine,
+            units,
+            with_device_tlb: RefCell::default(),
+        }))
     }
 }
 
 struct ModelBench {
     machine: Machine,
     units: Vec<ModelUnit>,
+    /// Devices whose own TLB is in use.
+    with_device_tlb: RefCell<BTreeSet<SourceId>>,
 }
 
 impl ModelBench {
@@ -110,6 +132,27 @@ impl ModelBench {
     fn unit_of(&self, source_id: SourceId) -> &ModelUnit {
         let index = usize::from(source_id == self.device(1) && self.units.len() > 1);
         &self.units[index]
+    }
+
+    /// The device as it sends its requests if its own TLB is in use.
+    fn through_device_tlb(&self, requester: Requester) -> Option<Initiator<'_>> {
+        let source_id = requester.source_id;
+        self.with_device_tlb.borrow().contains(&source_id).then(|| {
+            let mut device = self
+                .unit_of(source_id)
+                .initiator(source_id)
+                .through_device_tlb();
+            if let Some(pasid) = requester.pasid {
+                device = device.with_pasid(pasid);
+            }
+            if requester.privileged {
+                device = device.privileged();
+            }
+            if requester.execute {
+                device = device.executing();
+            }
+            device
+        })
     }
 
     /// Moves data page by page, as far as it is not blocked.
@@ -184,6 +227,7 @@ impl Bench for ModelBench {
                 config.capability.field(CapabilityField::CACHING_MODE) == 0 && !snoops
             }
             Ability::DeviceTlb => reports(ExtendedCapabilityField::DEVICE_TLB),
+            Ability::SeesInterrupts | Ability::BlocksCompatibilityFormat => true,
             Ability::PageRequests => reports(ExtendedCapabilityField::PAGE_REQUESTS),
         }
     }
@@ -200,6 +244,10 @@ impl Bench for ModelBench {
     }
 
     fn dma_read(&self, requester: Requester, address: Iova, into: &mut [u8]) {
+        if let Some(device) = self.through_device_tlb(requester) {
+            let _ = device.read(address, into);
+            return;
+        }
         if !requester.privileged && !requester.execute {
             let unit = self.unit_of(requester.source_id);
             // A blocked read is seen by its data and its record.
@@ -219,6 +267,10 @@ impl Bench for ModelBench {
     }
 
     fn dma_write(&self, requester: Requester, address: Iova, from: &[u8]) {
+        if let Some(device) = self.through_device_tlb(requester) {
+            let _ = device.write(address, from);
+            return;
+        }
         if !requester.privileged && !requester.execute {
             let unit = self.unit_of(requester.source_id);
             let _ = unit.dma_write(requester.source_id, requester.pasid, address, from);
@@ -238,6 +290,51 @@ impl Bench for ModelBench {
     fn violations(&self) -> Vec<String> {
         let all = self.units.iter().flat_map(ModelUnit::violations);
         all.map(|violation| format!("{violation:?}")).collect()
+    }
+
+    fn set_device_tlb(&self, source_id: SourceId, used: DeviceTlbUse) {
+        let unit = self.unit_of(source_id);
+        let mut with_device_tlb = self.with_device_tlb.borrow_mut();
+        if used == DeviceTlbUse::Off {
+            with_device_tlb.remove(&source_id);
+            return;
+        }
+        with_device_tlb.insert(source_id);
+        unit.set_ats_enabled(source_id, true);
+        unit.set_device_tlb_mode(
+            source_id,
+            match used {
+                DeviceTlbUse::Refilling => DeviceTlbMode::Refilling,
+                DeviceTlbUse::Lying => DeviceTlbMode::KeepsInvalidated,
+                DeviceTlbUse::Off | DeviceTlbUse::Honest => DeviceTlbMode::Hoarder,
+            },
+        );
+    }
+
+    fn take_interrupts(&self) -> Vec<(SourceId, Interrupt)> {
+        let all = self.units.iter().flat_map(ModelUnit::take_interrupts);
+        let raised = all.filter_map(|sent| {
+            let raised = sent.outcome.interrupt()?;
+            let delivery = match raised.delivery {
+                Raised::Fixed => DeliveryMode::Fixed,
+                Raised::LowestPriority => DeliveryMode::LowestPriority,
+                Raised::SystemManagement => DeliveryMode::SystemManagement,
+                Raised::NonMaskable => DeliveryMode::NonMaskable,
+                Raised::Init => DeliveryMode::Init,
+                Raised::External => DeliveryMode::External,
+                Raised::Undefined(mode) => panic!("delivery mode {mode}"),
+            };
+            let interrupt = Interrupt {
+                destination: raised.destination,
+                logical: raised.is_logical,
+                redirection_hint: raised.has_redirection_hint,
+                level_triggered: raised.is_level,
+                delivery,
+                vector: raised.vector,
+            };
+            Some((sent.source_id, interrupt))
+        });
+        raised.collect()
     }
 
     fn set_device_silent(&self, source_id: SourceId, silent: bool) {

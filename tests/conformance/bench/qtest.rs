@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vtd_nest::arch::address::Iova;
 use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::interrupt::InterruptMessage;
 use vtd_nest::mem::{HostMemory, Platform, Registers};
 use vtd_qtest::{Machine, Options, Qemu};
 
@@ -184,6 +185,14 @@ impl Bench for QtestBench {
 
     fn dma_write(&self, requester: Requester, address: Iova, from: &[u8]) {
         self.edu(requester).dma_write(address, from);
+    }
+
+    fn send_message(&self, source_id: SourceId, message: InterruptMessage) {
+        let device = (0..2).find(|index| self.device(*index) == source_id);
+        let edu = self
+            .machine()
+            .edu(device.expect("one of the bench's devices"));
+        edu.send_message(message.address, message.data as u16);
     }
 
     fn violations(&self) -> Vec<String> {

@@ -8,6 +8,7 @@ use super::{Guest, Lab};
 pub(crate) mod kind {
     pub(crate) const CONTEXT_CACHE: u8 = 1;
     pub(crate) const IOTLB: u8 = 2;
+    pub(crate) const DEVICE_TLB: u8 = 3;
     pub(crate) const INTERRUPT_ENTRY_CACHE: u8 = 4;
     pub(crate) const PASID_IOTLB: u8 = 6;
     pub(crate) const PASID_CACHE: u8 = 7;

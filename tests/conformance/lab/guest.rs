@@ -14,14 +14,17 @@ use vtd_nest::arch::register::{
 };
 use vtd_nest::mem::Owner;
 use vtd_nest::nest::{
-    DeviceConfig, InterruptIsolation, MachineConfig, Policy, ProtectedRanges, VirtualMachine,
+    AddressTranslation, AssignError, DeviceConfig, InterruptIsolation, Isolation, MachineConfig,
+    MachineError, Policy, ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
+use vtd_nest::unit::DeviceTlb;
+use vtd_nest::unit::discovery::IsolationGroup;
 use vtd_nest::viommu::Poll;
 use vtd_nest::viommu::host::{BindError, DeviceHandle, Progress};
 
 use super::{Lab, tables};
-use crate::bench::{Ability, Requester, host_offset};
+use crate::bench::{Ability, DeviceTlbUse, Requester, host_offset};
 
 /// 8 devices, 1,200 cached bindings, 64 host domain-ids, 16 shadows.
 pub(crate) type Vm = VirtualMachine<8, 1200, 64, 16>;
@@ -50,6 +53,8 @@ pub(crate) struct GuestOptions {
     pub(crate) devices: Vec<(SourceId, usize, u8)>,
     pub(crate) shadow_table_limit: u32,
     pub(crate) protected: ProtectedRanges,
+    /// Whether devices use TLBs of their own.
+    pub(crate) device_tlbs: DeviceTlbUse,
     /// Whether the guest brings its unit up: queue, root table, translation.
     pub(crate) brought_up: bool,
 }
@@ -62,6 +67,7 @@ impl Default for GuestOptions {
             devices: vec![(D0, 0, 0), (D1, 1, 0)],
             shadow_table_limit: 256,
             protected: ProtectedRanges::new(),
+            device_tlbs: DeviceTlbUse::Off,
             brought_up: true,
         }
     }
@@ -95,15 +101,7 @@ pub(crate) struct Guest {
 /// A machine with its memory, without devices.
 fn machine(lab: &Lab, options: &GuestOptions) -> Box<Vm> {
     let h = &*lab.hypervisor;
-    let config = MachineConfig {
-        number: options.number.into(),
-        owner: Owner::new(1 + options.number),
-        policy: options.policy,
-        protected: options.protected.clone(),
-        hash_seed: 0x1234_5678_9abc_def1,
-        shadow_table_limit: options.shadow_table_limit,
-    };
-    let mut vm = Box::new(Vm::new(h, &lab.units, config).expect("a machine"));
+    let mut vm = Box::new(new_machine(lab, options).expect("a machine"));
     for at in (0..GUEST_LEN_BYTES).step_by(PIECE as usize) {
         let at = Gpa::new(at);
         let host = host_of(lab, options.number, at);
@@ -111,6 +109,21 @@ fn machine(lab: &Lab, options: &GuestOptions) -> Box<Vm> {
             .expect("memory for the machine");
     }
     vm
+}
+
+fn new_machine(lab: &Lab, options: &GuestOptions) -> Result<Vm, MachineError> {
+    let config = MachineConfig {
+        number: options.number.into(),
+        owner: Owner::new(1 + options.number),
+        policy: Policy {
+            device_tlbs: options.device_tlbs != DeviceTlbUse::Off,
+            ..options.policy
+        },
+        protected: options.protected.clone(),
+        hash_seed: 0x1234_5678_9abc_def1,
+        shadow_table_limit: options.shadow_table_limit,
+    };
+    Vm::new(&*lab.hypervisor, &lab.units, config)
 }
 
 /// Destroys a machine, for as long as hardware needs.
@@ -134,6 +147,11 @@ fn host_of(lab: &Lab, number: u16, at: Gpa) -> Hpa {
 }
 
 impl Guest {
+    /// Why there is no machine like this, if there is none.
+    pub(crate) fn refused(lab: &Lab, options: &GuestOptions) -> Option<MachineError> {
+        new_machine(lab, options).err()
+    }
+
     /// Makes the machine, assigns its devices, and lets the guest bring its unit up.
     pub(crate) fn start(lab: &Rc<Lab>, options: GuestOptions) -> Self {
         let h = &*lab.hypervisor;
@@ -182,19 +200,49 @@ impl Guest {
         unit: u8,
         pasid_bits: u8,
     ) {
-        let physical = self.lab.hypervisor.bench().device(device);
         let config = DeviceConfig {
-            source_id: physical,
-            guest_source_id: source_id,
-            unit,
             pasid_bits,
-            interrupts: InterruptIsolation::WaivedByEmbedder,
+            ..self.device_config(source_id, device, unit)
         };
-        let handle = self
-            .vm
-            .assign(&*self.lab.hypervisor, &self.lab.units, config)
-            .expect("the device is assigned");
+        self.try_assign(config).expect("the device is assigned");
+    }
+
+    /// How the bench's device of this index, behind this unit, is assigned unless a scenario says
+    /// otherwise.
+    pub(crate) fn device_config(
+        &self,
+        source_id: SourceId,
+        device: usize,
+        unit: u8,
+    ) -> DeviceConfig {
+        let physical = self.lab.hypervisor.bench().device(device);
+        DeviceConfig {
+            pasid_bits: 20,
+            address_translation: match self.options.device_tlbs {
+                DeviceTlbUse::Off => AddressTranslation::Off,
+                _ => AddressTranslation::TrustedByEmbedder(DeviceTlb {
+                    queue_depth: 8,
+                    physical_function: physical,
+                }),
+            },
+            ..DeviceConfig::new(
+                physical,
+                source_id,
+                unit,
+                InterruptIsolation::WaivedByEmbedder,
+                Isolation::Group(IsolationGroup::of(physical)),
+            )
+        }
+    }
+
+    /// Assigns a device, if the machine takes it.
+    pub(crate) fn try_assign(&mut self, config: DeviceConfig) -> Result<(), AssignError> {
+        let h = &*self.lab.hypervisor;
+        let handle = self.vm.assign(h, &self.lab.units, config)?;
+        let (source_id, physical) = (config.guest_source_id, config.source_id);
+        h.bench().set_device_tlb(physical, self.options.device_tlbs);
         self.devices.push((source_id, physical, handle));
+        Ok(())
     }
 
     /// Takes a device away, for as long as hardware needs.
@@ -244,6 +292,11 @@ impl Guest {
             .rev()
             .find(|device| device.0 == source_id);
         *found.expect("a device of this machine")
+    }
+
+    /// The machine's handle of a device.
+    pub(crate) fn handle(&self, source_id: SourceId) -> DeviceHandle {
+        self.device(source_id).2
     }
 
     /// The physical source-id of a device.

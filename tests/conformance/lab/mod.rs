@@ -3,16 +3,19 @@
 mod broken;
 mod descriptors;
 pub(crate) mod direct;
+mod emulated;
 mod event;
 mod expect;
 mod fault;
 pub(crate) mod firmware;
 mod guest;
 mod hardware;
+mod interrupts;
 mod job;
 mod kinds;
 pub(crate) mod later;
 mod ledger;
+#[path = "../../../src/log_events.rs"]
 mod log_events;
 mod oracle;
 mod random;
@@ -29,9 +32,9 @@ use vtd_nest::arch::pasid::PasidEntry;
 use vtd_nest::arch::register::{FaultRecord, Register64, RootTableAddress, TranslationTableMode};
 use vtd_nest::mem::Registers;
 use vtd_nest::nest::{FaultOutcome, Policy};
-use vtd_nest::unit::{Unit, UnitConfig};
+use vtd_nest::unit::{Errata, Erratum, InterruptSlice, Unit, UnitConfig};
 
-use crate::bench::{Interposer, Observed, Profile, host_offset};
+use crate::bench::{Ability, DeviceTlbUse, Interposer, Observed, Profile, host_offset};
 
 pub(crate) use broken::{OUTSIDE, Structures};
 pub(crate) use descriptors::{Submitted, kind};
@@ -55,6 +58,8 @@ pub(crate) struct Lab {
     unclaimed: RefCell<Vec<(u8, FaultRecord)>>,
     /// Records that were the hypervisor's business.
     pub(crate) host_faults: RefCell<Vec<(FaultRecord, FaultOutcome)>>,
+    /// Interrupt entries of the hypervisor's own devices.
+    slices: RefCell<Vec<(SourceId, InterruptSlice)>>,
 }
 
 /// Where a scenario runs: it starts what it needs from here.
@@ -76,9 +81,19 @@ impl Place<'_> {
 
     /// A unit for each of these times, in nanoseconds, after which it is given up.
     pub(crate) fn lab_with_timeouts(self, timeouts: &[u64]) -> Rc<Lab> {
+        self.lab_with(timeouts, Errata::NONE)
+    }
+
+    /// A unit that is known to have an erratum, whether the bench has it or not.
+    pub(crate) fn lab_with_erratum(self, erratum: Erratum) -> Rc<Lab> {
+        let timeout = UnitConfig::new(0, 39).timeout_nanoseconds;
+        self.lab_with(&[timeout], Errata::NONE.with(erratum))
+    }
+
+    fn lab_with(self, timeouts: &[u64], errata: Errata) -> Rc<Lab> {
         let bench = self.profile.start(timeouts.len());
         let bench = bench.expect("the bench starts");
-        Rc::new(Lab::new(Interposer::new(bench), timeouts))
+        Rc::new(Lab::new(Interposer::new(bench), timeouts, errata))
     }
 
     /// One machine with both devices, tables and translation on, no PASID entry.
@@ -89,6 +104,14 @@ impl Place<'_> {
     /// As [`guest`](Self::guest), otherwise.
     pub(crate) fn guest_with(self, options: GuestOptions) -> Guest {
         Guest::start(&self.lab(), options)
+    }
+
+    /// A guest whose devices have TLBs of their own, which it is shown.
+    pub(crate) fn device_tlb_guest(self) -> Guest {
+        self.guest_with(GuestOptions {
+            device_tlbs: DeviceTlbUse::Honest,
+            ..GuestOptions::default()
+        })
     }
 
     /// A guest that is shown the second stage, whatever the hardware.
@@ -104,12 +127,17 @@ impl Place<'_> {
 }
 
 impl Lab {
-    fn new(hypervisor: Rc<Interposer>, timeouts: &[u64]) -> Self {
+    fn new(hypervisor: Rc<Interposer>, timeouts: &[u64], mut errata: Errata) -> Self {
         let width = hypervisor.bench().host_address_width();
+        // What the bench really has, the hypervisor finds in the library's table.
+        if !hypervisor.bench().has(Ability::UpdatesObeyReadOnly) {
+            errata = errata.with(Erratum::NestedUpdatesIgnoreReadOnly);
+        }
         let units = timeouts.iter().enumerate().map(|(index, timeout)| {
             let registers = hypervisor.registers(index).expect("the bench has the unit");
             let config = UnitConfig {
                 timeout_nanoseconds: *timeout,
+                errata,
                 ..UnitConfig::new(0, width)
             };
             let unit = Unit::probe(registers, config).expect("a usable unit");
@@ -122,6 +150,7 @@ impl Lab {
             units,
             unclaimed: RefCell::default(),
             host_faults: RefCell::default(),
+            slices: RefCell::default(),
         }
     }
 

@@ -1,13 +1,14 @@
 //! PASID cache and binding: which of a guest's entries hardware gets, and when (S1 to S4, S9 to
 //! S12, S25, S26).
 
-use vtd_nest::arch::address::{Gpa, Hpa};
+use vtd_nest::arch::address::{Gpa, Hpa, PageSize};
 use vtd_nest::arch::fault::FaultReason;
 use vtd_nest::arch::id::DomainId;
 use vtd_nest::arch::pasid::PasidEntry;
+use vtd_nest::paging::Rights;
 
 use crate::harness::{Need, Scenario, scenario};
-use crate::lab::{D0, D1, Guest, GuestOptions, IOVA, Place, later};
+use crate::lab::{D0, D1, Guest, GuestOptions, IOVA, Place};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -68,11 +69,10 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         s26_foreign,
     ),
     scenario(
-        "S26 R3",
-        "an emulated device's entry costs hardware nothing",
+        "S26 R3 R33",
+        "an emulated device's entry costs hardware nothing, and leads its requests",
         s26,
-    )
-    .pending("guest side, complete"),
+    ),
 ];
 
 fn s1(place: Place<'_>) {
@@ -348,16 +348,17 @@ fn s25(place: Place<'_>) {
     }
 }
 
-/// A guest that names a device which is not assigned to it.
-fn guest_with_another_device(place: Place<'_>) -> (Guest, PasidEntry) {
+/// A guest that names a device which is not assigned to it: an entry for it, the table and page that
+/// the entry leads to.
+fn guest_with_another_device(place: Place<'_>) -> (Guest, PasidEntry, u64, u64) {
     let mut guest = place.guest_with(GuestOptions {
         devices: vec![(D0, 0, 0)],
         ..GuestOptions::default()
     });
-    let (root, _) = guest.bound();
+    let (root, page) = guest.bound();
     guest.install_tables(D1);
     let entry = guest.entry(root, 7);
-    (guest, entry)
+    (guest, entry, root, page)
 }
 
 /// Invalidations of every kind that cover an entry of D1 and cost hardware nothing.
@@ -376,14 +377,55 @@ fn expect_d1_costs_nothing(guest: &mut Guest, entry: &PasidEntry) {
 }
 
 fn s26_foreign(place: Place<'_>) {
-    let (mut guest, entry) = guest_with_another_device(place);
+    let (mut guest, entry, ..) = guest_with_another_device(place);
     expect_d1_costs_nothing(&mut guest, &entry);
     guest.finish();
 }
 
 fn s26(place: Place<'_>) {
-    let (mut guest, entry) = guest_with_another_device(place);
-    later::add_emulated_device(&mut guest, D1);
+    let (mut guest, entry, root, page) = guest_with_another_device(place);
+    guest
+        .vm
+        .add_emulated_device(D1)
+        .expect("room for the device");
     expect_d1_costs_nothing(&mut guest, &entry);
+
+    // Translated in software, as hardware translates for D0 by the same table.
+    let (pasid, tag) = (guest.pasid, guest.tag);
+    let leaf = guest.slot(root, IOVA);
+    let other = guest.data_page();
+    let not_mapped = if guest.is_first_stage() {
+        FaultReason::FirstStageNotPresent
+    } else {
+        FaultReason::SecondStageNotPresent
+    };
+    guest.expect_no_operation(|guest| {
+        guest.set_entry(D1, pasid, &entry);
+        guest.invalidate_pasid(7, pasid);
+        for offset in [0, 8, 0xff8] {
+            assert_eq!(guest.translated(D1, IOVA + offset), Ok(page + offset));
+        }
+        let statistics = guest.vm.virtual_unit_statistics();
+        assert_eq!(
+            (statistics.translation_walks, statistics.translation_hits),
+            (1, 2)
+        );
+    });
+    // What the guest changes counts from its invalidation on, for both devices.
+    let new = guest.leaf(other, PageSize::Size4KiB, Rights::READ_WRITE);
+    guest.write_u64(leaf, new);
+    assert_eq!(guest.translated(D1, IOVA), Ok(page), "not invalidated");
+    guest.invalidate_pages(7, IOVA, 0);
+    assert_eq!(guest.translated(D1, IOVA), Ok(other));
+    guest.expect_reaches(D0, tag, IOVA, other);
+    // A fault is the emulated device's own.
+    let absent = IOVA + 0x1000;
+    assert_eq!(guest.translated(D1, absent), Err(not_mapped));
+    let taken = guest.take_faults();
+    let [fault] = taken.faults.as_slice() else {
+        panic!("{taken:?}");
+    };
+    assert_eq!((fault.source_id, fault.reason), (D1, not_mapped));
+    assert_eq!(fault.address.as_u64(), absent);
     guest.finish();
 }

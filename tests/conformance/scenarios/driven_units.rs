@@ -11,6 +11,7 @@ use vtd_nest::arch::capability::{
 use vtd_nest::arch::descriptor::Descriptor;
 use vtd_nest::arch::fault::FaultReason;
 use vtd_nest::arch::id::{DomainId, Pasid, SourceId};
+use vtd_nest::arch::interrupt::InterruptMessage;
 use vtd_nest::arch::register::{
     GlobalCommand, GlobalStatus, Register32, Register64, RootTableAddress,
 };
@@ -25,8 +26,6 @@ use crate::lab::direct::{
     stamped_page,
 };
 use crate::lab::{Place, Random, Tap, Vm, probe_tapped};
-
-const HOST_SIDE: &str = "host side, complete";
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -135,8 +134,10 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "hardware blocks interrupts in compatibility format once a unit is up",
         compatibility_format_is_blocked,
     )
-    .needs(&[Need::Extended(Ecap::INTERRUPT_REMAPPING, "IR")])
-    .pending(HOST_SIDE),
+    .needs(&[
+        Need::Extended(Ecap::INTERRUPT_REMAPPING, "IR"),
+        Need::Ability(Ability::BlocksCompatibilityFormat),
+    ]),
 ];
 
 /// Time that passes at each look at the clock when hardware is to be given up quickly.
@@ -906,15 +907,11 @@ fn compatibility_format_is_blocked(place: Place<'_>) {
     assert!(status.contains(GlobalStatus::INTERRUPT_REMAPPING_ENABLED));
     assert!(!status.contains(GlobalStatus::COMPATIBILITY_FORMAT_INTERRUPT_ALLOWED));
     let source_id = lab.hypervisor.bench().device(0);
-    let requester = Requester {
-        source_id,
-        pasid: None,
-        privileged: false,
-        execute: false,
+    let message = InterruptMessage {
+        address: 0xfee0_0000,
+        data: 0x41,
     };
-    let message = Iova::new(0xfee0_0000);
-    lab.hypervisor
-        .dma_write(requester, message, &[0x41, 0, 0, 0]);
+    lab.hypervisor.send_message(source_id, message);
     let faults = lab.take_unclaimed_faults();
     let blocked = FaultReason::InterruptCompatibilityFormatBlocked.code();
     assert!(

@@ -10,12 +10,13 @@ use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::pasid::PasidEntry;
 use vtd_nest::arch::register::{AddressType, FaultInfo, FaultRecord, RequestType};
 use vtd_nest::nest::fault::HostFaultCause;
-use vtd_nest::nest::{FaultOutcome, Policy};
+use vtd_nest::nest::{FaultOutcome, MachineError, OnReadOnlyMemory, Policy};
 use vtd_nest::paging::Rights;
+use vtd_nest::unit::Erratum;
 
 use crate::bench::{Ability, Access};
 use crate::harness::{Need, Scenario, scenario};
-use crate::lab::{D0, D1, Event, Guest, GuestOptions, IOVA, OUTSIDE, Place, Structures, later};
+use crate::lab::{D0, D1, Event, Guest, GuestOptions, IOVA, OUTSIDE, Place, Structures};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -114,8 +115,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "an affected part gets no read-only page under nesting",
         s69_erratum,
     )
-    .needs(&[Need::Nesting])
-    .pending("host side, complete"),
+    .needs(&[Need::Nesting]),
     scenario(
         "S70 R29",
         "a record of another unit is not this machine's, whatever its source-id",
@@ -130,7 +130,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S70 R29",
         "faults that the guest did not cause are the hypervisor's",
         s70_host,
-    ),
+    )
+    .needs(&[Need::Ability(Ability::UpdatesObeyReadOnly)]),
 ];
 
 /// Address bits of a table entry.
@@ -1183,7 +1184,7 @@ fn s69_snoop(place: Place<'_>) {
 
 fn s69_erratum(place: Place<'_>) {
     // Erratum 772415 SPR17: with snooped walks, updates reach read-only pages.
-    let lab = later::lab_with_erratum_772415(place);
+    let lab = place.lab_with_erratum(Erratum::NestedUpdatesIgnoreReadOnly);
     let mut guest = Guest::start(&lab, GuestOptions::default());
     let (root, page) = guest.bound();
     let tag = guest.tag;
@@ -1213,6 +1214,30 @@ fn s69_erratum(place: Place<'_>) {
     guest.expect_no_data(D0, tag, IOVA);
     assert_eq!(guest.read_u64(slot), leaf);
     assert_ne!(before, leaf);
+    assert_eq!(guest.vm.statistics().read_only_left_out, 2);
+    guest.finish();
+
+    // A hypervisor that cannot do without its read-only memory is told instead.
+    let policy = Policy {
+        on_read_only_memory: OnReadOnlyMemory::Refuse,
+        ..Policy::default()
+    };
+    let options = GuestOptions {
+        number: 1,
+        policy,
+        devices: Vec::new(),
+        ..GuestOptions::default()
+    };
+    let mut guest = Guest::start(&lab, options);
+    let at = Gpa::new(OUTSIDE);
+    let host = lab.hypervisor.bench().layout().nobodys.start;
+    let mut map = |rights| {
+        let vm = &mut guest.vm;
+        vm.map_memory(&*lab.hypervisor, &lab.units, at, host, 0x1000, rights)
+    };
+    let refused = MachineError::ReadOnlyUnderErratum { guest: at };
+    assert_eq!(map(Rights::READ), Err(refused));
+    assert_eq!(map(Rights::READ_WRITE), Ok(()));
     guest.finish();
 }
 
@@ -1360,8 +1385,8 @@ fn s70_host(place: Place<'_>) {
         let [FaultOutcome::Host(fault)] = guest.outcomes.as_slice() else {
             panic!("{:?}", guest.outcomes);
         };
-        assert_eq!(fault.source_id, guest.physical(D0));
-        assert_eq!(fault.address.as_u64(), IOVA);
+        assert_eq!(fault.record.source_id(), guest.physical(D0));
+        assert_eq!(fault.record.address().as_u64(), IOVA);
         assert_eq!(
             fault.cause,
             HostFaultCause::MachineMemory {

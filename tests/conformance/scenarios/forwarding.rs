@@ -1,15 +1,11 @@
 //! Invalidations of the guest's translations reach hardware for what they cover (S41 to S50).
 
 use vtd_nest::arch::address::Gpa;
-use vtd_nest::arch::capability::ExtendedCapabilityField;
-use vtd_nest::arch::descriptor::{
-    ContextGranularity, Descriptor, DeviceTlbRange, IotlbGranularity,
-};
-use vtd_nest::arch::id::{DomainId, Pasid, SourceId};
+use vtd_nest::arch::descriptor::{ContextGranularity, Descriptor, IotlbGranularity};
+use vtd_nest::arch::id::{DomainId, Pasid};
 use vtd_nest::arch::register::{FaultStatus, Register32, Register64};
 
-use crate::bench::Ability;
-use crate::harness::{Need, Scenario, scenario};
+use crate::harness::{Scenario, scenario};
 use crate::lab::{D0, D1, Guest, GuestOptions, IOVA, Place, kind};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -83,25 +79,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "a shadow without a domain-id is not kept",
         shadow_without_domain_id,
     ),
-    scenario(
-        "S48",
-        "without DT device-TLB descriptors are queue errors",
-        device_tlb_not_offered,
-    ),
-    scenario(
-        "S48 R30 G22",
-        "device-TLB descriptors reach the device's own TLB; a foreign source-id is dropped",
-        device_tlb_forwarded,
-    )
-    .needs(&[Need::Ability(Ability::DeviceTlb)])
-    .pending("host side, complete"),
-    scenario(
-        "S49 G22",
-        "a device that answers no flush: bounded wait, quarantine, the guest goes on",
-        device_that_never_answers,
-    )
-    .needs(&[Need::Ability(Ability::DeviceTlb)])
-    .pending("host side, complete"),
     scenario(
         "S50 R30",
         "memory taken from the machine is forgotten by every binding above it",
@@ -436,80 +413,6 @@ fn wait_after_hardware(place: Place<'_>) {
     for device in [D0, D1] {
         guest.expect_reaches(device, guest.tag, IOVA, other);
     }
-    guest.finish();
-}
-
-fn device_tlb(source_id: SourceId, pasid: Option<u32>) -> Descriptor {
-    let range = DeviceTlbRange::page(IOVA);
-    match pasid {
-        None => Descriptor::DeviceTlb {
-            source_id,
-            range,
-            physical_function: SourceId::from_u16(0),
-            max_pending: 0,
-        },
-        Some(pasid) => Descriptor::PasidDeviceTlb {
-            source_id,
-            pasid: Pasid::new(pasid).unwrap(),
-            range,
-            all_pasids: false,
-            physical_function: SourceId::from_u16(0),
-            max_pending: 0,
-        },
-    }
-}
-
-fn device_tlb_not_offered(place: Place<'_>) {
-    for pasid in [None, Some(5)] {
-        let mut guest = place.guest();
-        let extended = guest.vm.offer().features.extended;
-        assert_eq!(extended.field(ExtendedCapabilityField::DEVICE_TLB), 0);
-        let head = guest.tail();
-        guest.push(device_tlb(D0, pasid));
-        guest.ring();
-        let status = guest.read32(Register32::FAULT_STATUS);
-        assert_ne!(status & FaultStatus::INVALIDATION_QUEUE_ERROR.bits(), 0);
-        assert_eq!(guest.read64(Register64::INVALIDATION_QUEUE_HEAD), head);
-        guest.finish();
-    }
-}
-
-fn device_tlb_forwarded(place: Place<'_>) {
-    let mut guest = place.guest();
-    let extended = guest.vm.offer().features.extended;
-    assert_ne!(
-        extended.field(ExtendedCapabilityField::DEVICE_TLB),
-        0,
-        "DT is offered"
-    );
-    bind_both(&mut guest);
-    guest.submit(&[device_tlb(D0, guest.tag)]);
-    let words = guest.lab.hypervisor.take_descriptors();
-    assert!(
-        words.iter().any(|words| matches!(words[0] & 0xf, 3 | 8)),
-        "{words:x?}"
-    );
-    guest.submit(&[device_tlb(SourceId::from_u16(0x1234), guest.tag)]);
-    assert_eq!(guest.lab.hypervisor.take_descriptors(), [[0; 4]; 0]);
-    guest.finish();
-}
-
-fn device_that_never_answers(place: Place<'_>) {
-    let mut guest = place.guest();
-    let (root, _) = bind_both(&mut guest);
-    let physical = guest.physical(D0);
-    guest
-        .lab
-        .hypervisor
-        .bench()
-        .set_device_silent(physical, true);
-    let other = guest.data_page();
-    guest.map(root, IOVA, Some(other));
-    let flush = guest.page_invalidation(7, IOVA, 0);
-    guest.submit(&[flush, device_tlb(D0, guest.tag)]);
-    assert_eq!(guest.vm.statistics().quarantines, 1);
-    guest.expect_no_data(D0, guest.tag, IOVA);
-    guest.expect_reaches(D1, guest.tag, IOVA, other);
     guest.finish();
 }
 

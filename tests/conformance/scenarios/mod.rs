@@ -1,9 +1,12 @@
 //! The scenarios, in the order of the requirements. Each file holds one section of them.
 
+mod admission;
 mod binding;
 mod bring_up;
 mod costs;
+mod device_tlbs;
 mod driven_units;
+mod explained;
 mod faults;
 mod forwarding;
 mod guard_rules;
@@ -17,7 +20,9 @@ mod platform;
 mod queue_and_registers;
 mod refusal;
 mod replacement;
+mod shadow_slices;
 mod shadows;
+mod storms;
 mod walk;
 
 use crate::harness::{Scenario, Standing};
@@ -32,10 +37,13 @@ pub(crate) fn all() -> Vec<Scenario> {
         walk::SCENARIOS,
         mode_changes::SCENARIOS,
         forwarding::SCENARIOS,
+        device_tlbs::SCENARIOS,
         costs::SCENARIOS,
         shadows::SCENARIOS,
+        shadow_slices::SCENARIOS,
         queue_and_registers::SCENARIOS,
         faults::SCENARIOS,
+        explained::SCENARIOS,
         page_requests::SCENARIOS,
         hostile_guests::SCENARIOS,
         interrupts::SCENARIOS,
@@ -43,6 +51,8 @@ pub(crate) fn all() -> Vec<Scenario> {
         driven_units::SCENARIOS,
         bring_up::SCENARIOS,
         guard_rules::SCENARIOS,
+        admission::SCENARIOS,
+        storms::SCENARIOS,
         platform::SCENARIOS,
     ]
     .concat()

@@ -8,7 +8,7 @@ use vtd_nest::arch::fault::FaultReason;
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::register::TranslationTableMode;
 use vtd_nest::arch::root::RootHalf;
-use vtd_nest::nest::{AssignError, Backend, DeviceConfig, InterruptIsolation, Policy};
+use vtd_nest::nest::{AssignError, Backend, DeviceConfig, InterruptIsolation, Isolation, Policy};
 use vtd_nest::viommu::StateError;
 use vtd_nest::viommu::registers::REGISTERS;
 
@@ -425,10 +425,10 @@ fn restore_before_the_first_poll(place: Place<'_>) {
     guest.finish();
 }
 
-/// Where a register is in a saved state, in bytes: after seven quadwords, in the table's order.
+/// Where a register is in a saved state, in bytes: after nine quadwords, in the table's order.
 fn place_in_state(name: &str) -> usize {
     let index = REGISTERS.iter().position(|register| register.name == name);
-    8 * (7 + index.expect("a register"))
+    8 * (9 + index.expect("a register"))
 }
 
 fn restore_of_hostile_state(place: Place<'_>) {
@@ -460,8 +460,8 @@ fn restore_of_hostile_state(place: Place<'_>) {
     // reserved bits.
     for (at, value, field) in [
         (0, 0, "mark"),
-        (8, 2, "version"),
-        (6 * 8, 4, "next fault record"),
+        (8, 1, "version"),
+        (8 * 8, 4, "next fault record"),
         (place_in_state("FSTS_REG"), 0xff02, "FSTS_REG"),
         (place_in_state("IQH_REG"), 0x7_fff0, "IQH_REG"),
         (place_in_state("IQT_REG"), 0xf, "IQT_REG"),
@@ -498,11 +498,14 @@ fn too_few_pasid_bits(place: Place<'_>) {
     let shown = guest.vm.offer().features.extended.pasid_bits();
     let before = guest.holdings();
     let config = DeviceConfig {
-        source_id: SourceId::from_u16(0x0400),
-        guest_source_id: SourceId::from_u16(0x0400),
-        unit: 0,
         pasid_bits: 4,
-        interrupts: InterruptIsolation::WaivedByEmbedder,
+        ..DeviceConfig::new(
+            SourceId::from_u16(0x0400),
+            SourceId::from_u16(0x0400),
+            0,
+            InterruptIsolation::WaivedByEmbedder,
+            Isolation::AssertedByEmbedder,
+        )
     };
     let assign = |guest: &mut Guest, pasid_bits| {
         let config = DeviceConfig {

@@ -1,17 +1,23 @@
-//! What a hypervisor has to know of its platform: interrupt routing, errata, reserved memory,
-//! aliases, configuration space. All of it waits for the host side.
+//! What a hypervisor has to do on its platform: interrupt routing, configuration space.
 
-use vtd_nest::arch::address::Iova;
-use vtd_nest::arch::capability::ExtendedCapabilityField as Ecap;
+use vtd_nest::arch::capability::{CapabilityField as Cap, ExtendedCapabilityField as Ecap};
 use vtd_nest::arch::id::SourceId;
-use vtd_nest::nest::{AssignError, DeviceConfig, InterruptIsolation};
+use vtd_nest::arch::interrupt::{Interrupt, InterruptAction, InterruptMessage, PostedInterrupt};
+use vtd_nest::mem::{Frames, Owner};
+use vtd_nest::unit::DeviceInterrupt;
 
-use crate::bench::Requester;
+use crate::bench::{Ability, Requester, host_offset};
 use crate::harness::{Need, Scenario, scenario};
-use crate::lab::{D0, Guest, GuestOptions, Lab, Place, kind, later};
+use crate::lab::{D0, Lab, Place, kind, later};
 
 const HOST_SIDE: &str = "host side, complete";
 const REMAPS: &[Need] = &[Need::Extended(Ecap::INTERRUPT_REMAPPING, "IR")];
+
+const POSTS: &[Need] = &[
+    REMAPS[0],
+    Need::Capability(Cap::POSTED_INTERRUPTS, "PI"),
+    Need::Ability(Ability::SeesInterrupts),
+];
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -19,34 +25,19 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "every present interrupt entry of the host validates its source",
         sources_are_validated,
     )
-    .needs(REMAPS)
-    .pending(HOST_SIDE),
+    .needs(REMAPS),
     scenario(
-        "G3",
-        "a chipset with broken interrupt remapping gets no device assigned",
-        broken_remapping_vetoes,
+        "G2 R35",
+        "a posted interrupt sets its bit and notifies; another device's is denied",
+        posted_interrupts,
     )
-    .needs(REMAPS)
-    .pending(HOST_SIDE),
-    scenario(
-        "G18",
-        "a device with reserved memory is refused, or keeps it for as long as it may use it",
-        reserved_memory,
-    )
-    .pending(HOST_SIDE),
-    scenario(
-        "G20",
-        "a device is all of its requester ids, or none",
-        aliases,
-    )
-    .pending(HOST_SIDE),
+    .needs(POSTS),
     scenario(
         "G30",
         "a changed interrupt entry of the host is invalidated before its old target is reused",
         changed_entry_is_invalidated,
     )
-    .needs(REMAPS)
-    .pending(HOST_SIDE),
+    .needs(REMAPS),
     scenario(
         "S94",
         "a BAR or bridge window over a protected page is refused",
@@ -64,10 +55,25 @@ fn device(lab: &Lab, index: usize) -> Requester {
     }
 }
 
+/// A device writes a message.
+fn send(lab: &Lab, requester: Requester, message: InterruptMessage) {
+    lab.hypervisor.send_message(requester.source_id, message);
+}
+
+/// A device has raised a vector on processor 0, and nothing else has come, where that is seen.
+#[track_caller]
+fn raised(lab: &Lab, source_id: SourceId, vector: u8) {
+    let bench = lab.hypervisor.bench();
+    if bench.has(Ability::SeesInterrupts) {
+        let expected = [(source_id, Interrupt::fixed(0, vector))];
+        assert_eq!(bench.take_interrupts(), expected);
+    }
+}
+
 fn sources_are_validated(place: Place<'_>) {
     let lab = place.lab();
     let (first, second) = (device(&lab, 0), device(&lab, 1));
-    let (address, data) = later::route_interrupt(&lab, first.source_id, 0x51);
+    let message = lab.route_interrupt(first.source_id, 0x51);
     let present = super::interrupts::hardware_entries(&lab);
     assert!(!present.is_empty());
     for entry in present {
@@ -76,111 +82,60 @@ fn sources_are_validated(place: Place<'_>) {
         assert_eq!(entry[1] & 0xffff, u64::from(first.source_id.as_u16()));
     }
     // Another device that sends the same message is told apart.
-    lab.hypervisor
-        .dma_write(second, Iova::new(address), &data.to_le_bytes());
+    send(&lab, second, message);
     let faults = lab.take_unclaimed_faults();
     assert_eq!(faults.len(), 1);
     assert_eq!(faults[0].reason_code(), 0x26);
     lab.expect_no_violations();
 }
 
-fn broken_remapping_vetoes(place: Place<'_>) {
+fn posted_interrupts(place: Place<'_>) {
     let lab = place.lab();
-    later::veto_interrupt_remapping(&lab);
-    let mut guest = Guest::start(
-        &lab,
-        GuestOptions {
-            devices: Vec::new(),
-            ..GuestOptions::default()
-        },
-    );
-    let source_id = lab.hypervisor.bench().device(0);
-    let config = DeviceConfig {
-        source_id,
-        guest_source_id: D0,
-        unit: 0,
-        interrupts: InterruptIsolation::Required,
-        pasid_bits: 20,
-    };
-    let refused = guest.vm.assign(&*lab.hypervisor, &lab.units, config);
-    let expected = AssignError::InterruptRemappingMissing(source_id);
-    assert_eq!(refused.map(drop), Err(expected));
-}
-
-fn reserved_memory(place: Place<'_>) {
-    let lab = place.lab();
-    let requester = device(&lab, 0);
-    let reserved = lab.hypervisor.bench().layout().nobodys.start;
-    let reads = |expected: bool| {
-        let value = 0x5afe_u64;
-        lab.hypervisor.bench().memory().write64(reserved, value);
-        let mut bytes = [0; 8];
-        let at = Iova::new(reserved.as_u64());
-        lab.hypervisor.dma_read(requester, at, &mut bytes);
-        assert_eq!(u64::from_le_bytes(bytes) == value, expected);
-    };
-    reads(false);
-    later::reserve_memory(&lab, requester.source_id, reserved, 0x1000);
-    reads(true);
-    let none = GuestOptions {
-        devices: Vec::new(),
-        ..GuestOptions::default()
-    };
-    let mut guest = Guest::start(&lab, none);
-    later::assign_with_reserved_memory(&mut guest, D0);
-    reads(true);
-    guest.unassign(D0).expect("it leaves");
-    // It may still have DMA on its way there.
-    reads(true);
-    guest.finish();
-}
-
-fn aliases(place: Place<'_>) {
-    let lab = place.lab();
-    let none = GuestOptions {
-        devices: Vec::new(),
-        ..GuestOptions::default()
-    };
-    let alias = lab.hypervisor.bench().device(1);
-    // The n-th table of the set cannot be made: none of the set is assigned.
-    for frames in 0..4 {
-        let mut guest = Guest::start(&lab, none.clone());
-        let before = guest.holdings();
-        lab.hypervisor.fail_allocations_after(Some(frames));
-        let refused = later::assign_with_aliases(&mut guest, D0, &[alias]);
-        lab.hypervisor.fail_allocations_after(None);
-        if refused.is_err() {
-            assert_eq!(guest.holdings(), before);
-        }
-    }
-    let mut guest = Guest::start(&lab, none);
-    later::assign_with_aliases(&mut guest, D0, &[alias]).expect("assigned");
-    let (_, page) = guest.bound();
-    // Whichever id it sends, it is the same device of the same guest.
-    let mut bytes = [0; 8];
-    let requester = Requester {
-        source_id: alias,
-        ..guest.requester(D0, guest.tag)
-    };
-    let at = Iova::new(crate::lab::IOVA);
-    lab.hypervisor.dma_read(requester, at, &mut bytes);
-    assert_eq!(u64::from_le_bytes(bytes), guest.read_u64(page));
-    guest.finish();
+    let (first, second) = (device(&lab, 0), device(&lab, 1));
+    let run = lab.hypervisor.allocate(Owner::HYPERVISOR, 0);
+    let descriptor = run.expect("a frame").address();
+    let quadword = |at: u64| lab.host_read64(host_offset(descriptor, 8 * at));
+    // NV is bits 279:272 (§9.11); processor 0.
+    let memory = lab.hypervisor.bench().memory();
+    memory.write64(host_offset(descriptor, 32), 0xf2 << 16);
+    let message = lab.set_interrupt(&DeviceInterrupt {
+        source_id: first.source_id,
+        action: InterruptAction::Post(PostedInterrupt {
+            descriptor,
+            vector: 0x45,
+            urgent: false,
+        }),
+    });
+    send(&lab, first, message);
+    raised(&lab, first.source_id, 0xf2);
+    assert_eq!((quadword(0), quadword(1)), (0, 1 << 5));
+    assert_eq!(quadword(4) & 1, 1, "ON");
+    send(&lab, second, message);
+    let faults = lab.take_unclaimed_faults();
+    assert_eq!(faults.len(), 1);
+    assert_eq!(faults[0].reason_code(), 0x26);
+    // Back to remapped format.
+    assert_eq!(lab.route_interrupt(first.source_id, 0x51), message);
+    send(&lab, first, message);
+    raised(&lab, first.source_id, 0x51);
+    lab.expect_no_violations();
 }
 
 fn changed_entry_is_invalidated(place: Place<'_>) {
     let lab = place.lab();
     let requester = device(&lab, 0);
-    let (address, data) = later::route_interrupt(&lab, requester.source_id, 0x51);
+    let message = lab.route_interrupt(requester.source_id, 0x51);
     // Hardware may cache the entry now.
-    lab.hypervisor
-        .dma_write(requester, Iova::new(address), &data.to_le_bytes());
+    send(&lab, requester, message);
+    raised(&lab, requester.source_id, 0x51);
     lab.take_submitted();
-    let again = later::route_interrupt(&lab, requester.source_id, 0x52);
-    assert_eq!(again, (address, data), "the same entry, changed");
+    let again = lab.route_interrupt(requester.source_id, 0x52);
+    assert_eq!(again, message, "the same entry, changed");
     let submitted = lab.take_submitted();
     let invalidated = |one: &crate::lab::Submitted| one.kind == kind::INTERRUPT_ENTRY_CACHE;
     assert!(submitted.iter().any(invalidated), "{submitted:x?}");
+    send(&lab, requester, message);
+    raised(&lab, requester.source_id, 0x52);
     lab.expect_no_violations();
 }
 

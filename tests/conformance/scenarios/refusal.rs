@@ -101,7 +101,7 @@ fn s19(place: Place<'_>) {
                 events.expect(&[
                     &D0.to_string(),
                     &format!("PASID {pasid}"),
-                    &format!("({field})"),
+                    &format!("translation type {field:#x}"),
                 ]);
                 drop(events);
                 assert_eq!(guest.hardware_entry(D0, pasid), None);

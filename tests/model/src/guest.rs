@@ -52,6 +52,19 @@ impl GuestMemory for GuestRam {
         }
     }
 
+    fn compare_exchange(&self, at: Gpa, current: u64, new: u64) -> Result<bool, GuestMemoryError> {
+        use vtd_nest::mem::HostMemory;
+        match self.host(at, 8) {
+            Some(host) if self.memory.is_ram(host, 8) => {
+                Ok(self.memory.compare_exchange64(host, current, new) == current)
+            }
+            _ => Err(GuestMemoryError {
+                address: at,
+                len_bytes: 8,
+            }),
+        }
+    }
+
     fn write(&self, at: Gpa, from: &[u8]) -> Result<(), GuestMemoryError> {
         use vtd_nest::mem::HostMemory;
         let len_bytes = from.len() as u64;

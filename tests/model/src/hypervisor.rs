@@ -136,6 +136,9 @@ impl HostMemory for ModelHypervisor {
     fn fetch_and64(&self, at: Hpa, mask: u64) -> u64 {
         self.memory.fetch_and64(at, mask)
     }
+    fn compare_exchange64(&self, at: Hpa, current: u64, new: u64) -> u64 {
+        self.memory.compare_exchange64(at, current, new)
+    }
     fn copy_from(&self, at: Hpa, into: &mut [u8]) {
         self.memory.copy_from(at, into);
     }

@@ -474,6 +474,14 @@ impl HostMemory for Memory {
         old
     }
 
+    fn compare_exchange64(&self, at: Hpa, current: u64, new: u64) -> u64 {
+        let old = self.read64(at);
+        if old == current {
+            self.processor_store(at, new.into(), 8);
+        }
+        old
+    }
+
     fn copy_from(&self, at: Hpa, into: &mut [u8]) {
         if !self.device_read(at.as_u64(), into) {
             self.0.state.borrow_mut().outside += 1;

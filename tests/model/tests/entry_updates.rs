@@ -22,7 +22,8 @@ use vtd_nest::arch::register::{
 use vtd_nest::arch::root::{RootHalf, ScalableRootEntry};
 use vtd_nest::mem::{HostMemory, Owner};
 use vtd_nest::nest::{
-    DeviceConfig, InterruptIsolation, MachineConfig, Policy, ProtectedRanges, VirtualMachine,
+    DeviceConfig, InterruptIsolation, Isolation, MachineConfig, Policy, ProtectedRanges,
+    VirtualMachine,
 };
 use vtd_nest::paging::Rights;
 use vtd_nest::unit::{DeviceTables, Unit, UnitConfig};
@@ -379,11 +380,14 @@ impl Guest {
 
     fn assign(&mut self, source_id: SourceId) -> DeviceHandle {
         let config = DeviceConfig {
-            source_id,
-            guest_source_id: source_id,
-            unit: 0,
             pasid_bits: 20,
-            interrupts: InterruptIsolation::WaivedByEmbedder,
+            ..DeviceConfig::new(
+                source_id,
+                source_id,
+                0,
+                InterruptIsolation::WaivedByEmbedder,
+                Isolation::AssertedByEmbedder,
+            )
         };
         self.vm
             .assign(&self.machine.hypervisor, &self.units, config)

@@ -44,7 +44,8 @@ impl log::Log for Logger {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        let _ = write!(Port, "{} {}: ", record.level(), record.target());
+        let _ = Port.write_str(record.level().as_str());
+        let _ = Port.write_str(record.target());
         let _ = Port.write_fmt(*record.args());
     }
 

@@ -10,6 +10,7 @@ use vtd_nest::mem::HostMemory;
 
 use crate::buffer::Buffer;
 use crate::emulator::{Emulator, Operation};
+use crate::pci::Pci;
 use crate::ram::Ram;
 
 /// The machine's devices: 00:02.0 and 00:11.0.
@@ -23,6 +24,10 @@ pub(crate) const BUFFER_BYTES: usize = 4096;
 
 /// Device address of the buffer's first byte.
 const BUFFER: u64 = 0x4_0000;
+
+/// Registers of the interrupt.
+const RAISE: u32 = 0x60;
+const ACKNOWLEDGE: u32 = 0x64;
 
 const DMA_SOURCE: u64 = 0x80;
 const DMA_DESTINATION: u64 = 0x88;
@@ -133,6 +138,15 @@ impl Edu {
                 .read(chunk)
                 .expect("the device's buffer is reachable");
         }
+    }
+
+    /// Raises an interrupt with a message.
+    pub fn send_message(&self, address: u64, data: u16) {
+        let pci = Pci::new(&self.emulator);
+        pci.set_message(self.source_id, address, data);
+        self.write32(RAISE, 1);
+        self.write32(ACKNOWLEDGE, 1);
+        pci.clear_message(self.source_id);
     }
 
     /// Makes the buffer 0.

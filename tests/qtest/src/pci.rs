@@ -17,6 +17,12 @@ const COMMAND_BUS_MASTER: u32 = 1 << 2;
 /// Offset of the first base address register.
 const BASE_ADDRESS_0: u8 = 0x10;
 
+/// Offset of the pointer to the first capability.
+const CAPABILITIES: u8 = 0x34;
+/// The capability of message-signalled interrupts; its enable bit in the first register.
+const MSI: u32 = 0x05;
+const MSI_ENABLE: u32 = 1 << 16;
+
 /// The machine's configuration space. No firmware sets anything up: base address registers and bus
 /// numbers are 0 but for the `edu` devices'. Clones are the same machine.
 ///
@@ -63,6 +69,47 @@ impl Pci {
     pub fn set_up(&self, source_id: SourceId, base: u32) {
         self.write32(source_id, BASE_ADDRESS_0, base);
         self.write32(source_id, COMMAND, COMMAND_MEMORY | COMMAND_BUS_MASTER);
+    }
+
+    /// Gives the function a message to raise its interrupt with, and turns that on.
+    ///
+    /// # Panics
+    ///
+    /// If the function has no message-signalled interrupts with 64-bit addresses.
+    pub fn set_message(&self, source_id: SourceId, address: u64, data: u16) {
+        let at = self.message_capability(source_id);
+        self.write32(source_id, at + 4, address as u32);
+        self.write32(source_id, at + 8, (address >> 32) as u32);
+        self.write32(source_id, at + 12, data.into());
+        let control = self.read32(source_id, at);
+        self.write32(source_id, at, control | MSI_ENABLE);
+    }
+
+    /// Turns message-signalled interrupts off.
+    ///
+    /// # Panics
+    ///
+    /// As [`set_message`](Self::set_message).
+    pub fn clear_message(&self, source_id: SourceId) {
+        let at = self.message_capability(source_id);
+        let control = self.read32(source_id, at);
+        self.write32(source_id, at, control & !MSI_ENABLE);
+    }
+
+    /// Offset of the capability, which is of the long form.
+    fn message_capability(&self, source_id: SourceId) -> u8 {
+        let mut at = self.read32(source_id, CAPABILITIES) as u8 & !3;
+        // There are no more than fit.
+        for _ in 0..48 {
+            assert_ne!(at, 0, "{source_id} has no message-signalled interrupts");
+            let header = self.read32(source_id, at);
+            if header & 0xff == MSI {
+                assert_ne!(header & 1 << 23, 0, "64-bit addresses");
+                return at;
+            }
+            at = (header >> 8) as u8 & !3;
+        }
+        panic!("the list of capabilities has no end");
     }
 
     /// Whether the function answers neither to memory nor I/O accesses and masters no bus, as after

@@ -28,6 +28,8 @@ pub(crate) enum Target {
     Lib,
     /// The scenarios, on the model.
     Conformance,
+    /// The corpus of firmware tables.
+    Firmware,
     /// The model's own tests.
     Model,
 }
@@ -35,7 +37,7 @@ pub(crate) enum Target {
 impl Target {
     /// The target that a patch's header names.
     pub(crate) fn named(name: &str) -> Result<Self> {
-        let all = [Self::Lib, Self::Conformance, Self::Model];
+        let all = [Self::Lib, Self::Conformance, Self::Firmware, Self::Model];
         all.into_iter()
             .find(|target| target.name() == name)
             .with_context(|| format!("no test target is named `{name}`"))
@@ -46,6 +48,7 @@ impl Target {
         match self {
             Self::Lib => "lib",
             Self::Conformance => "conformance",
+            Self::Firmware => "firmware",
             Self::Model => "model",
         }
     }
@@ -54,6 +57,7 @@ impl Target {
         match self {
             Self::Lib => &["--package", "vtd-nest", "--lib"],
             Self::Conformance => &["--package", "vtd-nest", "--test", "conformance"],
+            Self::Firmware => &["--package", "vtd-nest", "--test", "firmware"],
             Self::Model => &["--package", "vtd-model", "--lib", "--tests"],
         }
     }

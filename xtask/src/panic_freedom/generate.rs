@@ -18,8 +18,6 @@ use super::library::{CRATE, Library, Target, is_compiled, is_public};
 pub(super) struct Keep {
     /// Rust source text that defines `KEEP`.
     pub(super) text: String,
-    /// Expressions in it, each one instance of a function.
-    pub(super) instances: usize,
     /// Functions, however many instances each has.
     pub(super) functions: usize,
 }
@@ -71,7 +69,6 @@ pub(super) fn generate(library: &Library, instances: &Instances) -> Result<Keep>
     text.push_str("];\n");
     Ok(Keep {
         text,
-        instances: entries.len(),
         functions: generator.entries.len(),
     })
 }

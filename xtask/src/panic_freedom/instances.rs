@@ -23,7 +23,7 @@ impl OneOrMore {
 }
 
 /// The table as read.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Instances {
     /// Modules whose public functions are kept.
@@ -43,6 +43,14 @@ impl Instances {
     /// Reads the table.
     pub(super) fn parse(text: &str) -> Result<Self> {
         toml::from_str(text).context("instances.toml")
+    }
+
+    /// The same table with one capacity.
+    pub(super) fn of_capacity(&self, capacity: u64) -> Self {
+        Self {
+            capacities: vec![capacity],
+            ..self.clone()
+        }
     }
 
     /// The values of a parameter: by the most specific name, else by one of its traits.

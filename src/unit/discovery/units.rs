@@ -30,8 +30,10 @@ pub enum DiscoveryError {
     NoUnits,
     /// A structure of the table is malformed; the error holds its offset.
     Malformed(DmarError),
-    /// A unit's register base is 0 or misaligned.
+    /// A unit's register window starts at 0, is misaligned, or is beyond the host address width.
     RegisterBase(Hpa),
+    /// The register window of this unit overlaps another's.
+    Overlap(Hpa),
     /// There are more units than the list has room for.
     TooMany {
         /// Capacity of the list.
@@ -45,6 +47,7 @@ impl fmt::Display for DiscoveryError {
             Self::NoUnits => f.write_str("the DMAR table names no remapping unit"),
             Self::Malformed(error) => error.fmt(f),
             Self::RegisterBase(base) => write!(f, "remapping unit at {base}"),
+            Self::Overlap(base) => write!(f, "remapping unit at {base} overlaps another"),
             Self::TooMany { capacity } => write!(f, "more than {capacity} remapping units"),
         }
     }
@@ -52,7 +55,18 @@ impl fmt::Display for DiscoveryError {
 
 impl core::error::Error for DiscoveryError {}
 
-/// All units of the table, in its order.
+impl UnitDescription {
+    /// The address behind the register window, unless it passes the host address width.
+    fn end(&self) -> Option<u64> {
+        let end = self.base.as_u64().checked_add(self.register_window_bytes)?;
+        // The last address, because the width may be 64 bits.
+        let last = end.checked_sub(1)?;
+        let beyond = last.checked_shr(self.host_address_width.into());
+        (beyond.unwrap_or(0) == 0).then_some(end)
+    }
+}
+
+/// All units of the table, in its order. A unit that the table lists twice is listed once.
 ///
 /// # Errors
 ///
@@ -61,12 +75,9 @@ impl core::error::Error for DiscoveryError {}
 pub fn discover<const N: usize>(
     dmar: &Dmar<'_>,
 ) -> Result<Vec<UnitDescription, N>, DiscoveryError> {
-    let mut units = Vec::new();
+    let mut units: Vec<UnitDescription, N> = Vec::new();
     for unit in dmar.remapping_units() {
         let unit = unit.map_err(DiscoveryError::Malformed)?;
-        if !unit.has_valid_base() {
-            return Err(DiscoveryError::RegisterBase(unit.base));
-        }
         let description = UnitDescription {
             segment: unit.segment,
             base: unit.base,
@@ -74,6 +85,23 @@ pub fn discover<const N: usize>(
             include_all: unit.include_all,
             host_address_width: dmar.host_address_width(),
         };
+        let Some(end) = description.end().filter(|_| unit.has_valid_base()) else {
+            return Err(DiscoveryError::RegisterBase(unit.base));
+        };
+        let is_same = |other: &UnitDescription| {
+            (other.segment, other.base, other.register_window_bytes)
+                == (unit.segment, unit.base, unit.register_window_bytes)
+        };
+        if let Some(known) = units.iter_mut().find(|other| is_same(other)) {
+            known.include_all |= unit.include_all;
+            continue;
+        }
+        let overlaps = |other: &UnitDescription| {
+            other.base.as_u64() < end && other.end().is_none_or(|end| unit.base.as_u64() < end)
+        };
+        if units.iter().any(overlaps) {
+            return Err(DiscoveryError::Overlap(unit.base));
+        }
         units
             .push(description)
             .map_err(|_| DiscoveryError::TooMany { capacity: N })?;

@@ -1,9 +1,14 @@
-//! What the library logs on a scenario's thread.
+//! What the library logs on a test's thread. The scenarios include this file too.
+
+extern crate std;
 
 use std::cell::RefCell;
+use std::string::{String, ToString};
 use std::sync::Once;
+use std::vec::Vec;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use std::thread_local;
 
 thread_local! {
     static EVENTS: RefCell<Option<Vec<(Level, String)>>> = const { RefCell::new(None) };
@@ -43,13 +48,25 @@ impl LogEvents {
     /// One event at least has all these words.
     #[track_caller]
     pub(crate) fn expect(&self, words: &[&str]) {
+        assert!(
+            self.count(words) > 0,
+            "no event has {words:?}: {:#?}",
+            self.lines()
+        );
+    }
+
+    /// The number of events that have all these words.
+    pub(crate) fn count(&self, words: &[&str]) -> usize {
+        let has_all = |line: &&String| words.iter().all(|word| line.contains(word));
+        self.lines().iter().filter(has_all).count()
+    }
+
+    /// What was logged, a line each.
+    pub(crate) fn lines(&self) -> Vec<String> {
         EVENTS.with_borrow(|events| {
-            let mut lines = events.iter().flatten().map(|(_, line)| line);
-            assert!(
-                lines.any(|line| words.iter().all(|word| line.contains(word))),
-                "no event has {words:?}: {events:#?}"
-            );
-        });
+            let lines = events.iter().flatten();
+            lines.map(|(_, line)| line.clone()).collect()
+        })
     }
 }
 
