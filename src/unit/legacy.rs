@@ -82,6 +82,8 @@ pub(super) fn pasid_entry(context: &LegacyContextEntry) -> PasidEntry {
 #[cfg(test)]
 mod tests {
     extern crate std;
+    use super::super::device_tlb::DeviceTlb;
+    use super::super::discovery::RequesterIds;
     use super::super::testing::{
         Bench, CACHING_MODE, CAPABILITY, COHERENT, EXTENDED, Event, OWNER, up,
     };
@@ -254,6 +256,67 @@ mod tests {
         }
     }
 
+    /// The context entries of bus 0 at these device and function numbers.
+    fn on_bus_0(bench: &Bench, numbers: [u64; 2]) -> [[u64; 2]; 2] {
+        let world = bench.world();
+        let root = world.latched_root.unwrap() & !0xfff;
+        let contexts = world.table_quadword(root) & !0xfff;
+        numbers.map(|number| [0, 8].map(|at| world.table_quadword(contexts + number * 16 + at)))
+    }
+
+    // G20, §3.12
+    #[test]
+    fn every_source_id_of_a_device_has_the_same_translation() {
+        let bench = up(|options| options.extended = UNITS[0]);
+        let (own, alias) = (SourceId::from_u16(0x10), SourceId::from_u16(0xf8));
+        let mut requesters = RequesterIds::of(own);
+        requesters.add(alias).unwrap();
+        let unit = &bench.unit;
+        let tables = unit.attach_requesters(&bench.h, OWNER, &requesters, 0, None);
+        let tables = tables.unwrap();
+        let seen = || on_bus_0(&bench, [0x10, 0xf8]);
+        assert_eq!(seen(), [[0, 8]; 2]);
+        let taken = unit.attach_device(&bench.h, OWNER, alias, 0).map(drop);
+        assert_eq!(taken, Err(UnitError::Attached(alias)));
+        publish(&bench, &tables, 9).unwrap();
+        assert_eq!(seen(), [[0x1234_5001, 0x90a]; 2]);
+        let owed = unit.entry_invalidation(&tables, Pasid::ZERO, DomainId::new(9));
+        let contexts = Descriptor::ContextCache {
+            granularity: ContextGranularity::Global,
+        };
+        assert_eq!(owed.first(), Some(&contexts), "each of them is cached");
+        unit.withdraw_entry(&bench.h, &tables, Pasid::ZERO);
+        assert_eq!(seen(), [[0, 0x90a]; 2]);
+        unit.clear_entry(&bench.h, &tables, Pasid::ZERO);
+        assert_eq!(seen(), [[0, 8]; 2]);
+        let detached = unit.detach_device(&bench.h, tables).unwrap();
+        unit.release(&bench.h, detached).unwrap();
+        assert_eq!(seen(), [[0, 0]; 2]);
+    }
+
+    // §9.3: FPD is bit 1, and counts in an entry that is not present, too.
+    #[test]
+    fn faults_stay_silenced_whatever_becomes_of_the_translation() {
+        let bench = up(|options| options.extended = UNITS[0]);
+        let (unit, tables) = (&bench.unit, attach(&bench));
+        let silence = |enabled| {
+            let ticket = unit.set_fault_processing(&bench.h, &tables, enabled);
+            unit.wait(&bench.h, ticket.unwrap()).unwrap();
+        };
+        silence(false);
+        assert_eq!(seen(&bench), Some([2, 8]));
+        publish(&bench, &tables, 9).unwrap();
+        assert_eq!(seen(&bench), Some([0x1234_5003, 0x90a]));
+        unit.withdraw_entry(&bench.h, &tables, Pasid::ZERO);
+        assert_eq!(seen(&bench), Some([2, 0x90a]));
+        unit.clear_entry(&bench.h, &tables, Pasid::ZERO);
+        assert_eq!(seen(&bench), Some([2, 8]));
+        silence(true);
+        assert_eq!(seen(&bench), Some([0, 8]));
+        let detached = unit.detach_device(&bench.h, tables).unwrap();
+        unit.release(&bench.h, detached).unwrap();
+    }
+
     #[test]
     fn what_legacy_mode_has_not_is_refused_by_name() {
         let bench = up(|options| options.extended = UNITS[0]);
@@ -263,6 +326,19 @@ mod tests {
         };
         let with_pasids = bench.unit.attach_device(&bench.h, OWNER, device(), 1);
         assert_eq!(with_pasids.map(drop), Err(beyond));
+        let device_tlb = DeviceTlb {
+            queue_depth: 0,
+            physical_function: device(),
+        };
+        let ids = RequesterIds::of(device());
+        let with_tlb = bench
+            .unit
+            .attach_requesters(&bench.h, OWNER, &ids, 0, Some(device_tlb));
+        let translation_type = LegacyContextFault::UnsupportedTranslationType(1);
+        assert_eq!(
+            with_tlb.map(drop),
+            Err(UnitError::LegacyContextEntry(translation_type))
+        );
         let tables = attach(&bench);
         let refuse = |entry: &PasidEntry| {
             let published = bench

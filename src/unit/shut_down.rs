@@ -181,12 +181,15 @@ impl<R: Registers> Unit<R> {
 mod tests {
     extern crate std;
     use super::super::error::QueueError;
-    use super::super::testing::{Bench, Completion, ESRTPS, Event, OWNER, QIE, SRTP, TE, up};
+    use super::super::testing::{
+        Bench, Completion, ESRTPS, Event, IRE, OWNER, Options, QIE, SRTP, TE, up,
+    };
     use super::*;
     use crate::arch::address::AddressWidth;
     use crate::arch::id::{DomainId, Pasid, SourceId};
     use crate::arch::pasid::{PasidEntry, PasidEntryOptions};
-    use crate::unit::DeviceTables;
+    use crate::mem::HostMemory;
+    use crate::unit::{DeviceTables, InterruptRemapping};
     use std::vec::Vec;
 
     const DEVICE: SourceId = SourceId::from_u16(0x0388);
@@ -348,6 +351,33 @@ mod tests {
             bench.unit.invalidate_everything(&bench.h).unwrap();
             release(&bench, tables);
         }
+    }
+
+    // §6.7
+    #[test]
+    fn interrupts_stay_remapped_unless_the_unit_is_handed_back() {
+        let remapping = |options: &mut Options| {
+            options.config.interrupts.remapping = InterruptRemapping::Required;
+            options.config.interrupts.table_order = 7;
+        };
+        for (leave, is_on) in [(Leave::Blocking, true), (Leave::Passing, false)] {
+            let bench = up(remapping);
+            bench.unit.shut_down(&bench.h, leave).unwrap();
+            assert_eq!(bench.world().status & IRE != 0, is_on);
+        }
+        let bench = up(remapping);
+        let address = bench.world().interrupt_table;
+        let first = address & !0xfff;
+        bench.world().store(first, 0x1234_0001);
+        bench.h.flush_line(Hpa::new(first));
+        bench.unit.suspend(&bench.h).unwrap();
+        power_cycle(&bench);
+        bench.world().interrupt_table = 0;
+        bench.unit.resume(&bench.h).unwrap();
+        assert_eq!(bench.world().interrupt_table, address);
+        assert_eq!(bench.world().load(first), 0x1234_0001, "kept");
+        assert_ne!(bench.world().status & IRE, 0);
+        assert_eq!(bench.world().status & TE, TE);
     }
 
     #[test]
