@@ -81,6 +81,8 @@ impl LegacyContextFault {
 display_as_told!(LegacyContextFault);
 
 impl LegacyContextEntry {
+    /// Bit 1 of the first quadword (`FPD`).
+    pub const FAULT_PROCESSING_DISABLE: u64 = 1 << 1;
     const TRANSLATION_TYPE_DEVICE_TLB: u64 = 1;
     const TRANSLATION_TYPE_PASS_THROUGH: u64 = 2;
 

@@ -14,9 +14,9 @@
 
 use heapless::Vec;
 
-use crate::arch::descriptor::{Descriptor, IotlbGranularity, PasidCacheGranularity};
+use crate::arch::descriptor::Descriptor;
 use crate::arch::features::TableFeatures;
-use crate::arch::id::{DomainId, Pasid, SourceId};
+use crate::arch::id::{Pasid, SourceId};
 use crate::arch::interrupt::InterruptIndex;
 use crate::arch::pasid::PasidEntry;
 use crate::mem::{Hypervisor, Owner, Registers};
@@ -509,23 +509,11 @@ impl<
             return Ok(Progress::Done);
         };
         if let Confirmation::Owed(since) = bound.confirmation {
-            let [pasid_cache, iotlb] = removal(domain.id, pasid);
-            // With caching mode a not-present entry is cached under domain-id 0 (§6.2.3).
-            let faulting =
-                unit.needs_invalidation_after_set_up()
-                    .then_some(Descriptor::PasidCache {
-                        granularity: PasidCacheGranularity::Pasid {
-                            domain_id: DomainId::ZERO,
-                            pasid,
-                        },
-                    });
+            let owed = unit.entry_invalidation(&assigned.tables, pasid, domain.id);
             // The device refills its TLB from the unit's caches, so it comes last.
-            let [device_tlb, more] = device_tlb::of_entry(unit, assigned, pasid);
+            let device_tlb = device_tlb::of_entry(unit, assigned, pasid);
             let mut batch = Vec::<Descriptor, 5>::new();
-            for descriptor in [faulting, Some(pasid_cache), Some(iotlb), device_tlb, more]
-                .into_iter()
-                .flatten()
-            {
+            for descriptor in owed.into_iter().chain(device_tlb.into_iter().flatten()) {
                 // There is room for five.
                 _ = batch.push(descriptor);
             }
@@ -779,24 +767,6 @@ impl<
 pub(super) fn owes_after_set_up<R: Registers>(unit: &Unit<R>) -> bool {
     unit.needs_invalidation_after_set_up()
         || unit.features().capability.requires_write_buffer_flush()
-}
-
-/// What the removal of a second-stage or nested entry owes (§6.5.3.3, Table 28): the domain-wide
-/// form, because only that drops second-stage paging structures.
-fn removal(id: DomainId, pasid: Pasid) -> [Descriptor; 2] {
-    [
-        Descriptor::PasidCache {
-            granularity: PasidCacheGranularity::Pasid {
-                domain_id: id,
-                pasid,
-            },
-        },
-        Descriptor::Iotlb {
-            granularity: IotlbGranularity::Domain(id),
-            drain_reads: true,
-            drain_writes: true,
-        },
-    ]
 }
 
 /// What the guest side learns of a physical unit's refusal; the details go to the log.

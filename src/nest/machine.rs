@@ -188,9 +188,9 @@ fn second_stage_config<R: Registers>(
         .split_first()
         .ok_or(MachineError::Offer(OfferError::NoUnit))?;
     let mut config =
-        SecondStageConfig::new(shown.width, first.table_features()).map_err(refused)?;
+        SecondStageConfig::new(shown.width, &first.second_stage_features()).map_err(refused)?;
     for unit in others {
-        config = config.and(unit.table_features()).map_err(refused)?;
+        config = config.and(&unit.second_stage_features()).map_err(refused)?;
     }
     if track_dirty_pages {
         config = config.tracking_access().map_err(refused)?;
@@ -470,7 +470,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             .ok_or(AssignError::Full { capacity: DEVICES })?;
         let pasid_bits = self.pasid_bits_for(unit, &config)?;
         let device_tlb = config.address_translation.device_tlb();
-        if device_tlb.is_some() && !unit.features().extended.has_device_tlb() {
+        if device_tlb.is_some() && !unit.has_device_tlbs() {
             return Err(AssignError::NoDeviceTlbs(config.unit));
         }
         admission::check_group(h, units, &self.host.devices, &config)?;

@@ -9,7 +9,8 @@ use crate::arch::address::AddressWidth;
 use crate::arch::capability::{
     Capability, CapabilityField, ExtendedCapability, ExtendedCapabilityField, Features,
 };
-use crate::unit::StormLimit;
+use crate::arch::register::TranslationTableMode;
+use crate::unit::{StormLimit, table_mode_for};
 
 /// Offset of the fault records in the virtual register page, in bytes (`CAP.FRO`).
 const FAULT_RECORD_OFFSET_BYTES: u64 = 0x220;
@@ -27,6 +28,9 @@ pub enum Backend {
     Nested,
     /// Second-stage tables are composed with the machine's own into a shadow.
     Shadow,
+    /// As [`Shadow`](Self::Shadow), on units without scalable-mode second stage: the guest is shown
+    /// legacy mode only.
+    SecondStage,
 }
 
 impl fmt::Display for Backend {
@@ -41,6 +45,7 @@ impl Backend {
         match self {
             Self::Nested => "nested",
             Self::Shadow => "shadow",
+            Self::SecondStage => "second-stage",
         }
     }
 }
@@ -238,11 +243,18 @@ fn offer_of(common: &Common, policy: &Policy) -> Result<Offer, OfferError> {
     .ok_or(OfferError::NoCommonWidth)?;
     let input_bits = common.guest_bits.min(width.bits());
 
-    let nests = !policy.forbid_nesting
+    // Of what all have in common: one unit in legacy mode is enough.
+    let is_scalable = matches!(table_mode_for(&unit), TranslationTableMode::Scalable);
+    let nests = is_scalable
+        && !policy.forbid_nesting
         && unit.extended.has_nested()
         && unit.extended.has_first_stage()
         && unit.extended.has_second_stage();
-    let pasid_bits = policy.pasid_bits.min(common.pasid_bits);
+    let pasid_bits = if is_scalable {
+        policy.pasid_bits.min(common.pasid_bits)
+    } else {
+        0
+    };
 
     let mut capability = Capability::from_bits(0)
         .with(
@@ -287,16 +299,19 @@ fn offer_of(common: &Common, policy: &Policy) -> Result<Offer, OfferError> {
             IOTLB_OFFSET_BYTES / 16,
         )
         .with(ExtendedCapabilityField::PASS_THROUGH, 1)
-        .with(ExtendedCapabilityField::SCALABLE_MODE, 1)
+        .with(
+            ExtendedCapabilityField::SCALABLE_MODE,
+            u64::from(is_scalable),
+        )
         .with(
             ExtendedCapabilityField::COHERENCY,
             u64::from(unit.extended.is_coherent()),
         )
         .with(
             ExtendedCapabilityField::PAGE_WALK_COHERENCY,
-            u64::from(unit.extended.has_page_walk_coherency()),
+            u64::from(is_scalable && unit.extended.has_page_walk_coherency()),
         );
-    if policy.device_tlbs {
+    if policy.device_tlbs && is_scalable {
         extended = extended.with(
             ExtendedCapabilityField::DEVICE_TLB,
             u64::from(unit.extended.has_device_tlb()),
@@ -343,7 +358,10 @@ fn offer_of(common: &Common, policy: &Policy) -> Result<Offer, OfferError> {
     } else {
         // Every size the guest may use is split or kept by the shadow; none needs hardware.
         capability = capability.with(CapabilityField::SECOND_STAGE_LARGE_PAGES, 0b11);
-        extended = extended.with(ExtendedCapabilityField::SECOND_STAGE, 1);
+        extended = extended.with(
+            ExtendedCapabilityField::SECOND_STAGE,
+            u64::from(is_scalable),
+        );
     }
     // A guest's pointers above this are reserved bits to it, as they would be to hardware.
     let host_address_width = common.address_bits.min(input_bits);
@@ -353,10 +371,10 @@ fn offer_of(common: &Common, policy: &Policy) -> Result<Offer, OfferError> {
             extended,
             host_address_width,
         },
-        backend: if nests {
-            Backend::Nested
-        } else {
-            Backend::Shadow
+        backend: match (is_scalable, nests) {
+            (false, _) => Backend::SecondStage,
+            (true, false) => Backend::Shadow,
+            (true, true) => Backend::Nested,
         },
         width,
         input_bits,
@@ -457,6 +475,27 @@ mod tests {
             assert!(!extended.has_first_stage() && extended.has_second_stage());
             assert!(
                 !capability.has_first_stage_1gib_pages() && !extended.has_supervisor_requests()
+            );
+        }
+    }
+
+    // R34, DESIGN section 5: without a second stage in scalable mode, legacy mode is shown.
+    #[test]
+    fn hardware_in_legacy_mode_shows_legacy_mode_only() {
+        for missing in [
+            ExtendedCapabilityField::SCALABLE_MODE,
+            ExtendedCapabilityField::SECOND_STAGE,
+        ] {
+            let offer = offered(&[able(), without(missing)], &Policy::default());
+            let (capability, extended) = (offer.features.capability, offer.features.extended);
+            assert_eq!(offer.backend, Backend::SecondStage, "{missing:?}");
+            assert!(!extended.has_scalable_mode() && !extended.has_pasid());
+            assert!(!extended.has_second_stage() && !extended.has_first_stage());
+            assert!(extended.has_queued_invalidation() && extended.has_pass_through());
+            assert!(capability.has_caching_mode());
+            assert!(
+                capability.field(CapabilityField::ADJUSTED_GUEST_ADDRESS_WIDTHS) != 0,
+                "second-stage tables by context entries"
             );
         }
     }

@@ -1,4 +1,5 @@
-//! From whatever firmware left to *translating, everything blocked* (§6.5.2, §6.6, §11.4.4).
+//! From whatever firmware left to *translating* (§6.5.2, §6.6, §11.4.4): with everything blocked or,
+//! after a suspension, with the tables that there were.
 
 use core::sync::atomic::Ordering;
 
@@ -8,10 +9,19 @@ use super::queue::QueueMemory;
 use super::unit::{OnFirmwareState, Phase, Unit};
 use crate::arch::address::{Hpa, PAGE_SIZE_BYTES};
 use crate::arch::register::{
-    DescriptorWidth, EventControl, FaultStatus, GlobalCommand, GlobalStatus,
-    InvalidationQueueAddress, Register32, Register64, RootTableAddress, TranslationTableMode,
+    EventControl, FaultStatus, GlobalCommand, GlobalStatus, InvalidationQueueAddress, Register32,
+    Register64, RootTableAddress,
 };
 use crate::mem::{FrameRun, Hypervisor, Owner, Registers};
+
+/// What the root table holds that a unit is programmed with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Content {
+    /// Nothing: everything is blocked.
+    Empty,
+    /// What it held before: attached devices go on.
+    Kept,
+}
 
 impl<R: Registers> Unit<R> {
     /// Brings the unit up: translation on, an empty root table, the invalidation queue running.
@@ -22,9 +32,9 @@ impl<R: Registers> Unit<R> {
     /// protected memory regions off, interrupts remapped by an empty table. All events are masked.
     ///
     /// Bus mastering of the devices should be off, or their memory protected, until this returns:
-    /// a unit without translation lets everything pass. If firmware left translation on with a root
-    /// of another mode, and the unit lacks `CAP.ESRTPS`, translation is off for the moment of the
-    /// change, because the mode must not change while it is on (§11.4.5).
+    /// a unit without translation lets everything pass. What firmware had on stays on: translation
+    /// is never off in between ([`OnFirmwareState`] has the one exception), and the protected memory
+    /// regions come off last. Its fault records are dropped.
     ///
     /// # Errors
     ///
@@ -33,33 +43,34 @@ impl<R: Registers> Unit<R> {
     /// tells. Firmware's translation is never turned off for good. The call may be repeated: frames
     /// that hardware may know of are kept for that, all others are free again.
     pub fn bring_up<H: Hypervisor>(&self, h: &H) -> Result<(), UnitError> {
-        self.phase
-            .compare_exchange(
-                Phase::Down as u8,
-                Phase::Working as u8,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            )
+        self.change_phase(Phase::Down, Phase::Working)
             .map_err(|_| UnitError::AlreadyUp)?;
-        // What firmware had on stays on, whatever happens.
+        let result = self.program(h, Content::Empty);
+        if result.is_err() {
+            self.free_unexposed_memory(h);
+        }
+        self.enter(if result.is_ok() {
+            Phase::Up
+        } else {
+            Phase::Down
+        });
+        result
+    }
+
+    /// Programs the unit with a root table that is empty, or as it was.
+    pub(super) fn program<H: Hypervisor>(&self, h: &H, content: Content) -> Result<(), UnitError> {
         let was_translating = self.is_translating().unwrap_or(false);
-        let result = self.bring_up_steps(h);
-        let phase = match result {
-            Ok(()) => Phase::Up,
-            Err(error) => {
-                self.stop_queue_use();
-                self.forget_interrupt_remapping();
-                self.block_after_failure(h, was_translating);
-                self.free_unexposed_memory(h);
-                log::error!(
-                    "remapping unit of segment {}: {error}; protecting: {}",
-                    self.config.segment,
-                    u8::from(self.is_protecting())
-                );
-                Phase::Down
-            }
-        };
-        self.phase.store(phase as u8, Ordering::Release);
+        let result = self.program_steps(h, content);
+        if let Err(error) = &result {
+            self.stop_queue_use();
+            self.forget_interrupt_remapping();
+            self.block_after_failure(h, was_translating, content);
+            log::error!(
+                "remapping unit of segment {}: {error}; protecting: {}",
+                self.config.segment,
+                u8::from(self.is_protecting())
+            );
+        }
         result
     }
 
@@ -72,7 +83,7 @@ impl<R: Registers> Unit<R> {
                 .is_ok_and(|status| status.contains(GlobalStatus::TRANSLATION_ENABLED))
     }
 
-    fn bring_up_steps<H: Hypervisor>(&self, h: &H) -> Result<(), UnitError> {
+    fn program_steps<H: Hypervisor>(&self, h: &H, content: Content) -> Result<(), UnitError> {
         let status = self.read_global_status()?;
         let left_on = GlobalStatus::TRANSLATION_ENABLED
             | GlobalStatus::QUEUED_INVALIDATION_ENABLED
@@ -80,8 +91,9 @@ impl<R: Registers> Unit<R> {
         if self.config.on_firmware_state == OnFirmwareState::Refuse && status.intersects(left_on) {
             return Err(UnitError::FirmwareState(status.bits()));
         }
-        self.acquire_memory(h)?;
+        self.acquire_memory(h, content)?;
         self.mask_events()?;
+        self.drop_faults();
         self.stop_queue(h, status)?;
         self.start_queue(h)?;
         self.set_root(h)?;
@@ -93,17 +105,22 @@ impl<R: Registers> Unit<R> {
             self.invalidate_everything(h)?;
         }
         self.enable_translation(h)?;
-        self.check_root(h)?;
+        if content == Content::Empty {
+            self.check_root(h)?;
+        }
         let capability = self.features.capability;
         if capability.has_protected_low_memory() || capability.has_protected_high_memory() {
             self.disable_protected_memory(h)?;
         }
-        self.start_interrupt_remapping(h)
+        self.start_interrupt_remapping(h, content)
     }
 
-    /// Makes sure that there are a root table and a queue, all zero.
-    fn acquire_memory<H: Hypervisor>(&self, h: &H) -> Result<(), UnitError> {
+    /// Makes sure that there are a root table and a queue; the table is all zero unless it is kept.
+    fn acquire_memory<H: Hypervisor>(&self, h: &H, content: Content) -> Result<(), UnitError> {
         let held = self.tables.lock().root();
+        if content == Content::Kept {
+            return held.map(drop).ok_or(UnitError::NotUp);
+        }
         let root = match held {
             Some(root) => root,
             None => {
@@ -121,7 +138,11 @@ impl<R: Registers> Unit<R> {
         let status = h.allocate(Owner::HYPERVISOR, 0);
         match (ring, status) {
             (Ok(ring), Ok(status)) => {
-                self.queue.lock().set_memory(QueueMemory { ring, status });
+                self.queue.lock().set_memory(QueueMemory {
+                    ring,
+                    status,
+                    width: self.descriptor_width(),
+                });
                 Ok(())
             }
             (ring, status) => {
@@ -139,7 +160,7 @@ impl<R: Registers> Unit<R> {
     /// Gives back what hardware was never told of.
     fn free_unexposed_memory<H: Hypervisor>(&self, h: &H) {
         let memory = self.queue.lock().take_unexposed_memory();
-        if let Some(QueueMemory { ring, status }) = memory {
+        if let Some(QueueMemory { ring, status, .. }) = memory {
             h.free(ring);
             h.free(status);
         }
@@ -171,6 +192,21 @@ impl<R: Registers> Unit<R> {
             }
         }
         Ok(())
+    }
+
+    /// Takes firmware's fault records away: they are of nobody that this driver knows.
+    fn drop_faults(&self) {
+        let mut count = 0;
+        // A device may fault as fast as they are taken.
+        for _ in 0..self.features.capability.fault_record_count() {
+            if self.next_fault().is_none() {
+                break;
+            }
+            count += 1;
+        }
+        if count > 0 {
+            log::info!("{count} fault records from before bring-up dropped");
+        }
     }
 
     /// Ends what is under way of register-based invalidation and of firmware's queue.
@@ -214,14 +250,13 @@ impl<R: Registers> Unit<R> {
     }
 
     fn start_queue<H: Hypervisor>(&self, h: &H) -> Result<(), UnitError> {
-        // 256-bit descriptors before scalable mode (§6.5.2).
         let address = self
             .queue
             .lock()
             .expose()
             .and_then(|ring| {
                 let order = self.config.queue_order;
-                InvalidationQueueAddress::new(ring, order, DescriptorWidth::Bits256)
+                InvalidationQueueAddress::new(ring, order, self.descriptor_width())
             })
             .ok_or(UnitError::QueueOrder(self.config.queue_order))?;
         self.write64_checked(Register64::INVALIDATION_QUEUE_TAIL, 0)?;
@@ -275,9 +310,13 @@ impl<R: Registers> Unit<R> {
             return Err(UnitError::NotUp);
         };
         if self.is_translating()? && !self.may_switch_root()? {
+            if self.config.on_firmware_state != OnFirmwareState::TakeOverWithGap {
+                let root = self.read64(Register64::ROOT_TABLE_ADDRESS)?;
+                return Err(UnitError::TranslationGap { root });
+            }
             self.disable(h, GlobalCommand::TRANSLATION_ENABLE)?;
         }
-        let address = RootTableAddress::new(root, TranslationTableMode::Scalable);
+        let address = RootTableAddress::new(root, self.table_mode());
         self.owns_root.store(false, Ordering::Release);
         self.write64_checked(Register64::ROOT_TABLE_ADDRESS, address.bits())?;
         self.set_root_table_pointer(h)?;
@@ -299,8 +338,7 @@ impl<R: Registers> Unit<R> {
             .features
             .capability
             .has_enhanced_set_root_table_pointer()
-            || current.mode() == TranslationTableMode::Scalable
-                && !current.has_second_stage_io_permissions())
+            || current.mode() == self.table_mode() && !current.has_second_stage_io_permissions())
     }
 
     fn enable_translation<H: Hypervisor>(&self, h: &H) -> Result<(), UnitError> {
@@ -346,8 +384,9 @@ impl<R: Registers> Unit<R> {
         h.fence();
     }
 
-    /// Blocks all DMA if that is still possible without opening anything on the way.
-    fn block_after_failure<H: Hypervisor>(&self, h: &H, was_translating: bool) {
+    /// Blocks all DMA if that is still possible without opening anything on the way; what a kept
+    /// table allows stays allowed.
+    fn block_after_failure<H: Hypervisor>(&self, h: &H, was_translating: bool, content: Content) {
         if self.tables.lock().root().is_none() {
             return;
         }
@@ -363,7 +402,8 @@ impl<R: Registers> Unit<R> {
                 Err(error) => Err(error),
             }
         };
-        let ours = root.is_ok().then(|| self.tables.lock().root()).flatten();
+        let is_emptied = root.is_ok() && content == Content::Empty;
+        let ours = is_emptied.then(|| self.tables.lock().root()).flatten();
         if let Some(at) = ours {
             self.clear_page(h, at);
         }
@@ -402,6 +442,7 @@ mod tests {
         Bench, CAPABILITY, ESRTPS, EXTENDED, Event, IQE, IRE, Options, QIE, SRTP, TE, bench,
     };
     use super::*;
+    use crate::arch::register::TranslationTableMode;
     use std::vec::Vec;
 
     const LEGACY_ROOT: u64 = 0x7000;
@@ -516,8 +557,18 @@ mod tests {
         let bench = left_on(|options| options.capability |= ESRTPS, LEGACY_ROOT, TE);
         bench.unit.bring_up(&bench.h).unwrap();
         assert_eq!(commands(&bench), [TE | QIE, TE | QIE | SRTP]);
-        // Otherwise translation is off for the change.
+        // Otherwise translation has to be off for the change, and not by default.
         let bench = left_on(|_| {}, LEGACY_ROOT, TE);
+        assert_eq!(
+            bench.unit.bring_up(&bench.h),
+            Err(UnitError::TranslationGap { root: LEGACY_ROOT })
+        );
+        assert_eq!(bench.world().status & TE, TE);
+        assert_eq!(bench.world().latched_root, Some(LEGACY_ROOT), "untouched");
+        let with_gap = |options: &mut Options| {
+            options.config.on_firmware_state = OnFirmwareState::TakeOverWithGap;
+        };
+        let bench = left_on(with_gap, LEGACY_ROOT, TE);
         bench.unit.bring_up(&bench.h).unwrap();
         assert_root_is_empty(&bench);
         assert_eq!(commands(&bench), [TE | QIE, QIE, QIE | SRTP, QIE | TE]);

@@ -242,6 +242,14 @@ impl<R: Registers> Unit<R> {
         }
     }
 
+    /// The unit has lost its registers, and with them a command that it was given up on.
+    pub(super) fn forget_pending_command(&self) {
+        let mut slot = self.commands.lock();
+        if let CommandSlot::Pending(_) = *slot {
+            *slot = CommandSlot::Idle;
+        }
+    }
+
     /// Waits until no processor has a command under way, and takes the slot.
     fn claim_commands<P: Platform>(&self, h: &P) -> Result<(), UnitError> {
         let mut deadline = Deadline::after(h, self.config.timeout_nanoseconds);

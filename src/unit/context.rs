@@ -1,5 +1,5 @@
 //! The context entries of a device: one for each of its source-ids, all with the same directory (§9.4,
-//! §3.12).
+//! §3.12) or, in legacy mode, with the same second-stage table (§9.3).
 
 use heapless::Vec;
 
@@ -10,7 +10,7 @@ use super::error::UnitError;
 use super::tables::DeviceTables;
 use super::unit::Unit;
 use crate::arch::address::Hpa;
-use crate::arch::context::ScalableContextEntry;
+use crate::arch::context::{LegacyContextEntry, ScalableContextEntry};
 use crate::arch::descriptor::{
     ContextGranularity, Descriptor, IotlbGranularity, PasidCacheGranularity,
 };
@@ -27,26 +27,44 @@ impl<R: Registers> Unit<R> {
         &self,
         h: &H,
         requesters: &RequesterIds,
-        entry: &ScalableContextEntry,
+        entry: &[u64],
     ) -> Result<(), UnitError> {
         // Context tables stay with the unit, whatever becomes of this device.
         for source_id in requesters.iter() {
             self.make_context_table(h, source_id)?;
         }
-        let guard = self.tables.lock();
+        let mut guard = self.tables.lock();
+        // Looked at under the lock: shutting down counts the devices under it.
+        self.check_is_up()?;
         let root = guard.root().ok_or(UnitError::NotUp)?;
         let unused = |source_id| {
-            context_entry_in(h, root, source_id)
-                .filter(|at| h.read64(*at) == 0)
+            self.context_entry_in(h, root, source_id)
+                .filter(|at| self.is_unused(h, *at))
                 .ok_or(UnitError::Attached(source_id))
         };
         for source_id in requesters.iter() {
             unused(source_id)?;
         }
         for source_id in requesters.iter() {
-            self.publish_entry_at(h, unused(source_id)?, entry.quadwords());
+            self.publish_entry_at(h, unused(source_id)?, entry);
         }
+        guard.attached = guard.attached.saturating_add(1);
         Ok(())
+    }
+
+    /// Whether a context entry is nobody's: all zero.
+    fn is_unused<H: HostMemory>(&self, h: &H, at: Hpa) -> bool {
+        (0..self.context_entry_bytes())
+            .step_by(8)
+            .all(|offset| h.read64(Hpa::new(at.as_u64().saturating_add(offset))) == 0)
+    }
+
+    const fn context_entry_bytes(&self) -> u64 {
+        if self.is_scalable() {
+            ScalableContextEntry::LEN_BYTES as u64
+        } else {
+            LegacyContextEntry::LEN_BYTES as u64
+        }
     }
 
     /// Makes sure that there is a context table for a source-id.
@@ -62,12 +80,12 @@ impl<R: Registers> Unit<R> {
         let table = h.allocate(Owner::HYPERVISOR, 0)?;
         self.flush_table(h, table.address(), table.len_bytes());
         let guard = self.tables.lock();
-        let Some(root) = guard.root() else {
+        let Some(root) = guard.root().filter(|_| self.is_up()) else {
             drop(guard);
             h.free(table);
             return Err(UnitError::NotUp);
         };
-        let half_at = root_half_at(root, source_id);
+        let half_at = self.root_quadword_at(root, source_id);
         if h.read64(half_at) != 0 {
             drop(guard);
             h.free(table);
@@ -108,9 +126,46 @@ impl<R: Registers> Unit<R> {
         Ok(self.wait(h, ticket)?)
     }
 
-    fn context_entry_at<H: HostMemory>(&self, h: &H, source_id: SourceId) -> Option<Hpa> {
+    pub(super) fn context_entry_at<H: HostMemory>(
+        &self,
+        h: &H,
+        source_id: SourceId,
+    ) -> Option<Hpa> {
         let root = self.tables.lock().root()?;
-        context_entry_in(h, root, source_id)
+        self.context_entry_in(h, root, source_id)
+    }
+
+    /// Where the quadword of the root entry is that leads to a device's context table.
+    fn root_quadword_at(&self, root: Hpa, source_id: SourceId) -> Hpa {
+        let entry = u64::from(source_id.bus()) * ScalableRootEntry::LEN_BYTES as u64;
+        let half = if self.is_scalable() {
+            u64::from(RootHalf::of(source_id).quadword()) * 8
+        } else {
+            0
+        };
+        Hpa::new(root.as_u64().saturating_add(entry + half))
+    }
+
+    /// Where a device's context entry is, if there is a context table for it.
+    fn context_entry_in<H: HostMemory>(
+        &self,
+        h: &H,
+        root: Hpa,
+        source_id: SourceId,
+    ) -> Option<Hpa> {
+        // Legacy entries and halves of scalable-mode ones have the same form.
+        let half = h.read64(self.root_quadword_at(root, source_id));
+        let root_entry = ScalableRootEntry::from_quadwords([half, 0]);
+        if !root_entry.is_present(RootHalf::Lower) {
+            return None;
+        }
+        let table: Hpa = root_entry.lower_context_table();
+        let index = if self.is_scalable() {
+            ScalableContextEntry::index(source_id)
+        } else {
+            LegacyContextEntry::index(source_id)
+        };
+        table.checked_add(u64::from(index) * self.context_entry_bytes())
     }
 
     /// Clears Present in a device's context entries. What else their first quadwords hold stays, so
@@ -137,7 +192,7 @@ impl<R: Registers> Unit<R> {
             };
             match h.read64(at) {
                 // Nobody's: it stays free to be used.
-                0 => {}
+                _ if self.is_unused(h, at) => {}
                 entry if enabled => self.publish_quadword(h, at, entry & !disable),
                 entry => self.publish_quadword(h, at, entry | disable),
             }
@@ -149,9 +204,11 @@ impl<R: Registers> Unit<R> {
     pub(super) fn clear_contexts<H: HostMemory + Frames>(&self, h: &H, requesters: &RequesterIds) {
         for source_id in requesters.iter() {
             if let Some(at) = self.context_entry_at(h, source_id) {
-                self.clear_entry_at(h, at, ScalableContextEntry::LEN_BYTES as u64 / 8);
+                self.clear_entry_at(h, at, self.context_entry_bytes() / 8);
             }
         }
+        let mut tables = self.tables.lock();
+        tables.attached = tables.attached.saturating_sub(1);
     }
 
     /// The first attached source-id of a range for which `is_other` holds. One whose detaching is
@@ -167,8 +224,10 @@ impl<R: Registers> Unit<R> {
         // Each round passes a source-id, or half of a bus.
         while next <= last {
             let source_id = SourceId::from_u16(next as u16);
-            match context_entry_in(h, root, source_id) {
-                Some(at) if h.read64(at) != 0 && is_other(source_id) => return Some(source_id),
+            match self.context_entry_in(h, root, source_id) {
+                Some(at) if !self.is_unused(h, at) && is_other(source_id) => {
+                    return Some(source_id);
+                }
                 Some(_) => next = next.saturating_add(1),
                 None => next = (next | 0x7f).saturating_add(1),
             }
@@ -184,7 +243,8 @@ pub(super) fn forget_contexts(
     caches: &[Descriptor],
     device_tlb: Option<Descriptor>,
 ) -> Vec<Descriptor, LONGEST_BATCH> {
-    let contexts = requesters.iter().map(forget_context);
+    let forget = |source_id| forget_context(source_id, DomainId::ZERO);
+    let contexts = requesters.iter().map(forget);
     let mut batch = Vec::new();
     for descriptor in contexts.chain(caches.iter().copied()).chain(device_tlb) {
         // There is room for all of them.
@@ -193,33 +253,15 @@ pub(super) fn forget_contexts(
     batch
 }
 
-pub(super) const fn forget_context(source_id: SourceId) -> Descriptor {
+/// The context-cache invalidation of a source-id. The domain-id counts in legacy mode only.
+pub(super) const fn forget_context(source_id: SourceId, domain_id: DomainId) -> Descriptor {
     Descriptor::ContextCache {
         granularity: ContextGranularity::Device {
             source_id,
             function_mask: 0,
-            domain_id: DomainId::ZERO,
+            domain_id,
         },
     }
-}
-
-/// Where the half of the root entry is that serves a device.
-fn root_half_at(root: Hpa, source_id: SourceId) -> Hpa {
-    let entry = u64::from(source_id.bus()) * ScalableRootEntry::LEN_BYTES as u64;
-    let half = u64::from(RootHalf::of(source_id).quadword()) * 8;
-    Hpa::new(root.as_u64().saturating_add(entry + half))
-}
-
-/// Where a device's context entry is, if there is a context table for it.
-fn context_entry_in<H: HostMemory>(h: &H, root: Hpa, source_id: SourceId) -> Option<Hpa> {
-    let half = h.read64(root_half_at(root, source_id));
-    let root_entry = ScalableRootEntry::from_quadwords([half, 0]);
-    if !root_entry.is_present(RootHalf::Lower) {
-        return None;
-    }
-    let index = u64::from(ScalableContextEntry::index(source_id));
-    let table: Hpa = root_entry.lower_context_table();
-    table.checked_add(index * ScalableContextEntry::LEN_BYTES as u64)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use core::fmt;
 
 use super::interrupt::InterruptRefusal;
 use crate::arch::capability::CapabilityError;
-use crate::arch::context::ScalableContextFault;
+use crate::arch::context::{LegacyContextFault, ScalableContextFault};
 use crate::arch::descriptor::DescriptorError;
 use crate::arch::id::{Pasid, SourceId};
 use crate::arch::pasid::PasidEntryFault;
@@ -15,12 +15,8 @@ use crate::mem::FrameError;
 /// An ability that this driver cannot do without.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Requirement {
-    /// `ECAP.SMTS`: scalable mode.
-    ScalableMode,
     /// `ECAP.QI`: the invalidation queue.
     QueuedInvalidation,
-    /// `ECAP.SSTS`: second-stage translation in scalable mode.
-    SecondStage,
     /// `CAP.SAGAW`: any second-stage address width.
     AddressWidth,
     /// `ECAP.IR`: interrupt remapping, where the configuration requires it.
@@ -31,9 +27,7 @@ impl Requirement {
     /// The mnemonic of the capability field.
     pub const fn mnemonic(self) -> &'static str {
         match self {
-            Self::ScalableMode => "SMTS",
             Self::QueuedInvalidation => "QI",
-            Self::SecondStage => "SSTS",
             Self::AddressWidth => "SAGAW",
             Self::InterruptRemapping => "IR",
         }
@@ -58,10 +52,20 @@ pub enum UnitError {
     /// Firmware left translation, the queue or interrupt remapping on, and the configuration asks
     /// to refuse that. Holds the global status register.
     FirmwareState(u32),
-    /// The unit has been brought up already, or that is under way.
+    /// Firmware left translation on with a root table of another mode, which the unit cannot be
+    /// taken from while translation is on; the configuration allows nothing else.
+    TranslationGap {
+        /// Firmware's root table address register.
+        root: u64,
+    },
+    /// The unit has been brought up already, or that is under way, or it is suspended.
     AlreadyUp,
-    /// The unit has not been brought up.
+    /// The unit has not been brought up, or it is suspended.
     NotUp,
+    /// The unit is not suspended.
+    NotSuspended,
+    /// Devices are attached, or their detaching is not confirmed: so many.
+    DevicesAttached(u32),
     /// A register reads all ones: the unit does not answer any more.
     Lost {
         /// The register.
@@ -127,6 +131,13 @@ pub enum UnitError {
     EntryAbsent(Pasid),
     /// Hardware would refuse the PASID entry.
     PasidEntry(PasidEntryFault),
+    /// Hardware would refuse the legacy context entry.
+    LegacyContextEntry(LegacyContextFault),
+    /// The unit is driven in legacy mode, where a device has a second-stage table and nothing else.
+    NotInLegacyMode {
+        /// The translation type of the PASID entry that was asked for (`PGTT`).
+        translation_type: u8,
+    },
     /// The PASID entry has domain-id 0, which is reserved for not-present entries (§6.2.3.1).
     ReservedDomainId,
     /// There is no free run of interrupt entries of this length.
@@ -196,6 +207,12 @@ impl fmt::Display for UnitError {
             Self::FirmwareState(status) => {
                 Told::one("firmware left the unit on: global status", status.into())
             }
+            Self::TranslationGap { root } => Told::one(
+                "firmware's translation would have to be off for a moment: root",
+                root,
+            ),
+            Self::NotSuspended => Told::words("the unit is not suspended"),
+            Self::DevicesAttached(count) => Told::one("devices are attached:", count.into()),
             Self::AlreadyUp => Told::words("the unit is up already"),
             Self::NotUp => Told::words("the unit is not up"),
             Self::Lost { register } => Told::one("reads all ones: register", register.into()),
@@ -236,6 +253,11 @@ impl fmt::Display for UnitError {
                 "interrupt entry beyond its slice: offset and length",
                 offset.into(),
                 count.into(),
+            ),
+            Self::LegacyContextEntry(_) => Told::words("invalid context entry of legacy mode"),
+            Self::NotInLegacyMode { translation_type } => Told::one(
+                "a unit in legacy mode has no translation type",
+                translation_type.into(),
             ),
             Self::ReservedDomainId => Told::words("domain-id 0 in a PASID entry"),
         };

@@ -9,9 +9,12 @@
 //! | [`discovery`] | what firmware's tables and the PCI hierarchy say of units and devices |
 //! | [`mod@unit`] | one unit: probing, its state, its configuration |
 //! | [`bring_up`] | from whatever firmware left to *translating, everything blocked* |
+//! | [`shut_down`] | the way back, and the way through a suspension |
 //! | [`command`] | global commands: one at a time, one change per write, bounded waits |
-//! | [`tables`] | a device's tables, PASID entries, and the order of stores to them |
+//! | [`tables`] | attached devices, their tables, and the order of stores to them |
 //! | `context` | a device's context entries, one for each source-id |
+//! | [`entries`] | what requests of a device translate to: PASID entries |
+//! | `legacy` | the same as context entries, for units driven in legacy mode |
 //! | [`rmrr`] | devices at the memory that firmware reserves for them |
 //! | [`queue`] | the invalidation queue and its tickets |
 //! | [`queue_recovery`] | what becomes of the queue after an error |
@@ -46,14 +49,17 @@ pub mod device_capability;
 pub mod device_tlb;
 pub mod discovery;
 pub mod domain_ids;
+pub mod entries;
 pub mod errata;
 pub mod error;
 pub mod explain;
 pub mod fault;
 pub mod interrupt;
+mod legacy;
 pub mod queue;
 pub mod queue_recovery;
 pub mod rmrr;
+pub mod shut_down;
 pub mod statistics;
 pub mod storm;
 pub mod tables;
@@ -79,7 +85,8 @@ pub use interrupt::{
 };
 pub use queue::Ticket;
 pub use rmrr::{ReservedDevice, ReservedMemoryError};
+pub use shut_down::Leave;
 pub use statistics::{UnitStatistics, lost_table_frames};
 pub use storm::{DeviceFaults, FaultRate, FaultStorms, StormLimit, StormVerdict};
 pub use tables::{DetachedDevice, DeviceTables};
-pub use unit::{OnFirmwareState, Unit, UnitConfig};
+pub use unit::{OnFirmwareState, Unit, UnitConfig, table_mode_for};

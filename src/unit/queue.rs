@@ -17,12 +17,11 @@ use crate::arch::descriptor::{
     WaitStatus,
 };
 use crate::arch::id::SourceId;
-use crate::arch::register::{
-    DescriptorWidth, QueueErrorInfo, Register32, Register64, TranslationTableMode,
-};
+use crate::arch::register::{DescriptorWidth, QueueErrorInfo, Register32, Register64};
 use crate::mem::{FrameRun, HostMemory, Hypervisor, Registers};
 
-pub(super) const DESCRIPTOR_BYTES: u32 = 32;
+/// What places in the ring are multiples of, whatever the width of descriptors (`IQH`, §11.4.9.1).
+pub(super) const PLACE_BYTES: u32 = 16;
 /// Status words take a quadword each, of which hardware writes the lower half.
 const STATUS_WORD_BYTES: u64 = 8;
 /// One page of status words, the last of them for waits that nobody looks at.
@@ -43,6 +42,9 @@ pub(super) const EVERYTHING: [Descriptor; 3] = [
         drain_writes: true,
     },
 ];
+
+/// As [`EVERYTHING`], in legacy mode: there is no PASID cache.
+const EVERYTHING_LEGACY: [Descriptor; 2] = [EVERYTHING[0], EVERYTHING[2]];
 
 /// The right to ask whether a submission is done.
 ///
@@ -95,6 +97,8 @@ impl Ticket {
 pub(super) struct QueueMemory {
     pub(super) ring: FrameRun,
     pub(super) status: FrameRun,
+    /// Of each descriptor.
+    pub(super) width: DescriptorWidth,
 }
 
 impl QueueMemory {
@@ -113,20 +117,30 @@ impl QueueMemory {
         Hpa::new(self.status.address().as_u64().saturating_add(offset))
     }
 
+    /// Binary logarithm of a descriptor's length in bytes.
+    const fn descriptor_order(&self) -> u32 {
+        self.width.len_bytes().trailing_zeros()
+    }
+
+    /// Number of descriptors that the ring has room for.
+    pub(super) const fn places(&self) -> u32 {
+        self.ring_bytes() >> self.descriptor_order()
+    }
+
     /// The offset `count` descriptors behind the one at `offset`.
     pub(super) const fn behind(&self, offset: u32, count: u32) -> u32 {
-        offset.wrapping_add(count.wrapping_mul(DESCRIPTOR_BYTES))
+        offset.wrapping_add(count.wrapping_mul(self.width.len_bytes()))
             & self.ring_bytes().wrapping_sub(1)
     }
 
     /// Number of descriptors from `head` to `tail`.
     pub(super) const fn distance(&self, head: u32, tail: u32) -> u32 {
-        (tail.wrapping_sub(head) & self.ring_bytes().wrapping_sub(1)) / DESCRIPTOR_BYTES
+        (tail.wrapping_sub(head) & self.ring_bytes().wrapping_sub(1)) >> self.descriptor_order()
     }
 
     /// The head register's value, if it is the place of a descriptor.
     pub(super) const fn checked_head(&self, value: u64) -> Result<u32, QueueError> {
-        if value < self.ring_bytes() as u64 && value.is_multiple_of(DESCRIPTOR_BYTES as u64) {
+        if value < self.ring_bytes() as u64 && value.is_multiple_of(self.width.len_bytes() as u64) {
             Ok(value as u32)
         } else {
             Err(QueueError::Head { value })
@@ -135,7 +149,8 @@ impl QueueMemory {
 
     pub(super) fn write<H: HostMemory>(&self, h: &H, offset: u32, descriptor: RawDescriptor) {
         let mut at = self.descriptor_at(offset);
-        for quadword in descriptor.words() {
+        let quadwords = self.width.len_bytes() as usize / 8;
+        for quadword in descriptor.words().into_iter().take(quadwords) {
             h.write64(at, quadword);
             at = Hpa::new(at.as_u64().saturating_add(8));
         }
@@ -175,7 +190,7 @@ pub(super) enum Use {
 pub(super) enum Cause {
     /// A device did not answer (`ITE`).
     DeviceTimedOut(Option<SourceId>),
-    /// Hardware refused a descriptor (`IQE`), so many descriptors behind the ring's start.
+    /// Hardware refused a descriptor (`IQE`), so many times 16 bytes behind the ring's start.
     Refused(Option<QueueErrorInfo>, u16),
 }
 
@@ -185,7 +200,7 @@ impl Cause {
             Self::DeviceTimedOut(source_id) => QueueError::DeviceTimedOut { source_id },
             Self::Refused(info, index) => QueueError::InvalidDescriptor {
                 info,
-                head: index as u32 * DESCRIPTOR_BYTES,
+                head: index as u32 * PLACE_BYTES,
             },
         }
     }
@@ -308,6 +323,26 @@ impl Queue {
         }
         self.outstanding.clear();
         self.oldest = self.tail;
+    }
+
+    /// Stops the queue if all that was submitted is over and hardware has passed it; whether it is.
+    pub(super) fn stop_if_idle<H: HostMemory>(
+        &mut self,
+        h: &H,
+        head: u64,
+        now: u64,
+        time: u64,
+    ) -> bool {
+        let place = self.memory.as_ref().map(|memory| memory.checked_head(head));
+        let Some(Ok(head)) = place else {
+            return false;
+        };
+        self.reclaim(h, head, now, time);
+        let is_idle = self.is_running && self.outstanding.is_empty() && head == self.tail;
+        if is_idle {
+            self.stop();
+        }
+        is_idle
     }
 
     pub(super) fn fail_all(&mut self, failure: QueueError) {
@@ -442,11 +477,7 @@ impl<R: Registers> Unit<R> {
             // Hardware would stop at it, and fail everybody's submissions.
             descriptor
                 .encode()
-                .decode(
-                    DescriptorWidth::Bits256,
-                    TranslationTableMode::Scalable,
-                    &self.features,
-                )
+                .decode(self.descriptor_width(), self.table_mode(), &self.features)
                 .map_err(|error| QueueError::Descriptor { index, error })?;
         }
         let result = self.submit_valid(h, batch);
@@ -569,7 +600,7 @@ impl<R: Registers> Unit<R> {
         now: u64,
     ) -> Result<(), QueueError> {
         let memory = queue.memory.as_ref().ok_or(QueueError::NotRunning)?;
-        let capacity = memory.ring_bytes() / DESCRIPTOR_BYTES - 1;
+        let capacity = memory.places().saturating_sub(1);
         let head = memory.checked_head(self.read_head())?;
         let time = self.time_of(queue);
         queue.reclaim(h, head, now, time);
@@ -656,8 +687,17 @@ impl<R: Registers> Unit<R> {
     ///
     /// As [`submit`](Self::submit) and [`poll`](Self::poll).
     pub fn invalidate_everything<H: Hypervisor>(&self, h: &H) -> Result<(), QueueError> {
-        let ticket = self.submit(h, &EVERYTHING)?;
+        let ticket = self.submit(h, self.everything())?;
         self.wait(h, ticket)
+    }
+
+    /// What forgets all that the unit has cached for DMA.
+    pub(super) const fn everything(&self) -> &'static [Descriptor] {
+        if self.is_scalable() {
+            &EVERYTHING
+        } else {
+            &EVERYTHING_LEGACY
+        }
     }
 
     fn give_up(&self, queue: &mut Queue, ticket: &Ticket) -> QueueError {

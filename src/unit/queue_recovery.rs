@@ -10,15 +10,14 @@
 //! no more of them than submissions and devices.
 
 use super::error::QueueError;
-use super::queue::{Cause, DESCRIPTOR_BYTES, Outstanding, Queue, QueueMemory, Use};
-use super::unit::Unit;
+use super::queue::{Cause, Outstanding, PLACE_BYTES, Queue, QueueMemory, Use};
+use super::unit::{Unit, table_mode_for};
 use crate::arch::address::Hpa;
 use crate::arch::capability::Features;
 use crate::arch::descriptor::{Descriptor, RawDescriptor};
 use crate::arch::id::SourceId;
 use crate::arch::register::{
-    DescriptorWidth, FaultStatus, QueueErrorInfo, QueueErrorRecord, Register32, Register64,
-    TranslationTableMode,
+    FaultStatus, QueueErrorInfo, QueueErrorRecord, Register32, Register64,
 };
 use crate::mem::{HostMemory, Hypervisor, Registers};
 
@@ -126,7 +125,7 @@ impl Queue {
             memory.write(h, head, memory.fence(false).encode());
             memory.write(h, last, memory.fence(false).encode());
         }
-        let index = (head / DESCRIPTOR_BYTES) as u16;
+        let index = (head / PLACE_BYTES) as u16;
         self.fail(h, word, Cause::Refused(info, index));
     }
 
@@ -196,11 +195,8 @@ impl Queue {
         let mut found = false;
         let mut offset = start;
         for _ in 0..submission.length {
-            let descriptor = memory.read(h, offset).decode(
-                DescriptorWidth::Bits256,
-                TranslationTableMode::Scalable,
-                features,
-            );
+            let mode = table_mode_for(features);
+            let descriptor = memory.read(h, offset).decode(memory.width, mode, features);
             if let Ok(
                 Descriptor::DeviceTlb { source_id, .. }
                 | Descriptor::PasidDeviceTlb { source_id, .. },
@@ -242,15 +238,20 @@ impl Queue {
 impl QueueMemory {
     fn read<H: HostMemory>(&self, h: &H, offset: u32) -> RawDescriptor {
         let at = self.descriptor_at(offset).as_u64();
-        RawDescriptor::from_words(
-            [0, 8, 16, 24].map(|within| h.read64(Hpa::new(at.saturating_add(within)))),
-        )
+        let len = u64::from(self.width.len_bytes());
+        RawDescriptor::from_words([0, 8, 16, 24].map(|within| {
+            if within < len {
+                h.read64(Hpa::new(at.saturating_add(within)))
+            } else {
+                0
+            }
+        }))
     }
 
     /// Moves every descriptor of the ring `count` places on, by three reversals: what is kept may
     /// be nearly the whole ring, so there is nowhere else to put it.
     fn rotate<H: HostMemory>(&self, h: &H, count: u32) {
-        let places = self.ring_bytes() / DESCRIPTOR_BYTES;
+        let places = self.places();
         if count == 0 || count >= places {
             return;
         }

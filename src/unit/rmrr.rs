@@ -11,7 +11,6 @@ use heapless::Vec;
 
 use super::discovery::{RequesterIds, ReservedRegion, ReservedRegions};
 use super::error::{QueueError, Requirement, UnitError};
-use super::queue::EVERYTHING;
 use super::tables::{DetachedDevice, DeviceTables};
 use super::unit::Unit;
 use crate::arch::address::Iova;
@@ -294,7 +293,7 @@ impl ReservedDevice {
             .largest_address_width()
             .ok_or(UnitError::Missing(Requirement::AddressWidth))?;
         // The width is one that the unit has.
-        let config = SecondStageConfig::new(width, unit.table_features())
+        let config = SecondStageConfig::new(width, &unit.second_stage_features())
             .map_err(|_| UnitError::Missing(Requirement::AddressWidth))?;
         let memory =
             SecondStage::new(h, Owner::HYPERVISOR, config).map_err(ReservedMemoryError::Frames)?;
@@ -343,7 +342,7 @@ fn publish<H: Hypervisor, R: Registers>(
     let entry = PasidEntry::second_stage(mapped.memory.root(), mapped.domain_id, options);
     unit.publish_entry(h, tables, Pasid::ZERO, &entry)?;
     if unit.needs_invalidation_after_set_up() {
-        let ticket = unit.submit(h, &EVERYTHING)?;
+        let ticket = unit.submit(h, unit.everything())?;
         return Ok(unit.wait(h, ticket)?);
     }
     unit.write_buffer_flush(h)
@@ -352,6 +351,7 @@ fn publish<H: Hypervisor, R: Registers>(
 #[cfg(test)]
 mod tests {
     extern crate std;
+    use super::super::queue::EVERYTHING;
     use super::super::statistics::lost_table_frames;
     use super::super::testing::{Bench, COHERENT, Completion, EXTENDED, Event, up};
     use super::*;

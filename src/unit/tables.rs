@@ -9,13 +9,16 @@ use super::context::forget_contexts;
 use super::device_tlb::{DeviceTlb, DeviceTlbScope};
 use super::discovery::RequesterIds;
 use super::error::{QueueError, UnitError};
+use super::legacy;
 use super::queue::{EVERYTHING, Ticket};
 use super::statistics::add_lost_table_frames;
 use super::unit::Unit;
 use crate::arch::address::{Hpa, PAGE_SIZE_BYTES};
-use crate::arch::context::{ContextAttributes, DirectoryOrder, ScalableContextEntry};
-use crate::arch::id::{DomainId, Pasid, SourceId};
-use crate::arch::pasid::{PasidDirectoryEntry, PasidEntry};
+use crate::arch::context::{
+    ContextAttributes, DirectoryOrder, LegacyContextFault, ScalableContextEntry,
+};
+use crate::arch::id::SourceId;
+use crate::arch::pasid::PasidDirectoryEntry;
 use crate::mem::{FrameRun, Frames, HostMemory, Hypervisor, Owner, Registers};
 
 /// The unit's own tables. Context tables are charged to the hypervisor and never freed; the root
@@ -25,6 +28,8 @@ pub(super) struct Tables {
     root: Option<FrameRun>,
     /// Hardware may know of the root table.
     is_exposed: bool,
+    /// Devices that have context entries, present or not.
+    pub(super) attached: u32,
 }
 
 impl Tables {
@@ -32,6 +37,7 @@ impl Tables {
         Self {
             root: None,
             is_exposed: false,
+            attached: 0,
         }
     }
 
@@ -62,9 +68,9 @@ impl Tables {
 /// The frames of one device: its PASID directory and the PASID tables that it names. Dropped, they
 /// are lost and counted.
 #[derive(Debug)]
-struct TableFrames {
+pub(super) struct TableFrames {
     directory: Option<FrameRun>,
-    tables: u32,
+    pub(super) tables: u32,
 }
 
 impl TableFrames {
@@ -98,6 +104,15 @@ impl Drop for TableFrames {
     }
 }
 
+/// What a device's entries lie in.
+#[derive(Debug)]
+pub(super) enum Form {
+    /// A PASID directory and its tables.
+    Scalable { directory: Hpa, frames: TableFrames },
+    /// The context entries alone: the unit is driven in legacy mode.
+    Legacy,
+}
+
 /// The tables of one attached device.
 ///
 /// Owns their frames: dropped, they are lost, counted by
@@ -105,13 +120,12 @@ impl Drop for TableFrames {
 #[must_use = "dropped tables are lost, and the device stays attached"]
 #[derive(Debug)]
 pub struct DeviceTables {
-    requesters: RequesterIds,
-    owner: Owner,
-    directory: Hpa,
+    pub(super) requesters: RequesterIds,
+    pub(super) owner: Owner,
     /// PASIDs are below this.
-    limit: u32,
+    pub(super) limit: u32,
     device_tlb: Option<DeviceTlb>,
-    frames: TableFrames,
+    pub(super) form: Form,
 }
 
 impl DeviceTables {
@@ -140,35 +154,13 @@ impl DeviceTables {
         self.device_tlb.as_ref()
     }
 
-    /// Number of PASID tables there are, each for 64 PASIDs and one frame long.
+    /// Number of PASID tables there are, each for 64 PASIDs and one frame long; none in legacy
+    /// mode.
     pub const fn table_count(&self) -> u32 {
-        self.frames.tables
-    }
-
-    fn directory_entry_at(&self, pasid: Pasid) -> Result<Hpa, UnitError> {
-        let beyond = UnitError::PasidBeyondLimit {
-            pasid,
-            limit: self.limit,
-        };
-        if pasid.as_u32() >= self.limit {
-            return Err(beyond);
+        match &self.form {
+            Form::Scalable { frames, .. } => frames.tables,
+            Form::Legacy => 0,
         }
-        let offset = u64::from(pasid.directory_index()) * PasidDirectoryEntry::LEN_BYTES as u64;
-        self.directory.checked_add(offset).ok_or(beyond)
-    }
-
-    /// Where the entry of a PASID is.
-    fn entry_at<H: HostMemory>(&self, h: &H, pasid: Pasid) -> Result<Hpa, UnitError> {
-        let entry = h.read64(self.directory_entry_at(pasid)?);
-        let entry = PasidDirectoryEntry::from_u64(entry);
-        if !entry.is_present() {
-            return Err(UnitError::NotPrepared(pasid));
-        }
-        let offset = u64::from(pasid.table_index()) * PasidEntry::LEN_BYTES as u64;
-        let table: Hpa = entry.pasid_table();
-        table
-            .checked_add(offset)
-            .ok_or(UnitError::NotPrepared(pasid))
     }
 }
 
@@ -241,7 +233,8 @@ impl<R: Registers> Unit<R> {
     }
 
     /// Gives a device a context entry and an empty PASID directory with the table of PASID 0:
-    /// every request of it still faults, but entries can be published.
+    /// every request of it still faults, but entries can be published. In legacy mode the context
+    /// entry itself is that of PASID 0, and there are no frames.
     ///
     /// `pasid_bits` is the width of the PASIDs that the device may use in requests; with 0
     /// requests-with-PASID are refused and PASID 0, that of all other requests, is the only one.
@@ -277,7 +270,8 @@ impl<R: Registers> Unit<R> {
     /// # Errors
     ///
     /// As [`attach_device`](Self::attach_device), [`UnitError::Attached`] with the source-id;
-    /// [`UnitError::ContextEntry`] if the unit has no device-TLBs (`ECAP.DT`).
+    /// [`UnitError::ContextEntry`] if the unit has no device-TLBs (`ECAP.DT`),
+    /// [`UnitError::LegacyContextEntry`] in legacy mode, where the driver uses none.
     pub fn attach_requesters<H: Hypervisor>(
         &self,
         h: &H,
@@ -287,7 +281,8 @@ impl<R: Registers> Unit<R> {
         device_tlb: Option<DeviceTlb>,
     ) -> Result<DeviceTables, UnitError> {
         self.check_is_up()?;
-        let maximum = if self.features.extended.has_pasid() {
+        let has_pasid = self.is_scalable() && self.features.extended.has_pasid();
+        let maximum = if has_pasid {
             self.features.extended.pasid_bits()
         } else {
             0
@@ -300,6 +295,49 @@ impl<R: Registers> Unit<R> {
             return Err(bits_error);
         }
         let order = DirectoryOrder::for_pasid_bits(pasid_bits).ok_or(bits_error)?;
+        let attributes = ContextAttributes {
+            pasid_enabled: pasid_bits > 0,
+            device_tlb: device_tlb.is_some(),
+            ..ContextAttributes::default()
+        };
+        let form = if self.is_scalable() {
+            self.install_directory(h, owner, requesters, order, attributes)?
+        } else if device_tlb.is_some() {
+            // TT = 01b.
+            let fault = LegacyContextFault::UnsupportedTranslationType(1);
+            return Err(UnitError::LegacyContextEntry(fault));
+        } else {
+            // Not present, so nothing is owed for it.
+            self.install_contexts(h, requesters, legacy::ATTACHED.quadwords())?;
+            Form::Legacy
+        };
+        let tables = DeviceTables {
+            requesters: *requesters,
+            owner,
+            limit: 1 << pasid_bits.min(20),
+            device_tlb,
+            form,
+        };
+        if self.is_scalable()
+            && let Err(error) = self.announce_contexts(h, &tables)
+        {
+            self.withdraw_contexts(h, requesters);
+            log::error!("attaching {}: {error}", requesters.own());
+            return Err(error);
+        }
+        self.counters.attached.add(1);
+        Ok(tables)
+    }
+
+    /// Makes a directory with the table of PASID 0, and has the context entries lead to it.
+    fn install_directory<H: Hypervisor>(
+        &self,
+        h: &H,
+        owner: Owner,
+        requesters: &RequesterIds,
+        order: DirectoryOrder,
+        attributes: ContextAttributes,
+    ) -> Result<Form, UnitError> {
         let directory = h.allocate(owner, frame_order(order.len_bytes()))?;
         let table = match h.allocate(owner, 0) {
             Ok(table) => table,
@@ -308,11 +346,6 @@ impl<R: Registers> Unit<R> {
                 return Err(error.into());
             }
         };
-        let attributes = ContextAttributes {
-            pasid_enabled: pasid_bits > 0,
-            device_tlb: device_tlb.is_some(),
-            ..ContextAttributes::default()
-        };
         let entry = ScalableContextEntry::new(directory.address(), order, attributes);
         let installed = match entry.decode::<Hpa>(&self.table_features) {
             Ok(_) => {
@@ -320,7 +353,7 @@ impl<R: Registers> Unit<R> {
                 self.flush_table(h, directory.address(), directory.len_bytes());
                 let first = PasidDirectoryEntry::new(table.address());
                 self.publish_quadword(h, directory.address(), first.as_u64());
-                self.install_contexts(h, requesters, &entry)
+                self.install_contexts(h, requesters, entry.quadwords())
             }
             Err(fault) => Err(UnitError::ContextEntry(fault)),
         };
@@ -329,24 +362,13 @@ impl<R: Registers> Unit<R> {
             h.free(directory);
             return Err(error);
         }
-        let tables = DeviceTables {
-            requesters: *requesters,
-            owner,
+        Ok(Form::Scalable {
             directory: directory.address(),
-            limit: 1 << pasid_bits.min(20),
-            device_tlb,
             frames: TableFrames {
                 directory: Some(directory),
                 tables: 1,
             },
-        };
-        if let Err(error) = self.announce_contexts(h, &tables) {
-            self.withdraw_contexts(h, requesters);
-            log::error!("attaching {}: {error}", requesters.own());
-            return Err(error);
-        }
-        self.counters.attached.add(1);
-        Ok(tables)
+        })
     }
 
     /// Has hardware and the device forget everything that is cached of a device whose context entry
@@ -361,6 +383,10 @@ impl<R: Registers> Unit<R> {
         h: &H,
         tables: &DeviceTables,
     ) -> Result<Ticket, QueueError> {
+        if !self.is_scalable() {
+            // Its context entries may be cached under any domain-id.
+            return self.submit(h, self.everything());
+        }
         // The domains in its PASID table are not known here, hence all of them.
         let [_, pasid_cache, iotlb] = EVERYTHING;
         let device_tlb = self.device_tlb_invalidation(tables, DeviceTlbScope::Everything);
@@ -376,7 +402,10 @@ impl<R: Registers> Unit<R> {
         h: &H,
         tables: &DeviceTables,
     ) -> Result<Ticket, QueueError> {
-        let [_, pasid_cache, _] = EVERYTHING;
+        let [contexts, pasid_cache, _] = EVERYTHING;
+        if !self.is_scalable() {
+            return self.submit(h, &[contexts]);
+        }
         self.submit(
             h,
             &forget_contexts(&tables.requesters, &[pasid_cache], None),
@@ -401,6 +430,9 @@ impl<R: Registers> Unit<R> {
     ) -> Result<Ticket, QueueError> {
         self.withdraw_contexts(h, &tables.requesters);
         self.counters.blocked.add(1);
+        if !self.is_scalable() {
+            return self.submit(h, self.everything());
+        }
         let [_, pasid_cache, iotlb] = EVERYTHING;
         self.submit(
             h,
@@ -451,131 +483,14 @@ impl<R: Registers> Unit<R> {
             return Err((device, error));
         }
         let DeviceTables {
-            requesters, frames, ..
+            requesters, form, ..
         } = device.tables;
         self.clear_contexts(h, &requesters);
-        frames.free(h);
+        if let Form::Scalable { frames, .. } = form {
+            frames.free(h);
+        }
         self.counters.released.add(1);
         Ok(())
-    }
-
-    /// Makes sure that there is a table for a PASID's entry: what
-    /// [`publish_entry`](Self::publish_entry) needs, reserved ahead.
-    ///
-    /// # Errors
-    ///
-    /// [`UnitError::PasidBeyondLimit`] or [`UnitError::Frames`]; nothing has changed then.
-    pub fn prepare_entry<H: Hypervisor>(
-        &self,
-        h: &H,
-        tables: &mut DeviceTables,
-        pasid: Pasid,
-    ) -> Result<(), UnitError> {
-        let at = tables.directory_entry_at(pasid)?;
-        if PasidDirectoryEntry::from_u64(h.read64(at)).is_present() {
-            return Ok(());
-        }
-        let table = h.allocate(tables.owner, 0)?;
-        self.flush_table(h, table.address(), PAGE_SIZE_BYTES);
-        let entry = PasidDirectoryEntry::new(table.address());
-        // The directory stands for the frame from now on.
-        self.publish_quadword(h, at, entry.as_u64());
-        tables.frames.tables = tables.frames.tables.saturating_add(1);
-        Ok(())
-    }
-
-    /// Publishes a PASID entry in an empty slot, Present last.
-    ///
-    /// If [`needs_invalidation_after_set_up`](Self::needs_invalidation_after_set_up), the caller
-    /// owes an invalidation; otherwise a [`write_buffer_flush`](Self::write_buffer_flush), which
-    /// does nothing on most units.
-    ///
-    /// # Errors
-    ///
-    /// [`UnitError::PasidEntry`] and [`UnitError::ReservedDomainId`] for an entry that hardware
-    /// would not accept, [`UnitError::PasidBeyondLimit`], [`UnitError::NotPrepared`], and
-    /// [`UnitError::EntryInUse`] if the slot is not all clear; nothing has changed then.
-    pub fn publish_entry<H: Hypervisor>(
-        &self,
-        h: &H,
-        tables: &DeviceTables,
-        pasid: Pasid,
-        entry: &PasidEntry,
-    ) -> Result<(), UnitError> {
-        self.check_entry(entry)?;
-        let at = tables.entry_at(h, pasid)?;
-        if read_pasid_entry(h, at) != PasidEntry::default() {
-            return Err(UnitError::EntryInUse(pasid));
-        }
-        self.publish_entry_at(h, at, entry.quadwords());
-        Ok(())
-    }
-
-    fn check_entry(&self, entry: &PasidEntry) -> Result<(), UnitError> {
-        let valid = entry
-            .decode::<Hpa>(&self.table_features)
-            .map_err(UnitError::PasidEntry)?;
-        if valid.domain_id == DomainId::ZERO {
-            return Err(UnitError::ReservedDomainId);
-        }
-        Ok(())
-    }
-
-    /// Zeroes the first quadword of a PASID entry by one store. The rest, with the domain-id,
-    /// stays for the invalidation that is owed, and keeps the slot from being used before
-    /// [`clear_entry`](Self::clear_entry). Nothing happens if the PASID has no table.
-    pub fn withdraw_entry<H: Hypervisor>(&self, h: &H, tables: &DeviceTables, pasid: Pasid) {
-        if let Ok(at) = tables.entry_at(h, pasid) {
-            self.publish_quadword(h, at, 0);
-        }
-    }
-
-    /// Zeroes what is left of a withdrawn PASID entry. The caller has seen its invalidation
-    /// complete. Nothing happens if the entry is present, or the PASID has no table.
-    pub fn clear_entry<H: Hypervisor>(&self, h: &H, tables: &DeviceTables, pasid: Pasid) {
-        if let Ok(at) = tables.entry_at(h, pasid)
-            && h.read64(at) == 0
-        {
-            self.clear_entry_at(h, at, PasidEntry::LEN_BYTES as u64 / 8);
-        }
-    }
-
-    /// Replaces the quadword of a present PASID entry that holds first-stage root, paging mode,
-    /// `SRE`, `WPE` and `EAFE` (bits 191:128), by one store. The caller owes an invalidation.
-    ///
-    /// # Errors
-    ///
-    /// [`UnitError::PasidEntry`] if hardware would not accept the result,
-    /// [`UnitError::EntryAbsent`], [`UnitError::PasidBeyondLimit`] or [`UnitError::NotPrepared`];
-    /// nothing has changed then.
-    pub fn replace_quadword<H: Hypervisor>(
-        &self,
-        h: &H,
-        tables: &DeviceTables,
-        pasid: Pasid,
-        quadword2: u64,
-    ) -> Result<(), UnitError> {
-        let at = tables.entry_at(h, pasid)?;
-        let entry = read_pasid_entry(h, at);
-        if !entry.is_present() {
-            return Err(UnitError::EntryAbsent(pasid));
-        }
-        let [q0, q1, _, q3, q4, q5, q6, q7] = *entry.quadwords();
-        let changed = PasidEntry::from_quadwords([q0, q1, quadword2, q3, q4, q5, q6, q7]);
-        self.check_entry(&changed)?;
-        self.publish_quadword(h, Hpa::new(at.as_u64().saturating_add(16)), quadword2);
-        Ok(())
-    }
-
-    /// The PASID's entry as it is in memory, or `None` if the PASID has no table.
-    pub fn read_entry<H: Hypervisor>(
-        &self,
-        h: &H,
-        tables: &DeviceTables,
-        pasid: Pasid,
-    ) -> Option<PasidEntry> {
-        let at = tables.entry_at(h, pasid).ok()?;
-        Some(read_pasid_entry(h, at))
     }
 }
 
@@ -583,16 +498,6 @@ impl<R: Registers> Unit<R> {
 const fn frame_order(len_bytes: u64) -> u8 {
     let frames = len_bytes.div_ceil(PAGE_SIZE_BYTES);
     frames.next_power_of_two().trailing_zeros() as u8
-}
-
-fn read_pasid_entry<H: HostMemory>(h: &H, at: Hpa) -> PasidEntry {
-    let mut quadwords = [0; 8];
-    let mut next = at;
-    for quadword in &mut quadwords {
-        *quadword = h.read64(next);
-        next = Hpa::new(next.as_u64().saturating_add(8));
-    }
-    PasidEntry::from_quadwords(quadwords)
 }
 
 #[cfg(test)]
@@ -605,6 +510,8 @@ mod tests {
     };
     use super::*;
     use crate::arch::address::{AddressWidth, FirstStagePaging, Gpa};
+    use crate::arch::id::{DomainId, Pasid};
+    use crate::arch::pasid::PasidEntry;
     use crate::arch::pasid::{FirstStageFlags, PasidEntryFault, PasidEntryOptions};
     use crate::arch::second_stage::SecondStagePointer;
     use crate::mem::FrameError;
@@ -701,7 +608,10 @@ mod tests {
                 assert_eq!(walk(&bench, device(), beyond), None);
                 assert_eq!(bench.h.pool.charged_frames(OWNER), frames + 1);
                 assert_eq!(tables.pasid_limit(), 1 << bits);
-                let directory = tables.directory.as_u64();
+                let Form::Scalable { directory, .. } = tables.form else {
+                    panic!("{:?}", tables.form);
+                };
+                let directory = directory.as_u64();
                 let log = bench.take_log();
                 let context = log.iter().rev().find_map(|event| match event {
                     Event::Store(_, value) => Some(*value),
@@ -982,7 +892,7 @@ mod tests {
             let descriptors = bench.take_executed();
             assert_eq!(descriptors.len(), executed);
             if let Some(first) = descriptors.first() {
-                assert_eq!(*first, forget_context(device()));
+                assert_eq!(*first, forget_context(device(), DomainId::ZERO));
             }
             detach(&bench, tables);
         }
@@ -1011,7 +921,11 @@ mod tests {
         let executed = bench.take_executed();
         assert_eq!(
             executed[..3],
-            [forget_context(device()), EVERYTHING[1], EVERYTHING[2]]
+            [
+                forget_context(device(), DomainId::ZERO),
+                EVERYTHING[1],
+                EVERYTHING[2]
+            ]
         );
         assert_eq!(
             detached

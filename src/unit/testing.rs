@@ -19,8 +19,8 @@ use crate::arch::descriptor::{Descriptor, RawDescriptor};
 use crate::arch::id::SourceId;
 use crate::arch::register::{
     AddressType, DescriptorWidth, FaultInfo, FaultRecord, InterruptRemappingTableAddress,
-    QueueErrorInfo, QueueErrorRecord, Register32, Register64, RequestType, RootTableAddress,
-    TranslationTableMode,
+    InvalidationQueueAddress, QueueErrorInfo, QueueErrorRecord, Register32, Register64,
+    RequestType, RootTableAddress, TranslationTableMode,
 };
 use crate::mem::{FrameError, FramePool, FrameRun, Frames, HostMemory, Owner, Platform, Registers};
 
@@ -341,6 +341,10 @@ impl World {
         4096 << (self.queue_address & 7)
     }
 
+    fn descriptor_width(&self) -> DescriptorWidth {
+        InvalidationQueueAddress::from_bits(self.queue_address).descriptor_width()
+    }
+
     fn process(&mut self) {
         let mode = self
             .latched_root
@@ -352,9 +356,12 @@ impl World {
             && self.head != self.tail
             && !self.is_frozen
         {
-            assert!(self.queue_address & 1 << 11 != 0, "128-bit queue");
+            let width = self.descriptor_width();
             let at = (self.queue_address & !0xfff) + self.head;
-            let words = [0, 8, 16, 24].map(|offset| self.load(at + offset));
+            let words = [0, 8, 16, 24].map(|offset| {
+                let is_there = offset < u64::from(width.len_bytes());
+                if is_there { self.load(at + offset) } else { 0 }
+            });
             let injected = match &mut self.error_in {
                 Some((0, _)) => self.error_in.take().map(|(_, error)| error),
                 Some((count, _)) => {
@@ -371,7 +378,7 @@ impl World {
                 return;
             }
             let descriptor = RawDescriptor::from_words(words)
-                .decode(DescriptorWidth::Bits256, mode, &self.features)
+                .decode(width, mode, &self.features)
                 .expect("an invalid descriptor");
             if let Descriptor::DeviceTlb { source_id, .. }
             | Descriptor::PasidDeviceTlb { source_id, .. } = descriptor
@@ -400,7 +407,7 @@ impl World {
                 }
             }
             self.executed.push(descriptor);
-            self.head = (self.head + 32) % self.ring_bytes();
+            self.head = (self.head + u64::from(width.len_bytes())) % self.ring_bytes();
         }
         if self.status & TE != 0 && !self.executed.is_empty() {
             self.write_root();
@@ -491,7 +498,8 @@ impl World {
             }
             0x88 => {
                 assert!(
-                    value < self.ring_bytes() && value.is_multiple_of(32),
+                    value < self.ring_bytes()
+                        && value.is_multiple_of(self.descriptor_width().len_bytes().into()),
                     "tail {value:#x}"
                 );
                 self.tail = value;

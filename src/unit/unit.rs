@@ -21,16 +21,23 @@ use crate::arch::capability::{
 };
 use crate::arch::features::TableFeatures;
 use crate::arch::id::DomainId;
-use crate::arch::register::{InvalidationQueueAddress, Register32, Register64};
+use crate::arch::register::{
+    DescriptorWidth, InvalidationQueueAddress, Register32, Register64, TranslationTableMode,
+};
 use crate::mem::Registers;
 
 /// What bring-up does with a unit that firmware left translating, with its queue on, or remapping
 /// interrupts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OnFirmwareState {
-    /// Stop its queue and replace its root table.
+    /// Stop its queue and replace its root table, as long as all DMA stays checked meanwhile.
+    /// Otherwise fail with [`UnitError::TranslationGap`].
     #[default]
     TakeOver,
+    /// The same, and turn translation off for a moment where the mode of the root table must not
+    /// change while it is on (§11.4.5): firmware's has another one, and the unit lacks
+    /// `CAP.ESRTPS`. The embedder keeps the devices' bus mastering off.
+    TakeOverWithGap,
     /// Touch nothing and fail.
     Refuse,
 }
@@ -93,6 +100,7 @@ pub(super) enum Phase {
     Down = 0,
     Working = 1,
     Up = 2,
+    Suspended = 3,
 }
 
 /// One physical remapping unit.
@@ -170,16 +178,8 @@ impl<R: Registers> Unit<R> {
         }
         let missing = [
             (
-                features.extended.has_scalable_mode(),
-                Requirement::ScalableMode,
-            ),
-            (
                 features.extended.has_queued_invalidation(),
                 Requirement::QueuedInvalidation,
-            ),
-            (
-                features.extended.has_second_stage(),
-                Requirement::SecondStage,
             ),
             (
                 features.largest_address_width().is_some(),
@@ -219,6 +219,26 @@ impl<R: Registers> Unit<R> {
         &self.features
     }
 
+    /// The mode of the unit's tables: scalable if it has second-stage translation there, otherwise
+    /// legacy.
+    pub const fn table_mode(&self) -> TranslationTableMode {
+        table_mode_for(&self.features)
+    }
+
+    pub(super) const fn is_scalable(&self) -> bool {
+        matches!(self.table_mode(), TranslationTableMode::Scalable)
+    }
+
+    /// The width of the queue's descriptors: 256 bits wherever the unit has scalable mode, in which
+    /// they are a must (§6.5.2).
+    pub(super) const fn descriptor_width(&self) -> DescriptorWidth {
+        if self.features.extended.has_scalable_mode() {
+            DescriptorWidth::Bits256
+        } else {
+            DescriptorWidth::Bits128
+        }
+    }
+
     /// What the capabilities say about table entries.
     pub const fn table_features(&self) -> &TableFeatures {
         &self.table_features
@@ -234,11 +254,42 @@ impl<R: Registers> Unit<R> {
         self.phase.load(Ordering::Acquire) == Phase::Up as u8
     }
 
+    /// Takes the unit from one phase to another.
+    pub(super) fn change_phase(&self, from: Phase, to: Phase) -> Result<(), UnitError> {
+        self.phase
+            .compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire)
+            .map(drop)
+            .map_err(|_| UnitError::NotUp)
+    }
+
+    /// Ends [`Phase::Working`].
+    pub(super) fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
     pub(super) fn check_is_up(&self) -> Result<(), UnitError> {
         if self.is_up() {
             Ok(())
         } else {
             Err(UnitError::NotUp)
+        }
+    }
+
+    /// Whether the unit snoops its accesses to second-stage tables, so that they need not be
+    /// written back (`ECAP.SMPWC`; in legacy mode `ECAP.C`).
+    pub const fn snoops_second_stage(&self) -> bool {
+        if self.is_scalable() {
+            self.table_features.page_walk_coherency
+        } else {
+            self.features.extended.is_coherent()
+        }
+    }
+
+    /// What second-stage tables for the unit may look like, in the mode that it is driven in.
+    pub const fn second_stage_features(&self) -> TableFeatures {
+        TableFeatures {
+            page_walk_coherency: self.snoops_second_stage(),
+            ..self.table_features
         }
     }
 
@@ -267,6 +318,19 @@ impl<R: Registers> Unit<R> {
     /// The counters.
     pub fn statistics(&self) -> UnitStatistics {
         self.counters.snapshot()
+    }
+}
+
+/// The mode that a unit with these capabilities is driven in.
+///
+/// Scalable mode without `ECAP.SSTS` has no way to lead a device to a machine's memory; legacy mode
+/// always has one, by the widths of `CAP.SAGAW`.
+pub const fn table_mode_for(features: &Features) -> TranslationTableMode {
+    let extended = features.extended;
+    if extended.has_scalable_mode() && extended.has_second_stage() {
+        TranslationTableMode::Scalable
+    } else {
+        TranslationTableMode::Legacy
     }
 }
 
@@ -322,17 +386,13 @@ mod tests {
     fn units_that_this_driver_cannot_drive_are_refused_by_name() {
         let without = |bit: u32| EXTENDED & !(1 << bit);
         // §11.4.3: QI 1, SMTS 43, SSTS 46; scalable mode needs QI.
-        for (extended, mnemonic) in [
-            (without(1), "SMTS"),
-            (without(43), "SMTS"),
-            (without(46), "SSTS"),
-        ] {
-            match probe(|o| o.extended = extended) {
-                Err(UnitError::Missing(requirement)) => {
-                    assert_eq!(requirement.mnemonic(), mnemonic)
-                }
-                other => panic!("{other:?}"),
-            }
+        assert_eq!(
+            probe(|o| o.extended = without(1)),
+            Err(UnitError::Missing(Requirement::QueuedInvalidation))
+        );
+        for extended in [without(43), without(46)] {
+            let legacy = bench(|o| o.extended = extended);
+            assert_eq!(legacy.unit.table_mode(), TranslationTableMode::Legacy);
         }
         let no_width = CAPABILITY & !(0x1f << 8);
         assert_eq!(
@@ -372,6 +432,23 @@ mod tests {
         assert_eq!(features.widths.field(), 0b0110);
         assert!(features.second_stage && features.second_stage_1gib && features.pasid);
         assert!(!features.first_stage && !features.nested && !features.page_walk_coherency);
+    }
+
+    // G6: `ECAP.SMPWCS` (48) is for tables that PASID entries lead to, `ECAP.C` (0) for those of legacy
+    // mode (SMTS is 43).
+    #[test]
+    fn second_stage_tables_are_snooped_by_the_field_of_their_mode() {
+        for (extended, snoops) in [
+            (EXTENDED, false),
+            (EXTENDED | 1, false),
+            (EXTENDED | 1 << 48, true),
+            (EXTENDED & !(1 << 43), false),
+            (EXTENDED & !(1 << 43) | 1 << 48, false),
+            (EXTENDED & !(1 << 43) | 1, true),
+        ] {
+            let bench = bench(|options| options.extended = extended);
+            assert_eq!(bench.unit.snoops_second_stage(), snoops, "{extended:#x}");
+        }
     }
 
     #[test]

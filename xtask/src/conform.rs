@@ -16,7 +16,7 @@ use crate::MachineArguments;
 use crate::command::{capture, cargo};
 use crate::image;
 use crate::progress::{Mark, Progress};
-use crate::qemu::{Devices, Qemu};
+use crate::qemu::{Devices, Qemu, UnitKind};
 use crate::report::{self, Report};
 use crate::run::Console;
 use crate::{run, setup};
@@ -24,11 +24,14 @@ use crate::{run, setup};
 /// The benches there are.
 const BENCHES: [&str; 3] = ["model", "qtest", "image"];
 
-/// Configurations of the unit for the bench `image`: a name, options beside scalable mode.
-const IMAGE_PROFILES: [(&str, &str); 3] = [
-    ("second-stage", ""),
-    ("caching-mode", "caching-mode=on"),
-    ("39-bit", "aw-bits=39"),
+/// Configurations of the unit for the bench `image`: a name, what the unit offers, options beside
+/// that.
+const IMAGE_PROFILES: [(&str, UnitKind, &str); 5] = [
+    ("second-stage", UnitKind::SecondStage, ""),
+    ("caching-mode", UnitKind::SecondStage, "caching-mode=on"),
+    ("39-bit", UnitKind::SecondStage, "aw-bits=39"),
+    ("legacy", UnitKind::Legacy, ""),
+    ("first-stage", UnitKind::FirstStage, ""),
 ];
 
 /// The image's steps, and the scenarios that each of them is.
@@ -220,12 +223,12 @@ fn image_rows(arguments: &Arguments, qemu: &Qemu, image: &Path) -> Result<Vec<Ro
     let asked = arguments
         .machine
         .iommu()
-        .map(|options| [(options, options)]);
+        .map(|options| [(options, UnitKind::SecondStage, options)]);
     let profiles = asked
         .as_ref()
         .map_or(&IMAGE_PROFILES[..], |asked| &asked[..]);
     let mut rows = Vec::new();
-    for &(name, options) in profiles {
+    for &(name, unit, options) in profiles {
         let full = format!("image/{name}");
         if !arguments.bench.is_empty()
             && !arguments
@@ -236,8 +239,11 @@ fn image_rows(arguments: &Arguments, qemu: &Qemu, image: &Path) -> Result<Vec<Ro
             continue;
         }
         let iommu = match asked {
-            Some(_) => options.to_owned(),
-            None => qemu.scalable_options(options),
+            Some(_) => Some(options.to_owned()),
+            None => qemu.options(unit, options),
+        };
+        let Some(iommu) = iommu else {
+            continue;
         };
         let devices = Devices {
             iommu: Some(&iommu),

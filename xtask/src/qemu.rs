@@ -119,15 +119,20 @@ impl Qemu {
         format!("{}=on,intremap={intremap}", self.scalable_mode)
     }
 
-    /// The unit's options without scalable mode.
-    pub(crate) fn legacy_options(&self) -> String {
-        COMMON_OPTIONS.to_owned()
-    }
-
-    /// The unit's options for scalable mode with first-stage tables only, if it has that.
-    pub(crate) fn first_stage_options(&self) -> Option<String> {
-        let first_stage = self.first_stage?;
-        Some(self.scalable_options(&format!("{first_stage}=on")))
+    /// The options of a unit of this kind, with `extra` ones; `None` if this QEMU has no such unit.
+    pub(crate) fn options(&self, unit: UnitKind, extra: &str) -> Option<String> {
+        Some(match unit {
+            UnitKind::SecondStage => self.scalable_options(extra),
+            UnitKind::FirstStage => {
+                let first_stage = self.first_stage?;
+                let comma = if extra.is_empty() { "" } else { "," };
+                self.scalable_options(&format!("{first_stage}=on{comma}{extra}"))
+            }
+            UnitKind::Legacy => {
+                let comma = if extra.is_empty() { "" } else { "," };
+                format!("{COMMON_OPTIONS}{comma}{extra}")
+            }
+        })
     }
 
     /// The command that boots `kernel` on a machine with these devices.
@@ -167,6 +172,17 @@ impl Qemu {
         }
         command
     }
+}
+
+/// What a unit offers; the library drives the last two in legacy mode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum UnitKind {
+    /// Scalable mode with second-stage tables.
+    SecondStage,
+    /// Scalable mode with first-stage tables only.
+    FirstStage,
+    /// No scalable mode.
+    Legacy,
 }
 
 /// Names of the option for scalable mode: it lost its prefix in QEMU 11.

@@ -15,7 +15,7 @@ use crate::differential::{self, Checked};
 use crate::image::{self, TARGET};
 use crate::linux::{self, Files};
 use crate::progress::{Mark, Progress};
-use crate::qemu::{Devices, Qemu};
+use crate::qemu::{Devices, Qemu, UnitKind};
 use crate::report::{self, Report};
 use crate::run::Console;
 use crate::{conform, mutants, panic_freedom, run, setup};
@@ -23,13 +23,25 @@ use crate::{conform, mutants, panic_freedom, run, setup};
 /// Lines of a failed step's output that are shown again at the end.
 const LAST_LINES: usize = 30;
 
-/// Configurations of the unit that the image is booted with: a name, options beside scalable mode,
-/// and whether only `--full` runs it.
-const CONFIGURATIONS: [(&str, &str, bool); 4] = [
-    ("second-stage", "", false),
-    ("caching mode", "caching-mode=on", false),
-    ("39-bit tables", "aw-bits=39", false),
-    ("snoop control", "snoop-control=on", true),
+/// Configurations of the unit that the image is booted with: a name, what the unit offers, options
+/// beside that, and whether only `--full` runs it.
+const CONFIGURATIONS: [(&str, UnitKind, &str, bool); 6] = [
+    ("second-stage", UnitKind::SecondStage, "", false),
+    (
+        "caching mode",
+        UnitKind::SecondStage,
+        "caching-mode=on",
+        false,
+    ),
+    ("39-bit tables", UnitKind::SecondStage, "aw-bits=39", false),
+    (
+        "snoop control",
+        UnitKind::SecondStage,
+        "snoop-control=on",
+        true,
+    ),
+    ("legacy unit", UnitKind::Legacy, "", false),
+    ("first stage only", UnitKind::FirstStage, "", false),
 ];
 
 /// Parts of the names of the tests that Miri runs: what is quick there.
@@ -40,23 +52,13 @@ const MIRI_TESTS: [&str; 3] = ["mem::", "nest::memory::", "arch::address::"];
 enum Refused {
     /// There is no remapping unit.
     NoUnit,
-    /// The unit has no scalable mode.
-    LegacyUnit,
-    /// The unit has no second stage.
-    FirstStageOnly,
     /// There is no device to do DMA with.
     NoEdu,
 }
 
 /// Machines that the image has to refuse: a name, the machine, and what its console says.
-const REFUSALS: [(&str, Refused, &str); 4] = [
+const REFUSALS: [(&str, Refused, &str); 2] = [
     ("no unit", Refused::NoUnit, "Dmar(NotFound)"),
-    ("legacy unit", Refused::LegacyUnit, "Missing(ScalableMode)"),
-    (
-        "first stage only",
-        Refused::FirstStageOnly,
-        "Missing(SecondStage)",
-    ),
     ("no device", Refused::NoEdu, "NoDevice"),
 ];
 
@@ -388,12 +390,12 @@ fn image_steps(steps: &mut Steps, arguments: &Arguments, qemu: Option<&Qemu>) {
     let asked = arguments
         .machine
         .iommu()
-        .map(|options| ("as asked", options, false));
+        .map(|options| ("as asked", UnitKind::SecondStage, options, false));
     let configurations = match &asked {
         Some(asked) => std::slice::from_ref(asked),
         None => &CONFIGURATIONS[..],
     };
-    for &(name, options, only_full) in configurations {
+    for &(name, unit, options, only_full) in configurations {
         steps.step_with_report(&format!("image: {name}"), |progress| {
             if only_full && !arguments.full {
                 return (Ended::Skip("only with `--full`".into()), None);
@@ -403,8 +405,11 @@ fn image_steps(steps: &mut Steps, arguments: &Arguments, qemu: Option<&Qemu>) {
                 return (Ended::Skip(format!("no {missing}")), None);
             };
             let iommu = match asked {
-                Some(_) => options.to_owned(),
-                None => qemu.scalable_options(options),
+                Some(_) => Some(options.to_owned()),
+                None => qemu.options(unit, options),
+            };
+            let Some(iommu) = iommu else {
+                return (Ended::Skip("this QEMU has no such unit".into()), None);
             };
             let devices = Devices {
                 iommu: Some(&iommu),
@@ -429,11 +434,6 @@ fn image_steps(steps: &mut Steps, arguments: &Arguments, qemu: Option<&Qemu>) {
             };
             let iommu = match machine {
                 Refused::NoUnit => None,
-                Refused::LegacyUnit => Some(qemu.legacy_options()),
-                Refused::FirstStageOnly => match qemu.first_stage_options() {
-                    None => return Ended::Skip("this QEMU has no first stage".into()),
-                    options => options,
-                },
                 Refused::NoEdu => Some(qemu.scalable_options("")),
             };
             let devices = Devices {

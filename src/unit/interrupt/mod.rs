@@ -17,6 +17,7 @@ pub use entry::{DeviceInterrupt, InterruptRefusal, StaleInterruptEntries};
 pub use slice::InterruptSlice;
 
 use self::slice::SliceMap;
+use super::bring_up::Content;
 use super::error::UnitError;
 use super::unit::Unit;
 use crate::arch::address::{Hpa, PAGE_SIZE_BYTES};
@@ -138,7 +139,11 @@ impl<R: Registers> Unit<R> {
     /// meanwhile and its table is replaced by one command, so that no message passes unchecked; only
     /// where the mode of destinations differs, which must not change while remapping is on
     /// (§11.4.10), it is off for the moment of the change.
-    pub(super) fn start_interrupt_remapping<H: Hypervisor>(&self, h: &H) -> Result<(), UnitError> {
+    pub(super) fn start_interrupt_remapping<H: Hypervisor>(
+        &self,
+        h: &H,
+        content: Content,
+    ) -> Result<(), UnitError> {
         let status = self.read_global_status()?;
         let was_on = status.contains(GlobalStatus::INTERRUPT_REMAPPING_ENABLED);
         if !self.features.extended.has_interrupt_remapping() {
@@ -152,7 +157,7 @@ impl<R: Registers> Unit<R> {
         if status.contains(GlobalStatus::COMPATIBILITY_FORMAT_INTERRUPT_ALLOWED) {
             self.disable(h, GlobalCommand::COMPATIBILITY_FORMAT_INTERRUPT)?;
         }
-        let table = self.empty_interrupt_table(h)?;
+        let table = self.interrupt_table(h, content)?;
         let features = self.interrupt_features();
         let address = InterruptRemappingTableAddress::new(
             table,
@@ -199,13 +204,23 @@ impl<R: Registers> Unit<R> {
         Ok(())
     }
 
+    /// Ends the remapping of interrupts, for a unit that is handed back: any message passes then.
+    pub(super) fn stop_interrupt_remapping<H: Hypervisor>(&self, h: &H) -> Result<(), UnitError> {
+        self.forget_interrupt_remapping();
+        let status = self.read_global_status()?;
+        if status.contains(GlobalStatus::INTERRUPT_REMAPPING_ENABLED) {
+            self.disable(h, GlobalCommand::INTERRUPT_REMAPPING_ENABLE)?;
+        }
+        Ok(())
+    }
+
     /// Nothing is remapped by the table any more, or it is not known whether it is.
     pub(super) fn forget_interrupt_remapping(&self) {
         self.interrupts.lock().is_on = false;
     }
 
-    /// The table, with all entries absent, and hardware able to see that.
-    fn empty_interrupt_table<H: Hypervisor>(&self, h: &H) -> Result<Hpa, UnitError> {
+    /// The table, with all entries absent unless they are kept, and hardware able to see that.
+    fn interrupt_table<H: Hypervisor>(&self, h: &H, content: Content) -> Result<Hpa, UnitError> {
         let held = self
             .interrupts
             .lock()
@@ -217,7 +232,9 @@ impl<R: Registers> Unit<R> {
         let len_bytes = PAGE_SIZE_BYTES << (order & 31);
         let table = match held {
             Some(table) => {
-                self.clear_range(h, table, len_bytes);
+                if content == Content::Empty {
+                    self.clear_range(h, table, len_bytes);
+                }
                 table
             }
             None => {

@@ -228,7 +228,8 @@ impl Interposer {
     }
 
     /// Calls this after each of the library's stores to memory that is not a guest's, and after
-    /// each submission: a device that is active in between.
+    /// each submission, command and address written to a register: a device that is active in
+    /// between.
     pub(crate) fn on_step(&self, hook: impl FnMut(&Self) + 'static) {
         *self.on_step.borrow_mut() = Some(Box::new(hook));
     }
@@ -484,6 +485,14 @@ impl Registers for Observed {
         self.interposer.units.borrow_mut()[self.unit]
             .registers
             .write32(register, value);
+        // A device that faults whenever a record is taken would never be done with.
+        let commands = [
+            Register32::GLOBAL_COMMAND,
+            Register32::PROTECTED_MEMORY_ENABLE,
+        ];
+        if commands.contains(&register) {
+            self.interposer.step();
+        }
     }
 
     fn read64(&self, register: Register64) -> u64 {
@@ -497,13 +506,16 @@ impl Registers for Observed {
             self.interposer.submit(self.unit, value);
             return;
         }
-        let mut units = self.interposer.units.borrow_mut();
-        let unit = &mut units[self.unit];
-        if register == Register64::INVALIDATION_QUEUE_ADDRESS {
-            unit.address = value;
-            unit.tail = 0;
+        {
+            let mut units = self.interposer.units.borrow_mut();
+            let unit = &mut units[self.unit];
+            if register == Register64::INVALIDATION_QUEUE_ADDRESS {
+                unit.address = value;
+                unit.tail = 0;
+            }
+            unit.registers.write64(register, value);
         }
-        unit.registers.write64(register, value);
+        self.interposer.step();
     }
 
     fn window_bytes(&self) -> u64 {

@@ -73,6 +73,8 @@ pub(crate) enum Ability {
     PageRequests,
     /// Updates of first-stage entries respect read-only second-stage mappings.
     UpdatesObeyReadOnly,
+    /// A queue that stands at an error can be turned off.
+    QueueOffAtError,
     /// What reaches processors is seen.
     SeesInterrupts,
     /// Interrupts in compatibility format can be blocked.
@@ -81,7 +83,7 @@ pub(crate) enum Ability {
 
 impl Ability {
     /// All of them.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::RequestsWithPasid,
         Self::PrivilegedRequests,
         Self::SeveralUnits,
@@ -90,6 +92,7 @@ impl Ability {
         Self::DeviceTlb,
         Self::PageRequests,
         Self::UpdatesObeyReadOnly,
+        Self::QueueOffAtError,
         Self::SeesInterrupts,
         Self::BlocksCompatibilityFormat,
     ];
@@ -105,6 +108,7 @@ impl Ability {
             Self::DeviceTlb => "deviation: no device has a device-TLB",
             Self::PageRequests => "deviation: no device sends page requests",
             Self::UpdatesObeyReadOnly => "deviation: erratum 772415 SPR17",
+            Self::QueueOffAtError => "deviation: no queue is turned off unless it ran a wait last",
             Self::SeesInterrupts => "deviation: what reaches processors is not seen",
             Self::BlocksCompatibilityFormat => {
                 "deviation: interrupts in compatibility format always pass"

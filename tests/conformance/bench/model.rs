@@ -7,7 +7,7 @@ use vtd_model::{
     Access, CacheMode, DeliveryMode as Raised, DeviceTlbMode, Initiator, Machine, ModelConfig,
     ModelUnit, Pace, QueueOrder, Request,
 };
-use vtd_nest::arch::address::Iova;
+use vtd_nest::arch::address::{AddressWidth, Iova};
 use vtd_nest::arch::capability::{CapabilityField, ExtendedCapabilityField};
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::interrupt::{DeliveryMode, Interrupt};
@@ -52,7 +52,19 @@ impl ModelProfile {
             ("none", CacheMode::None),
         ];
         let late = |config: ModelConfig| config.with_queue_pace(Pace::After(20_000));
+        let narrow = 1 << AddressWidth::Bits39.field();
         let mut all = vec![
+            Self {
+                name: "legacy-client-noncoherent/hoarder".into(),
+                config: ModelConfig::legacy_server()
+                    .with_extended(ExtendedCapabilityField::COHERENCY, 0)
+                    .with_capability(CapabilityField::ADJUSTED_GUEST_ADDRESS_WIDTHS, narrow),
+            },
+            Self {
+                name: "legacy-caching-mode/hoarder".into(),
+                config: ModelConfig::legacy_server()
+                    .with_capability(CapabilityField::CACHING_MODE, 1),
+            },
             Self {
                 name: "nesting-server-late/hoarder".into(),
                 config: late(ModelConfig::nesting_server()),
@@ -200,12 +212,19 @@ impl Bench for ModelBench {
             Ability::RequestsWithPasid | Ability::PrivilegedRequests => {
                 reports(ExtendedCapabilityField::REQUESTS_WITH_PASID)
             }
-            Ability::SeveralUnits => true,
+            Ability::SeveralUnits | Ability::QueueOffAtError => true,
             Ability::UpdatesObeyReadOnly => !config.erratum_772415,
             Ability::ArchitecturalCaches => config.cache_mode != CacheMode::None,
             Ability::FlushedLinesOnly => {
-                config.capability.field(CapabilityField::CACHING_MODE) == 0
-                    && !reports(ExtendedCapabilityField::PAGE_WALK_COHERENCY)
+                // Second-stage tables of legacy mode go by another field.
+                let snoops = if reports(ExtendedCapabilityField::SCALABLE_MODE)
+                    && reports(ExtendedCapabilityField::SECOND_STAGE)
+                {
+                    reports(ExtendedCapabilityField::PAGE_WALK_COHERENCY)
+                } else {
+                    reports(ExtendedCapabilityField::COHERENCY)
+                };
+                config.capability.field(CapabilityField::CACHING_MODE) == 0 && !snoops
             }
             Ability::DeviceTlb => reports(ExtendedCapabilityField::DEVICE_TLB),
             Ability::SeesInterrupts | Ability::BlocksCompatibilityFormat => true,

@@ -8,8 +8,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vtd_nest::arch::capability::ExtendedCapabilityField;
-
 use super::scenario::{Scenario, Standing};
 use crate::bench::{Description, Profile, StartError};
 use crate::lab::Place;
@@ -148,23 +146,7 @@ fn ready(
     if let Some(why) = profile.deviation(scenario.number()) {
         return Err(Outcome::Skip(format!("deviation: {why}")));
     }
-    if let Some(why) = undriven(described) {
-        return Err(Outcome::Pending(why));
-    }
     Ok(())
-}
-
-/// Why the library does not drive such a unit yet.
-fn undriven(described: &Description) -> Option<String> {
-    let has = |field| described.extended.field(field) != 0;
-    let missing = if !has(ExtendedCapabilityField::SCALABLE_MODE) {
-        "ECAP.SMTS=0"
-    } else if !has(ExtendedCapabilityField::SECOND_STAGE) {
-        "ECAP.SSTS=0"
-    } else {
-        return None;
-    };
-    Some(format!("host side, complete: units with {missing}"))
 }
 
 fn attempt(scenario: &Scenario, profile: &dyn Profile) -> Result<(), String> {

@@ -10,6 +10,8 @@ use crate::lab::Place;
 pub(crate) enum Need {
     /// The guest is shown first-stage translation: the unit nests.
     Nesting,
+    /// The guest is shown scalable mode: the unit has second-stage translation there.
+    ScalableMode,
     /// A bit or field of ECAP that is not 0, and its name.
     Extended(ExtendedCapabilityField, &'static str),
     /// A bit or field of CAP that is not 0, and its name.
@@ -27,6 +29,15 @@ impl Need {
         let nests = described.extended.has_nested();
         match self {
             Self::Nesting => (!nests).then(|| "ECAP.NEST=0".into()),
+            Self::ScalableMode => {
+                let has = |field| described.extended.field(field) != 0;
+                [
+                    (ExtendedCapabilityField::SCALABLE_MODE, "ECAP.SMTS=0"),
+                    (ExtendedCapabilityField::SECOND_STAGE, "ECAP.SSTS=0"),
+                ]
+                .into_iter()
+                .find_map(|(field, missing)| (!has(field)).then(|| missing.into()))
+            }
             Self::Extended(field, name) => {
                 (described.extended.field(field) == 0).then(|| format!("ECAP.{name}=0"))
             }

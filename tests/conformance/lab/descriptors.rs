@@ -6,6 +6,7 @@ use super::{Guest, Lab};
 
 /// Types of descriptors.
 pub(crate) mod kind {
+    pub(crate) const CONTEXT_CACHE: u8 = 1;
     pub(crate) const IOTLB: u8 = 2;
     pub(crate) const DEVICE_TLB: u8 = 3;
     pub(crate) const INTERRUPT_ENTRY_CACHE: u8 = 4;

@@ -40,9 +40,9 @@ pub(crate) fn direct_table<R: Registers>(
     unit: &Unit<R>,
     page: Hpa,
 ) -> SecondStage<Iova> {
-    let (features, tables) = (unit.features(), unit.table_features());
-    let width = features.largest_address_width().expect("a width");
-    let config = SecondStageConfig::new(width, tables).expect("the unit has the width");
+    let width = unit.features().largest_address_width().expect("a width");
+    let config = SecondStageConfig::new(width, &unit.second_stage_features())
+        .expect("the unit has the width");
     let mut table = SecondStage::new(hypervisor, DIRECT_OWNER, config).expect("a frame");
     let iova = Iova::new(IOVA);
     table

@@ -126,7 +126,8 @@ impl Guest {
         self.expect_access_blocked(source_id, tag, iova, Access::Read, reason);
     }
 
-    /// As [`expect_blocked`](Self::expect_blocked), for either access.
+    /// As [`expect_blocked`](Self::expect_blocked), for either access. A guest in legacy mode
+    /// finds the number that stands there for the reason.
     #[track_caller]
     pub(crate) fn expect_access_blocked(
         &mut self,
@@ -142,12 +143,14 @@ impl Guest {
             "{access:?} by {source_id} {tag:?} at {iova:#x} is not blocked"
         );
         let taken = self.take_faults();
+        let write = access == Access::Write;
+        let reason = self.shown(reason, write);
         let expected = GuestFault {
             reason,
             source_id,
             pasid: tag,
             address: Iova::new(iova & !0xfff),
-            write: access == Access::Write,
+            write,
         };
         match taken.faults.as_slice() {
             // A request without PASID may be recorded with the PASID that its context gives it.

@@ -80,4 +80,36 @@ impl Guest {
         self.write_register(offset, 4, FaultStatus::FAULT_OVERFLOW.bits().into());
         TakenFaults { faults, overflow }
     }
+
+    /// The reason that the guest finds: in legacy mode, the one that stands there for one of
+    /// scalable mode.
+    pub(crate) fn shown(&self, reason: FaultReason, write: bool) -> FaultReason {
+        if self.is_legacy() {
+            reason_in_legacy_mode(reason, write)
+        } else {
+            reason
+        }
+    }
+}
+
+/// The reason that legacy mode has for what scalable mode tells otherwise (§7.1.3, Table 30).
+fn reason_in_legacy_mode(reason: FaultReason, write: bool) -> FaultReason {
+    use FaultReason::*;
+    match reason {
+        ScalableRootEntryNotPresent => LegacyRootEntryNotPresent,
+        ScalableContextEntryNotPresent | PasidEntryNotPresent => LegacyContextEntryNotPresent,
+        PasidEntryReserved => LegacyContextEntryReserved,
+        PasidTableUnreadable => LegacyContextTableUnreadable,
+        PasidEntryInvalid => LegacyContextEntryInvalid,
+        SecondStageNotPresent if write => LegacyWriteDenied,
+        SecondStageNotPresent => LegacyReadDenied,
+        WriteDenied => LegacyWriteDenied,
+        ReadDenied => LegacyReadDenied,
+        SecondStageReserved => LegacySecondStageReserved,
+        SecondStageUnreadable => LegacySecondStageUnreadable,
+        SecondStageRootUnreadable => LegacyContextEntryInvalid,
+        AddressBeyondSecondStage => LegacyAddressTooLarge,
+        InterruptAddress => LegacyInterruptAddress,
+        other => other,
+    }
 }

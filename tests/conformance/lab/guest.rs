@@ -181,7 +181,7 @@ impl Guest {
         }
         guest.settle();
         if options.brought_up {
-            guest.bring_up(DescriptorWidth::Bits256);
+            guest.bring_up(guest.descriptor_width());
         }
         lab.hypervisor.take_descriptors();
         guest
@@ -487,7 +487,7 @@ impl Guest {
         for (source_id, ..) in self.devices.clone() {
             self.install_tables(source_id);
         }
-        self.set_root(tables::ROOT, TranslationTableMode::Scalable);
+        self.set_root(tables::ROOT, self.table_mode());
         self.set_translation(true);
     }
 

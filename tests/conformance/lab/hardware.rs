@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use vtd_nest::arch::address::Hpa;
-use vtd_nest::arch::context::ScalableContextEntry;
+use vtd_nest::arch::context::{LegacyContextEntry, ScalableContextEntry};
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::register::{Register64, RootTableAddress};
 use vtd_nest::arch::root::RootHalf;
@@ -24,18 +24,32 @@ impl Lab {
         let registers = self.hypervisor.registers(unit)?;
         let root = registers.read64(Register64::ROOT_TABLE_ADDRESS);
         let root = RootTableAddress::from_bits(root).root::<Hpa>();
-        let half = u64::from(RootHalf::of(source_id).quadword());
+        let legacy = self.is_legacy(unit);
+        let half = if legacy {
+            0
+        } else {
+            u64::from(RootHalf::of(source_id).quadword())
+        };
         let root_entry = self.host_read64(host_offset(
             root,
             16 * u64::from(source_id.bus()) + 8 * half,
         ));
-        let index = u64::from(ScalableContextEntry::index(source_id));
-        (root_entry & 1 != 0).then(|| Hpa::new((root_entry & ADDRESS) + 32 * index))
+        let offset = if legacy {
+            16 * u64::from(LegacyContextEntry::index(source_id))
+        } else {
+            32 * u64::from(ScalableContextEntry::index(source_id))
+        };
+        (root_entry & 1 != 0).then(|| Hpa::new((root_entry & ADDRESS) + offset))
     }
 
-    /// Where the entry of a device and PASID is in a physical unit's tables, if it has a table.
+    /// Where the entry of a device and PASID is in a physical unit's tables, if it has a table. In
+    /// legacy mode it is the context entry.
     pub(crate) fn entry_place(&self, unit: usize, source_id: SourceId, pasid: u32) -> Option<Hpa> {
-        let context = self.host_read64(self.context_place(unit, source_id)?);
+        let place = self.context_place(unit, source_id)?;
+        if self.is_legacy(unit) {
+            return (pasid == 0).then_some(place);
+        }
+        let context = self.host_read64(place);
         // PDTS: 2^(PDTS + 7) directory entries of 64 PASIDs each.
         if context & 1 == 0 || pasid >> (13 + (context >> 9 & 7)) != 0 {
             return None;

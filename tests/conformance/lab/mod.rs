@@ -7,6 +7,7 @@ mod emulated;
 mod event;
 mod expect;
 mod fault;
+pub(crate) mod firmware;
 mod guest;
 mod hardware;
 mod interrupts;
@@ -24,12 +25,11 @@ mod watch;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use vtd_nest::arch::address::Hpa;
-use vtd_nest::arch::context::ScalableContextEntry;
-use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::address::{AddressWidth, Hpa};
+use vtd_nest::arch::id::{DomainId, SourceId};
 use vtd_nest::arch::pasid::PasidEntry;
-use vtd_nest::arch::register::{FaultRecord, Register64, RootTableAddress};
-use vtd_nest::arch::root::RootHalf;
+use vtd_nest::arch::register::{FaultRecord, Register64, RootTableAddress, TranslationTableMode};
+use vtd_nest::arch::second_stage::SecondStagePointer;
 use vtd_nest::mem::Registers;
 use vtd_nest::nest::{FaultOutcome, Policy};
 use vtd_nest::unit::{Errata, Erratum, InterruptSlice, Unit, UnitConfig};
@@ -200,44 +200,37 @@ impl Lab {
         source_id: SourceId,
         pasid: u32,
     ) -> Option<PasidEntry> {
-        let memory = self.hypervisor.bench().memory();
-        let registers = self.hypervisor.registers(unit)?;
-        let root = registers.read64(Register64::ROOT_TABLE_ADDRESS);
-        let at = |base: Hpa, offset: u64| memory.read64(host_offset(base, offset));
-        let root = RootTableAddress::from_bits(root).root::<Hpa>();
-        let half = u64::from(RootHalf::of(source_id).quadword());
-        let contexts = at(root, 16 * u64::from(source_id.bus()) + 8 * half);
-        if contexts & 1 == 0 {
-            return None;
+        let at = self.entry_place(unit, source_id, pasid)?;
+        if self.is_legacy(unit) {
+            return legacy_entry([0, 8].map(|offset| self.host_read64(host_offset(at, offset))));
         }
-        let page = |entry: u64| Hpa::new(entry & 0x000f_ffff_ffff_f000);
-        let context = at(
-            page(contexts),
-            32 * u64::from(ScalableContextEntry::index(source_id)),
-        );
-        if context & 1 == 0 {
-            return None;
-        }
-        // PDTS: 2^(PDTS + 7) directory entries of 64 PASIDs each.
-        if pasid >> (13 + (context >> 9 & 7)) != 0 {
-            return None;
-        }
-        let directory = at(page(context), u64::from(pasid >> 6) * 8);
-        if directory & 1 == 0 {
-            return None;
-        }
-        let quadwords = std::array::from_fn(|index| {
-            at(
-                page(directory),
-                u64::from(pasid & 63) * 64 + 8 * index as u64,
-            )
-        });
+        let quadwords =
+            std::array::from_fn(|index| self.host_read64(host_offset(at, 8 * index as u64)));
         let entry = PasidEntry::from_quadwords(quadwords);
         entry.is_present().then_some(entry)
+    }
+
+    /// Whether a physical unit is driven in legacy mode.
+    pub(crate) fn is_legacy(&self, unit: usize) -> bool {
+        let registers = self.hypervisor.registers(unit).expect("a unit");
+        let root = registers.read64(Register64::ROOT_TABLE_ADDRESS);
+        RootTableAddress::from_bits(root).mode() == TranslationTableMode::Legacy
     }
 
     /// A value read from memory that hardware may use.
     pub(crate) fn host_read64(&self, at: Hpa) -> u64 {
         self.hypervisor.bench().memory().read64(at)
     }
+}
+
+/// The PASID entry that says what a present context entry of legacy mode says (§9.3, §9.6).
+fn legacy_entry([q0, q1]: [u64; 2]) -> Option<PasidEntry> {
+    let width = AddressWidth::from_field(q1 & 7)?;
+    let domain_id = DomainId::new((q1 >> 8) as u16);
+    let entry = PasidEntry::second_stage(
+        SecondStagePointer::new(Hpa::new(q0), width),
+        domain_id,
+        Default::default(),
+    );
+    (q0 & 0xd == 1).then_some(entry)
 }

@@ -24,8 +24,8 @@ fn require(condition: bool, reason: FaultReason) -> Result<(), FaultReason> {
 impl Guest {
     /// The guest-physical address that a request reaches, or the reason why it is blocked.
     ///
-    /// For scalable mode with translation on, tables without large PASID limits or `FPD`, leaf
-    /// entries whose accessed and dirty bits are set, and addresses within the input width.
+    /// For translation on, tables without large PASID limits or `FPD`, leaf entries whose accessed
+    /// and dirty bits are set, and addresses within the input width.
     pub(crate) fn expected(
         &self,
         source_id: SourceId,
@@ -34,6 +34,9 @@ impl Guest {
         write: bool,
     ) -> Result<u64, FaultReason> {
         use FaultReason::*;
+        if self.is_legacy() {
+            return self.expected_in_legacy_mode(source_id, iova, write);
+        }
         let root = self.read_u64(self.root_entry_at(source_id));
         require(root & 1 != 0, ScalableRootEntryNotPresent)?;
         require(root & 0xffe == 0, ScalableRootEntryReserved)?;
@@ -68,6 +71,35 @@ impl Guest {
         };
         let denied = if write { WriteDenied } else { ReadDenied };
         require(address < GUEST_LEN_BYTES, denied)?;
+        Ok(address)
+    }
+
+    fn expected_in_legacy_mode(
+        &self,
+        source_id: SourceId,
+        iova: u64,
+        write: bool,
+    ) -> Result<u64, FaultReason> {
+        use FaultReason::*;
+        let root = self.read_u64(self.root_entry_at(source_id));
+        require(root & 1 != 0, LegacyRootEntryNotPresent)?;
+        require(root & 0xffe == 0, LegacyRootEntryReserved)?;
+        let context = (root & ADDRESS) + self.context_at(source_id) % 0x1000;
+        let q0 = load(self, context, LegacyContextTableUnreadable)?;
+        let q1 = load(self, context + 8, LegacyContextTableUnreadable)?;
+        require(q0 & 1 != 0, LegacyContextEntryNotPresent)?;
+        require(q0 & 0xff0 == 0, LegacyContextEntryReserved)?;
+        let address = match q0 >> 2 & 3 {
+            0 => {
+                let levels = (q1 & 7) as u32 + 2;
+                let walked = self.expected_second_stage(q0 & ADDRESS, levels, iova, write);
+                walked.map_err(|reason| self.shown(reason, write))?
+            }
+            2 => iova,
+            _ => return Err(LegacyContextEntryInvalid),
+        };
+        let denied = if write { WriteDenied } else { ReadDenied };
+        require(address < GUEST_LEN_BYTES, self.shown(denied, write))?;
         Ok(address)
     }
 

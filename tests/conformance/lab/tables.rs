@@ -10,6 +10,7 @@ use vtd_nest::arch::descriptor::{
 use vtd_nest::arch::first_stage::FirstStageEntry;
 use vtd_nest::arch::id::{DomainId, Pasid, SourceId};
 use vtd_nest::arch::pasid::{FirstStageFlags, PasidDirectoryEntry, PasidEntry, PasidEntryOptions};
+use vtd_nest::arch::register::{DescriptorWidth, TranslationTableMode};
 use vtd_nest::arch::root::{LegacyRootEntry, RootHalf, ScalableRootEntry};
 use vtd_nest::arch::second_stage::SecondStageEntry;
 use vtd_nest::nest::Backend;
@@ -45,6 +46,12 @@ impl Guest {
     /// Root and context entry of a device, whose directory stays as it is.
     pub(crate) fn install_context(&mut self, source_id: SourceId, order: DirectoryOrder) {
         let contexts = Gpa::new(CONTEXTS + 0x1000 * u64::from(source_id.bus()));
+        if self.is_legacy() {
+            let root = LegacyRootEntry::new(contexts).to_bytes();
+            self.write(self.root_entry_at(source_id), &root);
+            self.write(self.context_at(source_id), &[0; 16]);
+            return;
+        }
         let root = ScalableRootEntry::new(Some(contexts), Some(contexts)).to_bytes();
         let half = usize::from(RootHalf::of(source_id).quadword()) * 8;
         self.write(self.root_entry_at(source_id), &root[half..half + 8]);
@@ -58,13 +65,20 @@ impl Guest {
 
     /// Guest-physical place of the half of the root entry that covers a device.
     pub(crate) fn root_entry_at(&self, source_id: SourceId) -> u64 {
+        if self.is_legacy() {
+            return ROOT + 16 * u64::from(source_id.bus());
+        }
         ROOT + 16 * u64::from(source_id.bus()) + 8 * u64::from(RootHalf::of(source_id).quadword())
     }
 
     /// Guest-physical place of a device's context entry.
     pub(crate) fn context_at(&self, source_id: SourceId) -> u64 {
-        let index = u64::from(ScalableContextEntry::index(source_id));
-        CONTEXTS + 0x1000 * u64::from(source_id.bus()) + 32 * index
+        let offset = if self.is_legacy() {
+            16 * u64::from(LegacyContextEntry::index(source_id))
+        } else {
+            32 * u64::from(ScalableContextEntry::index(source_id))
+        };
+        CONTEXTS + 0x1000 * u64::from(source_id.bus()) + offset
     }
 
     /// Guest-physical place of the directory entry for a PASID.
@@ -72,8 +86,13 @@ impl Guest {
         directory(source_id) + 8 * u64::from(pasid >> 6)
     }
 
-    /// Guest-physical place of the entry for a PASID; its table is made if there is none.
+    /// Guest-physical place of the entry for a PASID; its table is made if there is none. In legacy
+    /// mode it is the context entry.
     pub(crate) fn entry_at(&mut self, source_id: SourceId, pasid: u32) -> u64 {
+        if self.is_legacy() {
+            assert_eq!(pasid, 0, "legacy mode has no PASIDs");
+            return self.context_at(source_id);
+        }
         let slot = self.directory_entry_at(source_id, pasid);
         let mut entry = self.read_u64(slot);
         if entry & 1 == 0 {
@@ -84,10 +103,44 @@ impl Guest {
         (entry & ADDRESS) + 64 * u64::from(pasid & 63)
     }
 
-    /// Writes a PASID entry, and says nothing.
+    /// Writes a PASID entry, in legacy mode the context entry that says the same; and says nothing.
     pub(crate) fn set_entry(&mut self, source_id: SourceId, pasid: u32, entry: &PasidEntry) {
         let at = self.entry_at(source_id, pasid);
-        self.write(at, &entry.to_bytes());
+        self.write(at, &self.entry_bytes(entry));
+    }
+
+    /// The bytes that [`set_entry`](Self::set_entry) writes.
+    pub(crate) fn entry_bytes(&self, entry: &PasidEntry) -> Vec<u8> {
+        if self.is_legacy() {
+            let widest = self.vm.offer().features.capability.largest_address_width();
+            let widest = widest.expect("a width").field();
+            legacy_context(entry, widest).to_bytes().to_vec()
+        } else {
+            entry.to_bytes().to_vec()
+        }
+    }
+
+    /// Whether the guest is shown legacy mode only.
+    pub(crate) fn is_legacy(&self) -> bool {
+        !self.vm.offer().features.extended.has_scalable_mode()
+    }
+
+    /// The mode of the guest's root table.
+    pub(crate) fn table_mode(&self) -> TranslationTableMode {
+        if self.is_legacy() {
+            TranslationTableMode::Legacy
+        } else {
+            TranslationTableMode::Scalable
+        }
+    }
+
+    /// The width of the guest's descriptors.
+    pub(crate) fn descriptor_width(&self) -> DescriptorWidth {
+        if self.is_legacy() {
+            DescriptorWidth::Bits128
+        } else {
+            DescriptorWidth::Bits256
+        }
     }
 
     /// Whether the guest is shown the first stage.
@@ -270,11 +323,27 @@ impl Guest {
 
     #[track_caller]
     pub(crate) fn invalidate_pasid(&mut self, domain: u16, pasid: u32) {
-        self.submit(&[pasid_cache(domain, pasid)]);
+        self.submit(&[self.entry_invalidation(domain, pasid)]);
+    }
+
+    /// The descriptor of [`invalidate_pasid`](Self::invalidate_pasid). In legacy mode, where
+    /// entries that are not present are cached under another domain-id than those that are, it
+    /// names all contexts.
+    pub(crate) fn entry_invalidation(&self, domain: u16, pasid: u32) -> Descriptor {
+        if self.is_legacy() {
+            Descriptor::ContextCache {
+                granularity: ContextGranularity::Global,
+            }
+        } else {
+            pasid_cache(domain, pasid)
+        }
     }
 
     #[track_caller]
     pub(crate) fn invalidate_pasid_domain(&mut self, domain: u16) {
+        if self.is_legacy() {
+            return self.invalidate_pasid_global();
+        }
         self.submit(&[Descriptor::PasidCache {
             granularity: PasidCacheGranularity::Domain(DomainId::new(domain)),
         }]);
@@ -282,6 +351,11 @@ impl Guest {
 
     #[track_caller]
     pub(crate) fn invalidate_pasid_global(&mut self) {
+        if self.is_legacy() {
+            return self.submit(&[Descriptor::ContextCache {
+                granularity: ContextGranularity::Global,
+            }]);
+        }
         self.submit(&[Descriptor::PasidCache {
             granularity: PasidCacheGranularity::Global,
         }]);
@@ -339,6 +413,22 @@ impl Guest {
             }
         }
     }
+}
+
+/// The context entry of legacy mode that says what a PASID entry says (§9.3, §9.6); a type that
+/// legacy mode has not becomes the reserved one.
+fn legacy_context(entry: &PasidEntry, widest: u64) -> LegacyContextEntry {
+    let [q0, q1, ..] = *entry.quadwords();
+    let (translation_type, width) = match q0 >> 6 & 7 {
+        2 => (0, q0 >> 2 & 7),
+        4 => (2, widest),
+        _ if q0 & 1 == 0 => (0, 0),
+        _ => (3, widest),
+    };
+    LegacyContextEntry::from_quadwords([
+        q0 & !0xfff | translation_type << 2 | q0 & 3,
+        (q1 & 0xffff) << 8 | width,
+    ])
 }
 
 /// PASID-cache invalidation, PASID-selective.

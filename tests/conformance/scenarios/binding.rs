@@ -26,12 +26,14 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S2 R8 R10",
         "an invalidation of another domain-id or PASID binds nothing and leaves no trace",
         s2,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S3 R6 R10",
         "an entry passed over is bound by the invalidation that covers it",
         s3,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario("S4 R4 G39", "an unchanged entry costs hardware nothing", s4),
     scenario(
         "S9 R4 R9",
@@ -47,12 +49,14 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S11 R1",
         "two devices with one PASID table are both bound, and one invalidation serves both",
         s11,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S12 R1 R8",
         "of two devices with tables of their own only the matching one changes",
         s12,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S25 R17 R28",
         "a PASID works without PASID 0, requests without PASID need their own entry",

@@ -4,7 +4,7 @@
 use vtd_nest::arch::pasid::PasidEntry;
 
 use crate::bench::Counts;
-use crate::harness::{Scenario, scenario};
+use crate::harness::{Need, Scenario, scenario};
 use crate::lab::{D0, Guest, IOVA, Place, kind};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -17,7 +17,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "G39 S4 S93",
         "an invalidation costs the same however much is bound",
         cost_does_not_grow,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
 ];
 
 /// What `act` costs.
@@ -42,11 +43,12 @@ fn costs_of_a_binding(place: Place<'_>) {
     let submitted = submitted.iter().map(|one| (one.kind, one.domain_id));
     // Hardware that caches absent entries may have this one under domain-id 0 (§6.2.3).
     let id = guest.host_domain_id(D0, pasid);
-    let owed = [
-        (kind::PASID_CACHE, 0),
-        (kind::PASID_CACHE, id),
-        (kind::IOTLB, id),
-    ];
+    let entry_cache = if guest.is_legacy() {
+        kind::CONTEXT_CACHE
+    } else {
+        kind::PASID_CACHE
+    };
+    let owed = [(entry_cache, 0), (entry_cache, id), (kind::IOTLB, id)];
     assert!(submitted.eq(owed.into_iter().filter(|_| owes)));
     let expected = if owes { (1, 1) } else { (0, 0) };
     assert_eq!((bind.submissions, bind.waits), expected, "bind: {bind:?}");
@@ -67,14 +69,14 @@ fn costs_of_a_binding(place: Place<'_>) {
     guest.set_entry(D0, pasid, &PasidEntry::default());
     guest.lab.take_submitted();
     let unbind = cost(&mut guest, |guest| guest.invalidate_pasid(7, pasid));
-    // The PASID cache first: it could refill the others from an old entry.
+    // The cache of entries first: it could refill the others from an old entry.
     let kinds: Vec<_> = guest
         .lab
         .take_submitted()
         .iter()
         .map(|one| one.kind)
         .collect();
-    assert_eq!(kinds[kinds.len() - 2..], [kind::PASID_CACHE, kind::IOTLB]);
+    assert_eq!(kinds[kinds.len() - 2..], [entry_cache, kind::IOTLB]);
     guest.expect_no_data(D0, tag, IOVA);
     assert_eq!(
         (unbind.submissions, unbind.waits),

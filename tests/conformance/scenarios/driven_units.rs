@@ -32,12 +32,14 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "G5 G17",
         "frames of a detached device are free only after hardware has confirmed",
         frames_after_confirmation,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "G5",
         "tables whose confirmation was never waited for are lost and counted, never reused",
         dropped_tables,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "G6",
         "every structure of a unit is seen by hardware that snoops nothing",
@@ -69,6 +71,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "an entry that hardware has not confirmed to have forgotten is not written again",
         unconfirmed_entries_stay,
     ),
+    scenario(
+        "G12 G17 G38",
+        "PASID tables grow by the page that they need, to the last of 2^20, and go with the device",
+        pasid_tables_grow,
+    )
+    .needs(&[Need::ScalableMode, Need::PASID]),
     scenario(
         "G16 S28",
         "the width of tables is one that the unit has, whatever it has",
@@ -119,7 +127,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "G38",
         "any allocation of an attachment may fail: nothing is kept, and it can be repeated",
         attach_without_frames,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "G1 S87",
         "hardware blocks interrupts in compatibility format once a unit is up",
@@ -452,6 +461,9 @@ fn random_capabilities(place: Place<'_>) {
                 // Whatever becomes of it, it ends; the records and IOTLB registers are looked at.
                 let _ = unit.next_fault();
                 let _ = unit.is_protecting();
+                if used % 8 == 0 {
+                    let _ = unit.bring_up(&*hypervisor);
+                }
             }
         }
         assert_eq!(
@@ -519,6 +531,93 @@ fn context_entries_are_never_torn(place: Place<'_>) {
             assert_eq!(readable, entry, "of {:x?}", history.states());
         }
         assert!(history.states().len() >= 3, "it was set up and torn down");
+    }
+    lab.expect_no_violations();
+}
+
+fn pasid_tables_grow(place: Place<'_>) {
+    let lab = place.lab();
+    let (hypervisor, unit) = (&*lab.hypervisor, &lab.units[0]);
+    let source_id = hypervisor.bench().device(0);
+    let (page, value) = stamped_page(hypervisor, 0);
+    let table = direct_table(hypervisor, unit, page);
+    let base = charged(hypervisor);
+    let bits = unit.features().extended.pasid_bits();
+    let last = (1u32 << bits) - 1;
+    let reads = |pasid: u32| {
+        let mut bytes = [0; 8];
+        let requester = Requester {
+            source_id,
+            pasid: Pasid::new(pasid),
+            privileged: false,
+            execute: false,
+        };
+        hypervisor.dma_read(requester, Iova::new(crate::lab::IOVA), &mut bytes);
+        u64::from_le_bytes(bytes)
+    };
+    for _ in 0..2 {
+        let tables = unit.attach_device(hypervisor, DIRECT_OWNER, source_id, bits);
+        let mut tables = tables.expect("attached");
+        // A directory entry of 8 bytes for each 64 PASIDs, in runs of 2^k pages; and one table.
+        let directory = ((u64::from(last) + 1) / 64 * 8).div_ceil(4096) as u32;
+        assert_eq!(
+            charged(hypervisor) - base,
+            directory.next_power_of_two() + 1
+        );
+        let domain_id = unit.allocate_domain_id().expect("an id");
+        let entry = direct_entry(unit, &table, domain_id);
+        let mut pages = 1;
+        // A table is there for the first PASID of each 64, and for no other.
+        for (pasid, is_new) in [
+            (1, false),
+            (63, false),
+            (64, true),
+            (127, false),
+            (last / 2, true),
+            (last, true),
+            (last - 63, false),
+        ] {
+            let at = Pasid::new(pasid).expect("20 bits");
+            let full = charged(hypervisor);
+            hypervisor.pool().set_quota(DIRECT_OWNER, full).unwrap();
+            let refused = unit.prepare_entry(hypervisor, &mut tables, at);
+            assert_eq!(refused.is_err(), is_new, "PASID {pasid}: {refused:?}");
+            let capacity = hypervisor.pool().capacity();
+            hypervisor.pool().set_quota(DIRECT_OWNER, capacity).unwrap();
+            assert_eq!(reads(pasid), 0, "PASID {pasid}");
+            unit.prepare_entry(hypervisor, &mut tables, at)
+                .expect("there are frames");
+            pages += u32::from(is_new);
+            assert_eq!(tables.table_count(), pages, "PASID {pasid}");
+            unit.publish_entry(hypervisor, &tables, at, &entry)
+                .expect("it is published");
+            if unit.needs_invalidation_after_set_up() {
+                unit.invalidate_everything(hypervisor).expect("confirmed");
+            }
+            assert_eq!(reads(pasid), value, "PASID {pasid}");
+        }
+        assert_eq!(
+            charged(hypervisor) - base,
+            directory.next_power_of_two() + pages
+        );
+        assert_eq!(reads(2), 0, "nobody asked for it");
+        if last < 0xf_ffff {
+            let beyond = Pasid::new(last + 1).expect("20 bits");
+            let refused = unit.prepare_entry(hypervisor, &mut tables, beyond);
+            let limit = last + 1;
+            assert_eq!(
+                refused,
+                Err(UnitError::PasidBeyondLimit {
+                    pasid: beyond,
+                    limit
+                })
+            );
+        }
+        let detached = unit.detach_device(hypervisor, tables).expect("queued");
+        unit.release(hypervisor, detached).expect("confirmed");
+        assert_eq!(charged(hypervisor), base, "all of it is back");
+        assert_eq!((reads(1), reads(last)), (0, 0));
+        unit.free_domain_id(domain_id);
     }
     lab.expect_no_violations();
 }

@@ -23,22 +23,26 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S59 R29",
         "a broken root table is told by its own reason",
         s59,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S60 R29",
         "a broken context entry is told by its own reason",
         s60,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S61 R29",
         "a broken PASID directory is told by its own reason",
         s61,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S62 S28 R29",
         "a broken PASID entry is told by its own reason",
         s62,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S62 R11",
         "the address width of an entry without a second stage takes any value",
@@ -159,6 +163,7 @@ fn expect(
     access: Access,
     reason: R,
 ) {
+    let reason = guest.shown(reason, access == Access::Write);
     guest.take_faults();
     assert!(
         !guest.gets_through(device, tag, iova, access),
@@ -1314,7 +1319,7 @@ fn s70(place: Place<'_>) {
         );
         assert_eq!(
             high >> 32 & 0xff,
-            u64::from(not_mapped.code()),
+            u64::from(a.shown(not_mapped, access == Access::Write).code()),
             "FR: the guest's"
         );
         assert_eq!(high >> 62 & 1 == 1, access == Access::Read, "T1");

@@ -23,7 +23,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S78 G9 R15",
         "tables that are each other: work ends, and is bounded",
         aliased_tables,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S79 R20",
         "a full cache of bindings refuses the next one only",
@@ -129,17 +130,19 @@ fn small_shadows(forbid_nesting: bool) -> GuestOptions {
 
 /// Everything that the guest may have cached is announced as changed.
 fn invalidate_all(guest: &mut Guest) {
-    guest.submit(&all_invalidations());
+    guest.submit(&all_invalidations(guest));
 }
 
-fn all_invalidations() -> [Descriptor; 3] {
+fn all_invalidations(guest: &Guest) -> [Descriptor; 3] {
+    let contexts = Descriptor::ContextCache {
+        granularity: ContextGranularity::Global,
+    };
+    let entries = Descriptor::PasidCache {
+        granularity: PasidCacheGranularity::Global,
+    };
     [
-        Descriptor::ContextCache {
-            granularity: ContextGranularity::Global,
-        },
-        Descriptor::PasidCache {
-            granularity: PasidCacheGranularity::Global,
-        },
+        contexts,
+        if guest.is_legacy() { contexts } else { entries },
         Descriptor::Iotlb {
             granularity: IotlbGranularity::Global,
             drain_reads: true,
@@ -363,8 +366,9 @@ fn frames_used_up(place: Place<'_>) {
         "nothing is kept: {after} of {charged}"
     );
     let taken = guest.take_faults();
+    let told = guest.shown(FaultReason::PasidTableUnreadable, false);
     assert!(
-        matches!(taken.faults.as_slice(), [fault] if fault.reason == FaultReason::PasidTableUnreadable),
+        matches!(taken.faults.as_slice(), [fault] if fault.reason == told),
         "{taken:x?}"
     );
     guest.expect_no_data(D0, tag, IOVA);
@@ -506,7 +510,7 @@ fn flood_of_invalidations(place: Place<'_>) {
     let mut guest = place.guest_with(first_of_two());
     let mut neighbour = neighbour(&guest);
     let (_, page) = guest.bound();
-    let [context, pasids, pages] = all_invalidations();
+    let [context, pasids, pages] = all_invalidations(&guest);
     for round in 0..90 {
         guest.push([context, pasids, pages][round % 3]);
     }
@@ -535,7 +539,7 @@ fn large_shadow(place: Place<'_>) {
     for index in 0..200 {
         guest.set_leaf(root, first + (index << 21), 2, table);
     }
-    guest.push(all_invalidations()[2]);
+    guest.push(all_invalidations(&guest)[2]);
     let wait = guest.push_wait();
     guest.ring_only();
     let (slices, done) = run_in_slices(&mut guest, &mut neighbour, 100_000);
@@ -566,8 +570,8 @@ fn interleaved_actions(place: Place<'_>) {
                     let (root, page) = random.pick(&tables);
                     let entry = guest.entry(root, 7);
                     guest.set_entry(D0, pasid, &entry);
-                    guest.push(crate::lab::pasid_cache(0, pasid));
-                    guest.push(all_invalidations()[2]);
+                    guest.push(guest.entry_invalidation(0, pasid));
+                    guest.push(all_invalidations(&guest)[2]);
                     last = Some((guest.push_wait(), page));
                     guest.ring_only();
                 }
@@ -715,7 +719,7 @@ impl Program {
                 let slot = root_slot(guest, root, address, level);
                 guest.write_u64(slot, entry);
             }
-            9 => {
+            9 if !guest.is_legacy() => {
                 let at = guest.directory_entry_at(device, pasid);
                 let table = guest.read_u64(at) & !0xfff;
                 let changed = match random.below(4) {
@@ -725,6 +729,13 @@ impl Program {
                     _ => guest.page() | 1,
                 };
                 guest.write_u64(at, changed);
+            }
+            9 => {}
+            10 if guest.is_legacy() => {
+                // Present, or a reserved bit (§9.3).
+                let at = guest.context_at(device);
+                let flipped = random.pick(&[1, 1 << 5]);
+                guest.write_u64(at, guest.read_u64(at) ^ flipped);
             }
             10 => {
                 let at = guest.context_at(device);
@@ -758,14 +769,16 @@ impl Program {
             let guest = &mut self.guest;
             let contexts = guest.context_at(device) & !0xfff;
             guest.write_u64(guest.root_entry_at(device), contexts | 1);
-            let at = guest.context_at(device);
-            guest.write_u64(at, guest.read_u64(at) | 1);
-            guest.write_u64(at + 24, 0);
-            let at = guest.directory_entry_at(device, pasid);
-            let table = guest.read_u64(at);
-            if table & 0xffd != 1 || table >= GUEST_LEN_BYTES {
-                let table = guest.page() | 1;
-                guest.write_u64(at, table);
+            if !guest.is_legacy() {
+                let at = guest.context_at(device);
+                guest.write_u64(at, guest.read_u64(at) | 1);
+                guest.write_u64(at + 24, 0);
+                let at = guest.directory_entry_at(device, pasid);
+                let table = guest.read_u64(at);
+                if table & 0xffd != 1 || table >= GUEST_LEN_BYTES {
+                    let table = guest.page() | 1;
+                    guest.write_u64(at, table);
+                }
             }
             let root = self.random.pick(&self.roots);
             let entry = guest.entry(root, 1 + self.random.below(3) as u16);
@@ -913,8 +926,7 @@ fn random_garbage(place: Place<'_>) {
                         _ => {}
                     }
                     let pasid = random.pick(&[0, guest.pasid]);
-                    let at = guest.entry_at(D0, pasid);
-                    guest.write(at, &entry);
+                    guest.set_entry(D0, pasid, &PasidEntry::from_bytes(&entry));
                 }
                 3 => {
                     let pasid = random.pick(&[0, guest.pasid]);

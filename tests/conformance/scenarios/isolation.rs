@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use vtd_nest::arch::address::{FirstStagePaging, Gpa, Hpa, Iova};
 use vtd_nest::arch::capability::{CapabilityField as Cap, ExtendedCapabilityField as Ecap};
-use vtd_nest::arch::descriptor::{Descriptor, IotlbGranularity};
+use vtd_nest::arch::descriptor::IotlbGranularity;
 use vtd_nest::arch::fault::FaultReason;
 use vtd_nest::arch::id::DomainId;
 use vtd_nest::arch::pasid::{FirstStageFlags, PasidEntry, PasidEntryOptions};
@@ -395,7 +395,7 @@ fn root_replaced_by_slow_hardware(place: Place<'_>) {
     guest.set_entry(D0, pasid, &entry);
     let hypervisor = guest.lab.hypervisor.clone();
     hypervisor.hold(Hold::For(100_000));
-    guest.push(crate::lab::pasid_cache(7, pasid));
+    guest.push(guest.entry_invalidation(7, pasid));
     let wait = guest.push_wait();
     guest.ring_only();
     let mut polls = 0;
@@ -483,13 +483,7 @@ fn invalidations_do_not_cross(place: Place<'_>) {
         |guest| guest.invalidate_iotlb(IotlbGranularity::Domain(DomainId::new(7))),
         |guest| guest.invalidate_iotlb(IotlbGranularity::Global),
         |guest| guest.invalidate_pasid_global(),
-        |guest| {
-            guest.submit(&[Descriptor::PasidCache {
-                granularity: vtd_nest::arch::descriptor::PasidCacheGranularity::Domain(
-                    DomainId::new(7),
-                ),
-            }]);
-        },
+        |guest| guest.invalidate_pasid_domain(7),
     ];
     for change in changes {
         let new = first.data_page();

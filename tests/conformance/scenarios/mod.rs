@@ -2,6 +2,7 @@
 
 mod admission;
 mod binding;
+mod bring_up;
 mod costs;
 mod device_tlbs;
 mod driven_units;
@@ -50,6 +51,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         interrupts::SCENARIOS,
         isolation::SCENARIOS,
         driven_units::SCENARIOS,
+        bring_up::SCENARIOS,
         guard_rules::SCENARIOS,
         admission::SCENARIOS,
         storms::SCENARIOS,

@@ -36,7 +36,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S34 R25",
         "a root table where one entry differs: exactly that one is replaced",
         root_with_one_difference,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S35 R21",
         "a legacy root: shadowed by legacy tables, nothing nested left, never open",
@@ -154,7 +155,7 @@ fn root_without_the_device(place: Place<'_>) {
     let mut guest = place.guest();
     let (_, page) = bind_three(&mut guest);
     let empty = guest.page();
-    guest.set_root(empty, TranslationTableMode::Scalable);
+    guest.set_root(empty, guest.table_mode());
     for (device, pasid, tag) in three(&guest) {
         assert_eq!(guest.hardware_entry(device, pasid), None);
         guest.expect_blocked(device, tag, IOVA, FaultReason::ScalableRootEntryNotPresent);
@@ -193,7 +194,7 @@ fn root_with_one_difference(place: Place<'_>) {
         .map(|(device, pasid, tag)| (device, pasid, tag, guest.hardware_entry(device, pasid)))
         .collect();
     let before = guest.vm.statistics();
-    guest.set_root(root, TranslationTableMode::Scalable);
+    guest.set_root(root, guest.table_mode());
     guest.expect_reaches(D1, guest.tag, IOVA, other);
     for (device, pasid, tag, entry) in kept {
         assert_eq!(guest.hardware_entry(device, pasid), entry, "untouched");
@@ -214,7 +215,7 @@ fn legacy_root(place: Place<'_>) {
         },
         ..GuestOptions::default()
     });
-    assert_eq!(guest.vm.offer().backend, Backend::Shadow);
+    assert_ne!(guest.vm.offer().backend, Backend::Nested);
     let page = guest.data_page();
     let (table, slot) = guest.second_stage_table(IOVA, page);
     let root = guest.legacy_root(D0, table, 7);
@@ -253,7 +254,7 @@ fn legacy_root_after_bindings(place: Place<'_>) {
     guest.expect_reaches(D0, None, IOVA, other);
     guest.expect_no_data(D1, None, IOVA);
     guest.expect_no_data(D0, None, page);
-    guest.set_root(crate::lab::ROOT, TranslationTableMode::Scalable);
+    guest.set_root(crate::lab::ROOT, guest.table_mode());
     for (device, _, tag) in three(&guest) {
         guest.expect_reaches(device, tag, IOVA, page);
     }
@@ -278,7 +279,7 @@ fn reset_while_the_host_fails(place: Place<'_>) {
         }
         // A driver starts from the beginning and finds a unit that works.
         guest.take_faults();
-        guest.bring_up(vtd_nest::arch::register::DescriptorWidth::Bits256);
+        guest.bring_up(guest.descriptor_width());
         guest.bound();
         guest.finish();
     }

@@ -13,7 +13,7 @@ use vtd_nest::arch::register::{
 use vtd_nest::nest::Policy;
 
 use crate::bench::{Access, Hold};
-use crate::harness::{Scenario, scenario};
+use crate::harness::{Need, Scenario, scenario};
 use crate::lab::{D0, D1, Event, Guest, GuestOptions, IOVA, OUTSIDE, Place, pasid_cache};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -21,7 +21,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S51 R7 R8",
         "a reserved bit in a descriptor stops the queue at it",
         s51,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S51 G9",
         "a tail or a queue that cannot be stops the queue",
@@ -36,13 +37,15 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S52",
         "descriptor width and table mode have to go together",
         s52_width,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario("S53", "a wait writes its data and raises its event", s53),
     scenario(
         "S53 G33",
         "a wait waits for hardware; one that does nothing is a barrier",
         s53_barrier,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S53 G10",
         "a wait whose status is not in the machine's memory writes nowhere",
@@ -83,7 +86,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S58 R25",
         "an entry that disables fault processing silences qualified faults",
         s58,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S58",
         "a legacy context entry that disables fault processing silences its faults",
@@ -330,7 +334,7 @@ fn s51_bad_queue(place: Place<'_>) {
         // The guest starts over.
         guest.command(GlobalCommand::QUEUED_INVALIDATION_ENABLE, false);
         guest.clear_queue_error();
-        guest.bring_up(DescriptorWidth::Bits256);
+        guest.bring_up(guest.descriptor_width());
         guest.bound();
         guest.finish();
     }
@@ -566,7 +570,7 @@ fn s54(place: Place<'_>) {
     guest.command(GlobalCommand::QUEUED_INVALIDATION_ENABLE, false);
     assert_eq!(guest.head(), 0);
     guest.clear_queue_error();
-    guest.enable_queue(DescriptorWidth::Bits256);
+    guest.enable_queue(guest.descriptor_width());
     guest.bound();
     guest.finish();
 }
@@ -578,9 +582,12 @@ fn s55(place: Place<'_>) {
             brought_up: false,
             ..GuestOptions::default()
         });
-        let queue = Guest::queue_base() | 1 << 11;
+        let width = guest.descriptor_width();
+        let wide = u64::from(width == DescriptorWidth::Bits256);
+        let queue = Guest::queue_base() | wide << 11;
+        let tail = 2 * u64::from(width.len_bytes());
         if tail_first {
-            guest.write64(Register64::INVALIDATION_QUEUE_TAIL, 64);
+            guest.write64(Register64::INVALIDATION_QUEUE_TAIL, tail);
         }
         guest.write64(Register64::INVALIDATION_QUEUE_ADDRESS, queue);
         guest.push_words([0x11, 0, 0, 0]);
@@ -595,7 +602,7 @@ fn s55(place: Place<'_>) {
             "not enabled yet"
         );
         guest.command(GlobalCommand::QUEUED_INVALIDATION_ENABLE, true);
-        assert_eq!((guest.head(), guest.wait_status()), (64, wait));
+        assert_eq!((guest.head(), guest.wait_status()), (tail, wait));
         assert_eq!(guest.queue_error(), None);
         guest.finish();
     }
@@ -809,7 +816,7 @@ fn s56_writes(place: Place<'_>) {
     guest.take_faults();
     guest.write32(Register32::FAULT_STATUS, u32::MAX);
     assert_eq!(guest.fault_status(), FaultStatus::empty());
-    guest.bring_up(DescriptorWidth::Bits256);
+    guest.bring_up(guest.descriptor_width());
     guest.bound();
     guest.expect_blocked(D0, guest.tag, IOVA + 0x1000, not_mapped(&guest));
     guest.finish();

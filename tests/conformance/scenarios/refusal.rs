@@ -17,7 +17,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S19 R18 R24",
         "a translation type that was not offered is blocked, told and named",
         s19,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S20 R19",
         "five-level first-stage tables are bound as such",
@@ -37,7 +38,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S21 R19",
         "SRE, EAFE and WPE reach hardware where shown; elsewhere the first two are reserved",
         s21,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S22 R20 G38",
         "a bind that the host cannot make is blocked, told and tried again",
@@ -211,7 +213,8 @@ fn s21(place: Place<'_>) {
 fn expect_told(guest: &mut Guest, pasid: u32) {
     let faults = guest.take_faults().faults;
     assert_eq!(faults.len(), 1, "{faults:?}");
-    assert_eq!(faults[0].reason, FaultReason::PasidTableUnreadable);
+    let reason = guest.shown(FaultReason::PasidTableUnreadable, false);
+    assert_eq!(faults[0].reason, reason);
     assert_eq!(faults[0].source_id, D0);
     assert_eq!(faults[0].pasid.unwrap_or(0), pasid);
 }
@@ -234,7 +237,12 @@ fn s22(place: Place<'_>) {
             let errors = guest.vm.statistics().bind_errors;
             guest.invalidate_pasid(7, pasid);
             assert_eq!(guest.hardware_entry(D0, pasid), None);
-            assert_eq!(guest.vm.statistics().bind_errors, errors + 1, "tried again");
+            let tries = guest.vm.statistics().bind_errors - errors;
+            // An invalidation of all contexts may come to it twice.
+            assert!(
+                (1..=1 + u64::from(guest.is_legacy())).contains(&tries),
+                "tried again"
+            );
             expect_told(&mut guest, pasid);
             assert!(!guest.gets_through(D0, tag, IOVA, Access::Read));
             assert!(!guest.gets_through(D0, tag, IOVA, Access::Write));

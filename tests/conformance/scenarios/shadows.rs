@@ -12,7 +12,7 @@ use vtd_nest::viommu::Poll;
 
 use crate::bench::Hold;
 use crate::harness::{Scenario, scenario};
-use crate::lab::{D0, D1, IOVA, Place, pasid_cache};
+use crate::lab::{D0, D1, IOVA, Place};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -102,7 +102,7 @@ fn joins_a_shadow(place: Place<'_>) {
     let other = guest.data_page();
     guest.map(root, IOVA, Some(other));
     guest.set_entry(D1, pasid, &entry);
-    guest.submit(&[pasid_cache(7, pasid)]);
+    guest.invalidate_pasid(7, pasid);
     guest.expect_reaches(D1, tag, IOVA, other);
     guest.expect_reaches(D0, tag, IOVA, other);
     guest.finish();
@@ -226,7 +226,7 @@ fn build_given_up(place: Place<'_>) {
         }
         let entry = guest.entry(root, 7);
         guest.set_entry(D0, pasid, &entry);
-        guest.push(pasid_cache(7, pasid));
+        guest.push(guest.entry_invalidation(7, pasid));
         guest.push_wait();
         guest.ring_only();
         let lab = guest.lab.clone();

@@ -39,7 +39,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S16 R16",
         "a directory outside the machine is skipped, others are bound",
         s16,
-    ),
+    )
+    .needs(&[Need::ScalableMode]),
     scenario(
         "S24 R14",
         "a PASID wider than the unit shows is never bound",

@@ -32,6 +32,11 @@ const STRIDE: u64 = 0x4_3000;
 /// An I/O virtual address that is used for what has to be blocked.
 const PROBE: u64 = 0x55_0000_5000;
 
+/// Fault reason of a write that the tables of legacy mode do not allow (§7.1.3).
+const LEGACY_WRITE_DENIED: u8 = 0x05;
+/// The same for a read.
+const LEGACY_READ_DENIED: u8 = 0x06;
+
 /// Where things are in guest-physical memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
@@ -215,10 +220,19 @@ impl Job {
         machine: &mut impl Machine,
         target: BlockedTarget,
     ) -> Result<Blocked, JobError> {
-        let (page, write_reason, read_reason) = match (target, self.table.kind) {
-            (BlockedTarget::Unmapped, Kind::SecondStage) => (None, 0x79, 0x79),
-            (BlockedTarget::Unmapped, Kind::FirstStage) => (None, 0x71, 0x71),
-            (BlockedTarget::NotOfMachine(address), _) => (Some(address), 0x85, 0x86),
+        let (page, write_reason, read_reason) = match target {
+            BlockedTarget::Unmapped => {
+                let reason = |direction| self.unmapped_reason(direction);
+                (
+                    None,
+                    reason(Direction::ToMemory),
+                    reason(Direction::ToDevice),
+                )
+            }
+            BlockedTarget::NotOfMachine(address) if self.unit.is_legacy() => {
+                (Some(address), LEGACY_WRITE_DENIED, LEGACY_READ_DENIED)
+            }
+            BlockedTarget::NotOfMachine(address) => (Some(address), 0x85, 0x86),
         };
         self.map(machine, PROBE, page)?;
         // The device's buffer gets a content of its own.
@@ -240,6 +254,16 @@ impl Job {
             self.expect(machine, result, |_| 0)?;
         }
         Ok(Blocked { write, read })
+    }
+
+    /// The fault reason of an address that is not mapped (§7.1.3).
+    fn unmapped_reason(&self, direction: Direction) -> u8 {
+        match (self.table.kind, direction) {
+            (Kind::FirstStage, _) => 0x71,
+            (Kind::SecondStage, _) if !self.unit.is_legacy() => 0x79,
+            (Kind::SecondStage, Direction::ToMemory) => LEGACY_WRITE_DENIED,
+            (Kind::SecondStage, Direction::ToDevice) => LEGACY_READ_DENIED,
+        }
     }
 
     /// Without translation the device uses guest-physical addresses; with it again, the table.
@@ -278,11 +302,7 @@ impl Job {
         self.expect_pattern(machine, destination, 3)?;
         let outside = self.page(2 * PAIRS + 3)?;
         edu::dma(machine, Direction::ToDevice, outside.as_u64())?;
-        let reason = if self.table.kind == Kind::FirstStage {
-            0x71
-        } else {
-            0x79
-        };
+        let reason = self.unmapped_reason(Direction::ToDevice);
         self.expect_fault_at(machine, Direction::ToDevice, reason, outside.as_u64())?;
         Ok(())
     }

@@ -2,7 +2,9 @@
 
 use vtd_nest::arch::address::{AddressWidth, FirstStagePaging, Gpa};
 use vtd_nest::arch::capability::{Capability, ExtendedCapability};
-use vtd_nest::arch::context::{ContextAttributes, DirectoryOrder, ScalableContextEntry};
+use vtd_nest::arch::context::{
+    ContextAttributes, DirectoryOrder, LegacyContextEntry, ScalableContextEntry,
+};
 use vtd_nest::arch::descriptor::{
     ContextGranularity, Descriptor, IotlbGranularity, PasidCacheGranularity, PasidIotlbGranularity,
     WaitStatus,
@@ -13,15 +15,15 @@ use vtd_nest::arch::register::{
     DescriptorWidth, FaultRecord, FaultStatus, GlobalCommand, InvalidationQueueAddress, Register32,
     Register64, RootTableAddress, TranslationTableMode,
 };
-use vtd_nest::arch::root::{RootHalf, ScalableRootEntry};
+use vtd_nest::arch::root::{LegacyRootEntry, RootHalf, ScalableRootEntry};
 
 use super::tables::{IoTable, Kind, OutOfPages, Pages};
 use super::{Machine, offset, write_u64};
 
 /// Looks at a register or a status word before the unit counts as hung.
 const MAXIMUM_LOOKS: u32 = 1 << 20;
-/// Descriptors of the queue: one page of 256-bit ones.
-const QUEUE_DESCRIPTORS: u64 = 128;
+/// Length of the queue in bytes: one page.
+const QUEUE_BYTES: u64 = 4096;
 /// The domain-id that the driver uses for its one domain.
 pub(crate) const DOMAIN_ID: DomainId = DomainId::new(7);
 
@@ -50,10 +52,13 @@ pub(crate) struct Unit {
     pub(crate) capability: Capability,
     pub(crate) extended: ExtendedCapability,
     queue: Gpa,
-    queue_next: u64,
+    /// Offset behind the last descriptor.
+    tail: u64,
     status: Gpa,
     waits: u32,
     root: Gpa,
+    device: SourceId,
+    /// The PASID entry or, in legacy mode, the context entry of the device.
     entry: Gpa,
 }
 
@@ -75,13 +80,14 @@ impl Unit {
             capability,
             extended,
             queue,
-            queue_next: 0,
+            tail: 0,
             status,
             waits: 0,
             root,
+            device: SourceId::from_u16(0),
             entry: Gpa::new(0),
         };
-        let address = InvalidationQueueAddress::new(queue, 0, DescriptorWidth::Bits256);
+        let address = InvalidationQueueAddress::new(queue, 0, unit.descriptor_width());
         let address = address.ok_or(UnitError::OutOfPages)?;
         unit.write64(machine, Register64::INVALIDATION_QUEUE_TAIL, 0);
         unit.write64(
@@ -93,11 +99,24 @@ impl Unit {
         Ok(unit)
     }
 
+    /// Whether the unit offers legacy mode only.
+    pub(crate) fn is_legacy(&self) -> bool {
+        !self.extended.has_scalable_mode()
+    }
+
+    fn descriptor_width(&self) -> DescriptorWidth {
+        if self.is_legacy() {
+            DescriptorWidth::Bits128
+        } else {
+            DescriptorWidth::Bits256
+        }
+    }
+
     /// The kind of table that the unit offers.
     pub(crate) fn kind(&self) -> Result<Kind, UnitError> {
         if self.extended.has_first_stage() {
             Ok(Kind::FirstStage)
-        } else if self.extended.has_second_stage() {
+        } else if self.extended.has_second_stage() || self.is_legacy() {
             Ok(Kind::SecondStage)
         } else {
             Err(UnitError::NothingOffered(self.extended.bits()))
@@ -113,14 +132,59 @@ impl Unit {
     }
 
     /// Builds root, context, PASID directory and PASID table for one device, with no entry
-    /// present, and makes the unit use them.
+    /// present, and makes the unit use them. In legacy mode the context entry is what is absent.
     pub(crate) fn install_tables(
         &mut self,
         machine: &mut impl Machine,
         pages: &mut Pages,
         device: SourceId,
     ) -> Result<(), UnitError> {
+        self.device = device;
         let contexts = pages.take(machine)?;
+        let root_entry = if self.is_legacy() {
+            let index = u64::from(LegacyContextEntry::index(device));
+            self.entry = offset(contexts, LegacyContextEntry::LEN_BYTES as u64 * index);
+            LegacyRootEntry::new(contexts).to_bytes()
+        } else {
+            self.entry = Self::install_directory(machine, pages, device, contexts)?;
+            match RootHalf::of(device) {
+                RootHalf::Lower => ScalableRootEntry::new(Some(contexts), None),
+                RootHalf::Upper => ScalableRootEntry::new(None, Some(contexts)),
+            }
+            .to_bytes()
+        };
+        let at = offset(self.root, 16 * u64::from(device.bus()));
+        machine.write_memory(at, &root_entry);
+        let mode = if self.is_legacy() {
+            TranslationTableMode::Legacy
+        } else {
+            TranslationTableMode::Scalable
+        };
+        let address = RootTableAddress::new(self.root, mode);
+        self.write64(machine, Register64::ROOT_TABLE_ADDRESS, address.bits());
+        self.command(machine, GlobalCommand::SET_ROOT_TABLE_POINTER, true)?;
+        let contexts = Descriptor::ContextCache {
+            granularity: ContextGranularity::Global,
+        };
+        let entries = Descriptor::PasidCache {
+            granularity: PasidCacheGranularity::Global,
+        };
+        let translations = iotlb(IotlbGranularity::Global);
+        if self.is_legacy() {
+            self.submit(machine, &[contexts, translations])
+        } else {
+            self.submit(machine, &[contexts, entries, translations])
+        }
+    }
+
+    /// Makes the context entry, the directory and the table of a device; gives the place of the
+    /// entry for PASID 0.
+    fn install_directory(
+        machine: &mut impl Machine,
+        pages: &mut Pages,
+        device: SourceId,
+        contexts: Gpa,
+    ) -> Result<Gpa, UnitError> {
         let directory = pages.take(machine)?;
         let table = pages.take(machine)?;
         write_u64(machine, directory, PasidDirectoryEntry::new(table).as_u64());
@@ -129,36 +193,10 @@ impl Unit {
             DirectoryOrder::SMALLEST,
             ContextAttributes::default(),
         );
-        let at = offset(
-            contexts,
-            32 * u64::from(ScalableContextEntry::index(device)),
-        );
+        let index = u64::from(ScalableContextEntry::index(device));
+        let at = offset(contexts, ScalableContextEntry::LEN_BYTES as u64 * index);
         machine.write_memory(at, &context.to_bytes());
-        let root = match RootHalf::of(device) {
-            RootHalf::Lower => ScalableRootEntry::new(Some(contexts), None),
-            RootHalf::Upper => ScalableRootEntry::new(None, Some(contexts)),
-        };
-        machine.write_memory(
-            offset(self.root, 16 * u64::from(device.bus())),
-            &root.to_bytes(),
-        );
-        self.entry = table;
-
-        let address = RootTableAddress::new(self.root, TranslationTableMode::Scalable);
-        self.write64(machine, Register64::ROOT_TABLE_ADDRESS, address.bits());
-        self.command(machine, GlobalCommand::SET_ROOT_TABLE_POINTER, true)?;
-        self.submit(
-            machine,
-            &[
-                Descriptor::ContextCache {
-                    granularity: ContextGranularity::Global,
-                },
-                Descriptor::PasidCache {
-                    granularity: PasidCacheGranularity::Global,
-                },
-                iotlb(IotlbGranularity::Global),
-            ],
-        )
+        Ok(table)
     }
 
     /// Turns translation on or off.
@@ -178,6 +216,11 @@ impl Unit {
     ) -> Result<(), UnitError> {
         let options = PasidEntryOptions::default();
         let entry = match table.kind {
+            Kind::SecondStage if self.is_legacy() => {
+                let (root, width) = (table.root, table.width);
+                let context = LegacyContextEntry::second_stage(root, width, DOMAIN_ID, false);
+                return self.set_entry(machine, context.quadwords());
+            }
             Kind::FirstStage => PasidEntry::first_stage(
                 table.root,
                 FirstStagePaging::Level4,
@@ -189,29 +232,33 @@ impl Unit {
                 PasidEntry::guest_second_stage(table.root, table.width, DOMAIN_ID, options)
             }
         };
-        self.set_entry(machine, &entry)
+        self.set_entry(machine, entry.quadwords())
     }
 
     /// Makes the device's requests pass through.
     pub(crate) fn use_pass_through(&mut self, machine: &mut impl Machine) -> Result<(), UnitError> {
-        self.set_entry(
-            machine,
-            &PasidEntry::pass_through(DOMAIN_ID, PasidEntryOptions::default()),
-        )
+        if self.is_legacy() {
+            let widest = self.capability.largest_address_width();
+            let widest = widest.ok_or(UnitError::NothingOffered(self.capability.bits()))?;
+            let context = LegacyContextEntry::pass_through(widest, DOMAIN_ID);
+            return self.set_entry(machine, context.quadwords());
+        }
+        let entry = PasidEntry::pass_through(DOMAIN_ID, PasidEntryOptions::default());
+        self.set_entry(machine, entry.quadwords())
     }
 
     /// Replaces the entry by way of not-present, as Linux does: clear, invalidate, set, invalidate.
     fn set_entry(
         &mut self,
         machine: &mut impl Machine,
-        entry: &PasidEntry,
+        quadwords: &[u64],
     ) -> Result<(), UnitError> {
         write_u64(machine, self.entry, 0);
         self.invalidate_entry(machine)?;
-        let [first, rest @ ..] = *entry.quadwords();
-        for (index, quadword) in (1u64..).zip(rest) {
-            write_u64(machine, offset(self.entry, 8 * index), quadword);
+        for (index, quadword) in (0u64..).zip(quadwords).skip(1) {
+            write_u64(machine, offset(self.entry, 8 * index), *quadword);
         }
+        let first = quadwords.first().copied().unwrap_or_default();
         write_u64(machine, self.entry, first);
         self.invalidate_entry(machine)
     }
@@ -219,6 +266,22 @@ impl Unit {
     fn invalidate_entry(&mut self, machine: &mut impl Machine) -> Result<(), UnitError> {
         let pasid = Pasid::ZERO;
         let domain_id = DOMAIN_ID;
+        if self.is_legacy() {
+            // Absent entries are cached under domain-id 0 (§6.2.2.1).
+            let context = |domain_id| Descriptor::ContextCache {
+                granularity: ContextGranularity::Device {
+                    source_id: self.device,
+                    function_mask: 0,
+                    domain_id,
+                },
+            };
+            let batch = [
+                context(DomainId::ZERO),
+                context(domain_id),
+                iotlb(IotlbGranularity::Domain(domain_id)),
+            ];
+            return self.submit(machine, &batch);
+        }
         self.submit(
             machine,
             &[
@@ -303,21 +366,13 @@ impl Unit {
             page_request_drain: false,
         };
         for descriptor in batch.iter().chain([&wait]) {
-            let mut bytes = [[0; 8]; 4];
-            for (bytes, word) in bytes.iter_mut().zip(descriptor.encode().words()) {
-                *bytes = word.to_le_bytes();
+            let width = u64::from(self.descriptor_width().len_bytes());
+            for (index, word) in (0..width / 8).zip(descriptor.encode().words()) {
+                write_u64(machine, offset(self.queue, self.tail + 8 * index), word);
             }
-            machine.write_memory(
-                offset(self.queue, self.queue_next * 32),
-                bytes.as_flattened(),
-            );
-            self.queue_next = (self.queue_next + 1) % QUEUE_DESCRIPTORS;
+            self.tail = (self.tail + width) % QUEUE_BYTES;
         }
-        self.write64(
-            machine,
-            Register64::INVALIDATION_QUEUE_TAIL,
-            self.queue_next * 32,
-        );
+        self.write64(machine, Register64::INVALIDATION_QUEUE_TAIL, self.tail);
         for _ in 0..MAXIMUM_LOOKS {
             let mut status = [0; 4];
             machine.read_memory(self.status, &mut status);
