@@ -402,10 +402,11 @@ impl<R: Registers> Unit<R> {
         h: &H,
         tables: &DeviceTables,
     ) -> Result<Ticket, QueueError> {
-        let [contexts, pasid_cache, _] = EVERYTHING;
         if !self.is_scalable() {
-            return self.submit(h, &[contexts]);
+            // Translations that fault are cached with `FPD` as it was (`CAP.CM`).
+            return self.submit(h, self.everything());
         }
+        let [_, pasid_cache, _] = EVERYTHING;
         self.submit(
             h,
             &forget_contexts(&tables.requesters, &[pasid_cache], None),

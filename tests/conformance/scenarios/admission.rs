@@ -225,7 +225,8 @@ fn aliases(place: Place<'_>) {
         assert_eq!(guest.holdings(), before);
         assert_eq!(lab.units[0].find_attached(h, whole, |_| true), None);
     }
-    assert!(failures >= 2, "{failures}");
+    // In legacy mode there are only context tables, which stay.
+    assert!(failures >= 2 || guest.is_legacy(), "{failures}");
     guest.settle();
 
     // Whichever id it sends, it is the same device of the same guest.

@@ -397,7 +397,7 @@ fn s26(place: Place<'_>) {
     let not_mapped = if guest.is_first_stage() {
         FaultReason::FirstStageNotPresent
     } else {
-        FaultReason::SecondStageNotPresent
+        guest.shown(FaultReason::SecondStageNotPresent, false)
     };
     guest.expect_no_operation(|guest| {
         guest.set_entry(D1, pasid, &entry);

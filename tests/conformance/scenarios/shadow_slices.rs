@@ -7,7 +7,7 @@ use vtd_nest::arch::pasid::PasidEntry;
 use vtd_nest::viommu::{BindError, Poll, Progress};
 
 use crate::harness::{Scenario, scenario};
-use crate::lab::{D0, Guest, GuestOptions, IOVA, Lab, Place, Vm, pasid_cache};
+use crate::lab::{D0, Guest, GuestOptions, IOVA, Lab, Place, Vm};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -119,7 +119,8 @@ fn self_referencing(place: Place<'_>) {
             None => submit_in_slices(&mut guest, &[flush()]),
             Some(entry) => {
                 guest.set_entry(D0, pasid, &entry);
-                submit_in_slices(&mut guest, &[pasid_cache(7, pasid), flush()])
+                let entry = guest.entry_invalidation(7, pasid);
+                submit_in_slices(&mut guest, &[entry, flush()])
             }
         };
         // Each table page took 16 slices, and takes one to go.
@@ -134,7 +135,8 @@ fn self_referencing(place: Place<'_>) {
         let (root, page) = guest.other_table();
         let entry = guest.entry(root, 7);
         guest.set_entry(D0, pasid, &entry);
-        submit_in_slices(&mut guest, &[pasid_cache(7, pasid), flush()]);
+        let entry = guest.entry_invalidation(7, pasid);
+        submit_in_slices(&mut guest, &[entry, flush()]);
         guest.expect_reaches(D0, tag, IOVA, page);
         guest.finish();
     }
@@ -170,14 +172,16 @@ fn leaves_in_slices(place: Place<'_>) {
             let (root, page) = guest.other_table();
             let entry = guest.entry(root, 7);
             guest.set_entry(D0, pasid, &entry);
-            let calls = submit_in_slices(guest, &[pasid_cache(7, pasid)]);
+            let entry = guest.entry_invalidation(7, pasid);
+            let calls = submit_in_slices(guest, &[entry]);
             guest.expect_reaches(D0, tag, IOVA, page);
             calls
         }),
         ("unbound", |guest| {
             let pasid = guest.pasid;
             guest.set_entry(D0, pasid, &PasidEntry::default());
-            submit_in_slices(guest, &[pasid_cache(7, pasid)])
+            let entry = guest.entry_invalidation(7, pasid);
+            submit_in_slices(guest, &[entry])
         }),
         ("reset", |guest| {
             guest.vm.reset();
@@ -217,7 +221,9 @@ fn unassigned_in_slices(place: Place<'_>) {
     let device = guest.handle(D0);
     let calls = call_in_slices(&lab, || guest.vm.unassign(h, units, device));
     assert!(calls > TABLES, "{calls} calls");
-    assert!(guest.holdings().charged_frames < before);
+    // The device's own tables went, too; in legacy mode it has none.
+    let left = guest.holdings().charged_frames;
+    assert!(left < before || guest.is_legacy() && left == before);
     guest.finish();
 }
 
