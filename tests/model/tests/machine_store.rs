@@ -145,6 +145,6 @@ fn every_store_takes_what_is_documented() {
             size_of::<FramePool<4096, 64>>(),
         ]
         .map(rounded),
-        [22, 522, 8002, 507, 3, 33]
+        [29, 529, 8010, 512, 3, 33]
     );
 }
