@@ -289,6 +289,9 @@ impl<R: Registers> Unit<R> {
     pub const fn second_stage_features(&self) -> TableFeatures {
         TableFeatures {
             page_walk_coherency: self.snoops_second_stage(),
+            // Only PASID entries turn these bits on.
+            second_stage_accessed_dirty: self.is_scalable()
+                && self.table_features.second_stage_accessed_dirty,
             ..self.table_features
         }
     }
