@@ -513,7 +513,7 @@ impl<
             // The device refills its TLB from the unit's caches, so it comes last.
             let device_tlb = device_tlb::of_entry(unit, assigned, pasid);
             let mut batch = Vec::<Descriptor, 5>::new();
-            for descriptor in owed.into_iter().chain(device_tlb.into_iter().flatten()) {
+            for descriptor in owed.iter().copied().chain(device_tlb.into_iter().flatten()) {
                 // There is room for five.
                 _ = batch.push(descriptor);
             }
