@@ -285,7 +285,8 @@ impl<R: Registers> Unit<R> {
         }
     }
 
-    /// What second-stage tables for the unit may look like, in the mode that it is driven in.
+    /// What second-stage tables for the unit may look like, in the mode that it is driven in: `CAP` and
+    /// `ECAP` fields, of which `SMPWC` and `SSADS` count in scalable mode only (§11.4.2, §11.4.3).
     pub const fn second_stage_features(&self) -> TableFeatures {
         TableFeatures {
             page_walk_coherency: self.snoops_second_stage(),
