@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use console::style;
 
 use crate::MachineArguments;
+use crate::configuration::Configuration;
+use crate::disks::Disks;
 use crate::progress::{Mark, Progress};
 use crate::qemu::{self, Devices, Ending, Line, Qemu};
 use crate::report::{self, Report, Taken};
@@ -65,12 +67,14 @@ fn build_and_boot(machine: &MachineArguments) -> Result<Report> {
     progress.finish(Mark::Pass, &image.display().to_string());
     let iommu = match machine.iommu() {
         Some(options) => options.to_owned(),
-        None => qemu.scalable_options(""),
+        None => (Configuration::PLAIN.options(&qemu)).context("QEMU has no such unit")?,
     };
     let progress = Progress::start(format!("booting on QEMU {} with {iommu}", qemu.version()));
+    let disks = Disks::open()?;
     let devices = Devices {
         iommu: Some(&iommu),
-        edu: true,
+        edus: 2,
+        own: Some(&disks),
         others: machine.devices(),
     };
     let report = boot(&qemu, &image, &devices, Console::Shown, &progress)?;
@@ -84,7 +88,7 @@ fn build_and_boot(machine: &MachineArguments) -> Result<Report> {
 pub(crate) enum Console {
     /// Every line, as it comes.
     Shown,
-    /// Nothing; the report has the steps.
+    /// Nothing, unless something did not hold; the report has the steps.
     Hidden,
 }
 
@@ -99,12 +103,13 @@ pub(crate) fn boot(
     let mut command = qemu.command(image, devices);
     let mut report = Report::default();
     let mut errors = Vec::new();
+    let mut hidden = Vec::new();
     let ending = qemu::run(&mut command, TIME_LIMIT, |line| match line {
         Line::Qemu(line) => errors.push(line),
         Line::Console(line) => match report.take(&line) {
             Taken::Merged => {}
             Taken::Step(step) if console == Console::Hidden => progress.at(&step.name),
-            Taken::Text(_) if console == Console::Hidden => {}
+            Taken::Text(text) if console == Console::Hidden => hidden.push(text),
             Taken::Step(step) => {
                 let mark = if step.ok { Mark::Pass } else { Mark::Fail };
                 let figures = report::shown_figures(&step.figures);
@@ -116,6 +121,9 @@ pub(crate) fn boot(
     })?;
     report.finish(&ending);
     if !report.ok {
+        for text in hidden {
+            progress.line(&format!("  {} {text}", style("|").dim()));
+        }
         for error in errors.iter().filter(|error| !error.contains(MODEL_WARNING)) {
             progress.line(&format!("  {} {error}", style("qemu:").dim()));
         }
