@@ -173,7 +173,7 @@ impl PciFunction {
 }
 
 /// Where the PCI Express capability is.
-fn find_capability(read: impl Fn(u16) -> u32) -> Option<u16> {
+pub(crate) fn find_capability(read: impl Fn(u16) -> u32) -> Option<u16> {
     const HAS_CAPABILITIES: u32 = 1 << 20;
     if read(4) & HAS_CAPABILITIES == 0 {
         return None;
@@ -193,7 +193,7 @@ fn find_capability(read: impl Fn(u16) -> u32) -> Option<u16> {
 }
 
 /// Where the extended capability of this id is.
-fn find_extended_capability(read: impl Fn(u16) -> u32, id: u32) -> Option<u16> {
+pub(crate) fn find_extended_capability(read: impl Fn(u16) -> u32, id: u32) -> Option<u16> {
     let mut at = 0x100;
     for _ in 0..EXTENDED_CAPABILITIES {
         let capability = read(at);

@@ -21,6 +21,7 @@
 //! | [`deferred`] | invalidations that are put off |
 //! | [`device_capability`] | a device's own switches for PASIDs, page requests and ATS |
 //! | [`device_tlb`] | the translation caches of devices |
+//! | [`platform_errors`] | masks for what malformed interrupt messages do to the platform |
 //! | [`fault`] | draining fault records |
 //! | [`errata`] | what real units do differently, and what is avoided there |
 //! | [`mod@explain`] | what tables say of a request, step by step |
@@ -56,6 +57,7 @@ pub mod explain;
 pub mod fault;
 pub mod interrupt;
 mod legacy;
+pub mod platform_errors;
 pub mod queue;
 pub mod queue_recovery;
 pub mod rmrr;

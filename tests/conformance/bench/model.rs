@@ -228,6 +228,7 @@ impl Bench for ModelBench {
             }
             Ability::DeviceTlb => reports(ExtendedCapabilityField::DEVICE_TLB),
             Ability::SeesInterrupts | Ability::BlocksCompatibilityFormat => true,
+            Ability::DiskControllers => false,
             Ability::PageRequests => reports(ExtendedCapabilityField::PAGE_REQUESTS),
         }
     }
