@@ -6,6 +6,7 @@ use core::fmt;
 
 use crate::arch::address::{AddressWidth, Gpa, Hpa};
 use crate::arch::capability::ExtendedCapability;
+use crate::arch::register::TranslationTableMode;
 use crate::mem::{FrameChain, FrameError, Hypervisor, Owner, Registers};
 use crate::nest::admission;
 use crate::nest::bind::{HostBinding, HostSide, owes_after_set_up};
@@ -191,6 +192,12 @@ fn second_stage_config<R: Registers>(
         SecondStageConfig::new(shown.width, &first.second_stage_features()).map_err(refused)?;
     for unit in others {
         config = config.and(&unit.second_stage_features()).map_err(refused)?;
+    }
+    // What PASID entries say by `PGSNP` where there are any.
+    let lacks_entries = |unit: &Unit<R>| unit.table_mode() == TranslationTableMode::Legacy;
+    let controls_snoop = |unit: &Unit<R>| unit.features().extended.has_snoop_control();
+    if units.iter().any(lacks_entries) && units.iter().all(controls_snoop) {
+        config = config.forcing_snoop().map_err(refused)?;
     }
     if track_dirty_pages {
         config = config.tracking_access().map_err(refused)?;
