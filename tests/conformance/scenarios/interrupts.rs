@@ -9,7 +9,8 @@ use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::interrupt::{DeliveryMode, Interrupt, InterruptIndex, InterruptMessage};
 use vtd_nest::arch::register::{GlobalCommand, GlobalStatus, Register32, Register64};
 use vtd_nest::mem::Registers;
-use vtd_nest::nest::{MachineError, MessageRefusal, Policy};
+use vtd_nest::nest::{AssignError, MessageRefusal, Policy};
+use vtd_nest::unit::UnitError;
 use vtd_nest::viommu::{BindError, InterruptError};
 
 use crate::bench::{Ability, Hold};
