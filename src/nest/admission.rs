@@ -4,7 +4,8 @@
 use crate::arch::address::Gpa;
 use crate::mem::{Hypervisor, Registers};
 use crate::nest::device::{
-    AssignError, AssignedDevice, DeviceConfig, DeviceList, Isolation, ReservedMemoryUse,
+    AddressTranslation, AssignError, AssignedDevice, DeviceConfig, DeviceList, Isolation,
+    ReservedMemoryUse,
 };
 use crate::paging::{Rights, SecondStage};
 use crate::unit::Unit;
@@ -48,6 +49,26 @@ pub(super) fn check_group<H: Hypervisor, R: Registers, const N: usize>(
                 });
             }
         }
+    }
+    Ok(())
+}
+
+/// Whether a device may have the TLB of its own that it is to use.
+///
+/// # Errors
+///
+/// [`AssignError::NotVouchedFor`], [`AssignError::NoDeviceTlbs`].
+pub(super) fn check_address_translation<R: Registers>(
+    unit: &Unit<R>,
+    config: &DeviceConfig,
+) -> Result<(), AssignError> {
+    if let AddressTranslation::FirmwareListed(vouched, _) = &config.address_translation
+        && !vouched.is(unit.config().segment, config.source_id)
+    {
+        return Err(AssignError::NotVouchedFor(config.source_id));
+    }
+    if config.address_translation.device_tlb().is_some() && !unit.has_device_tlbs() {
+        return Err(AssignError::NoDeviceTlbs(config.unit));
     }
     Ok(())
 }

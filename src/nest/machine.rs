@@ -13,16 +13,16 @@ use crate::nest::bind::{HostBinding, HostSide, owes_after_set_up};
 use crate::nest::device::{
     AssignError, AssignedDevice, DeviceConfig, InterruptIsolation, Quarantine, Storm,
 };
-use crate::nest::invalidate::MAXIMUM_UNITS;
 use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
 use crate::nest::offer::{Backend, Offer, OfferError, OnReadOnlyMemory, Policy, offer};
 use crate::nest::statistics::MachineStatistics;
+use crate::nest::units::{MACHINE_UNITS, MAXIMUM_UNITS};
 use crate::paging::second_stage::Dismantling;
 use crate::paging::{
     self, MapError, OnPartialLeaf, Rights, SecondStage, SecondStageConfig, StaleMappings,
 };
+use crate::unit::Unit;
 use crate::unit::discovery::ReservedRegion;
-use crate::unit::{Unit, UnitError};
 use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Progress};
 use crate::viommu::{
     ConfigError, DeviceError, DeviceKind, Poll, STATE_LEN_BYTES, StateError, VirtualUnit,
@@ -54,11 +54,11 @@ pub struct MachineConfig {
 /// a variant says so.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MachineError {
-    /// More physical units than one machine can use.
+    /// More physical units than an index can name.
     TooManyUnits {
         /// How many were given.
         count: usize,
-        /// How many can be used.
+        /// How many can be named.
         capacity: usize,
     },
     /// Nothing can be offered to the guest.
@@ -70,13 +70,6 @@ pub enum MachineError {
     /// Nobody notes which pages are written: the machine was made without
     /// [`Policy::track_dirty_pages`].
     DirtyPagesNotTracked,
-    /// A unit has no run of interrupt entries left that is long enough.
-    Interrupts {
-        /// Index of the unit.
-        unit: u8,
-        /// What it says.
-        error: UnitError,
-    },
     /// No frame for the second stage.
     Frames(FrameError),
     /// The range touches what no device may reach.
@@ -110,13 +103,12 @@ impl fmt::Display for MachineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooManyUnits { count, capacity } => {
-                write!(f, "{count} units, at most {capacity} can be used")
+                write!(f, "{count} units, at most {capacity} can be named")
             }
             Self::Offer(error) => write!(f, "nothing can be offered: {error}"),
             Self::VirtualUnit(error) => write!(f, "virtual unit: {error}"),
             Self::SecondStage(error) => write!(f, "second stage: {error}"),
             Self::DirtyPagesNotTracked => f.write_str("dirty pages are not tracked"),
-            Self::Interrupts { unit, error } => write!(f, "unit {unit}: {error}"),
             Self::Frames(error) => write!(f, "no frames: {error}"),
             Self::Protected { range } => {
                 write!(f, "the range touches {}..{}", range.start, range.end)
@@ -149,7 +141,7 @@ impl From<MapError> for MachineError {
 /// `DEVICES` assigned devices, `BINDINGS` cached PASID entries, `DOMAINS` host domain-ids and
 /// `SHADOWS` shadow tables at most.
 ///
-/// Memory: 124 bytes a binding, 320 a device, 24 a domain-id, 424 a shadow, and about 19 KiB.
+/// Memory: 124 bytes a binding, 328 a device, 24 a domain-id, 424 a shadow, and about 19 KiB.
 /// [`new`](Self::new) needs a stack that holds it while it is made: with thousands of bindings a
 /// [`MachineStore`](crate::nest::MachineStore) makes it in its place.
 ///
@@ -272,18 +264,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             })
             .map_err(MachineError::VirtualUnit)?;
         let second_stage = second_stage_config(units, &shown, config.policy.track_dirty_pages)?;
-        self.host
-            .interrupts
-            .start(h, units, config.owner, &config.policy)
-            .map_err(|(unit, error)| MachineError::Interrupts { unit, error })?;
-        self.memory = match SecondStage::new(h, config.owner, second_stage) {
-            Ok(memory) => memory,
-            Err(error) => {
-                // None was used, so hardware need not be asked.
-                _ = self.host.interrupts.release(h, units);
-                return Err(MachineError::Frames(error));
-            }
-        };
+        self.memory =
+            SecondStage::new(h, config.owner, second_stage).map_err(MachineError::Frames)?;
+        self.host.interrupts.start(units, &config.policy);
         log::info!("machine {}: back end {}", config.number, shown.backend);
         self.unconfirmed = None;
         self.dismantling = None;
@@ -341,7 +324,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         self.memory.map(h, guest, host, len_bytes, rights)?;
         // A shadow leads nowhere yet where the guest's table already leads to the range.
         let is_shadowed = self.host.shadows.iter().next().is_some();
-        if is_shadowed || units.iter().any(owes_after_set_up) {
+        if is_shadowed || self.used_units(units).any(owes_after_set_up) {
             self.flush_everything(h, units)?;
         }
         Ok(())
@@ -455,7 +438,6 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
     ) -> Result<DeviceHandle, AssignError> {
         let unit = units
             .get(usize::from(config.unit))
-            .filter(|_| usize::from(config.unit) < MAXIMUM_UNITS)
             .ok_or(AssignError::UnknownUnit(config.unit))?;
         if config.interrupts == InterruptIsolation::Required && !unit.remaps_interrupts() {
             return Err(AssignError::InterruptRemappingMissing(config.source_id));
@@ -477,14 +459,19 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             .ok_or(AssignError::Full { capacity: DEVICES })?;
         let pasid_bits = self.pasid_bits_for(unit, &config)?;
         let device_tlb = config.address_translation.device_tlb();
-        if device_tlb.is_some() && !unit.has_device_tlbs() {
-            return Err(AssignError::NoDeviceTlbs(config.unit));
-        }
+        admission::check_address_translation(unit, &config)?;
         admission::check_group(h, units, &self.host.devices, &config)?;
         admission::check_reserved_memory(h, unit, &self.memory, &config)?;
+        self.enter_unit(h, units, config.unit)?;
         let (owner, requesters) = (self.host.owner, config.requesters());
         let attached = unit.attach_requesters(h, owner, &requesters, pasid_bits, device_tlb);
-        let tables = attached.map_err(AssignError::Unit)?;
+        let tables = match attached {
+            Ok(tables) => tables,
+            Err(error) => {
+                self.leave_unit(h, units, config.unit);
+                return Err(AssignError::Unit(error));
+            }
+        };
         self.host.devices.insert(
             handle,
             AssignedDevice {
@@ -504,7 +491,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
                     .map_err(|_| AssignError::VirtualUnit)
             });
         if let Err(error) = entered {
-            self.withdraw_tables(h, units, handle);
+            if self.withdraw_tables(h, units, handle) {
+                self.leave_unit(h, units, config.unit);
+            }
             return Err(error);
         }
         log::info!(
@@ -565,7 +554,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         units: &[Unit<R>],
         handle: DeviceHandle,
     ) -> Result<Progress, BindError> {
-        let source_id = self.host.devices.get(handle)?.config.source_id;
+        let DeviceConfig {
+            source_id, unit, ..
+        } = self.host.devices.get(handle)?.config;
         if port!(self, h, units).confirm_quarantine(handle)? == Progress::Wait {
             return Ok(Progress::Wait);
         }
@@ -586,6 +577,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         if !self.withdraw_tables(h, units, handle) {
             return Err(BindError::Quarantined { source_id });
         }
+        self.leave_unit(h, units, unit);
         log::info!("machine {}: {source_id} unassigned", self.host.number);
         Ok(Progress::Done)
     }
@@ -635,9 +627,13 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         if result != Ok(Progress::Done) {
             return result;
         }
-        if let Err(error) = self.host.interrupts.release(h, units) {
-            log::error!("machine {}: {error}", self.host.number);
-            return Err(BindError::Unit);
+        // Those whose interrupt entries hardware did not confirm gone.
+        for n in (0..MACHINE_UNITS).rev() {
+            if let Some(unit) = self.host.used_units.get(n)
+                && !self.leave_unit(h, units, unit)
+            {
+                return Err(BindError::Unit);
+            }
         }
         // All units have forgotten all devices of the machine, and their domain-ids with them.
         self.host.shadows.retire_all(h, |_| true);
@@ -655,6 +651,64 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         self.dismantling = None;
         log::info!("machine {}: destroyed", self.host.number);
         Ok(Progress::Done)
+    }
+
+    /// The physical units that the machine's devices are behind.
+    fn used_units<'a, R: Registers>(
+        &self,
+        units: &'a [Unit<R>],
+    ) -> impl Iterator<Item = &'a Unit<R>> {
+        let used = self.host.used_units.iter();
+        used.filter_map(|unit| units.get(usize::from(unit)))
+    }
+
+    /// A device behind a unit comes in.
+    fn enter_unit<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+        unit: u8,
+    ) -> Result<(), AssignError> {
+        let physical = units
+            .get(usize::from(unit))
+            .ok_or(AssignError::UnknownUnit(unit))?;
+        if !self.host.used_units.add(unit) {
+            return Err(AssignError::TooManyUnits {
+                unit,
+                capacity: MACHINE_UNITS,
+            });
+        }
+        let owner = self.host.owner;
+        let entered = self.host.interrupts.enter(unit, physical, owner);
+        entered.map_err(|error| {
+            self.leave_unit(h, units, unit);
+            AssignError::Unit(error)
+        })
+    }
+
+    /// A device behind a unit has left; `false` if it was the last one and hardware did not confirm
+    /// that it forgot the machine's interrupt entries: they are kept.
+    fn leave_unit<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+        unit: u8,
+    ) -> bool {
+        let is_behind = |device: &AssignedDevice| device.config.unit == unit;
+        if (self.host.devices.iter()).any(|(_, device)| is_behind(device)) {
+            return true;
+        }
+        if let Some(physical) = units.get(usize::from(unit))
+            && let Err(error) = self.host.interrupts.leave(h, unit, physical)
+        {
+            log::error!("machine {}: unit {unit}: {error}", self.host.number);
+            return false;
+        }
+        if !self.host.domains.has_any_of(unit) {
+            port!(self, h, units).drop_collected_of(unit);
+            self.host.used_units.remove(unit);
+        }
+        true
     }
 
     /// Detaches a device and frees its tables; `false` if hardware did not confirm that it forgot

@@ -47,6 +47,7 @@ mod route;
 mod shadows;
 pub mod statistics;
 pub mod store;
+pub mod units;
 
 pub use bind::HostBinding;
 pub use device::{
@@ -59,3 +60,4 @@ pub use memory::{MachineMemory, PhysicalRange, ProtectedRanges};
 pub use offer::{Backend, Offer, OfferError, OnReadOnlyMemory, Policy};
 pub use statistics::MachineStatistics;
 pub use store::MachineStore;
+pub use units::{MACHINE_UNITS, MAXIMUM_UNITS};

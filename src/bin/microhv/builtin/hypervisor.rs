@@ -6,8 +6,8 @@ use vtd_nest::arch::address::{Gpa, Hpa, PAGE_SIZE_BYTES};
 use vtd_nest::arch::register::FaultRecord;
 use vtd_nest::mem::{GuestMemory, MmioRegisters, Owner};
 use vtd_nest::nest::{
-    AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, Isolation, MachineConfig,
-    MachineError, MachineStore, Policy, VirtualMachine,
+    AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, MachineConfig, MachineError,
+    MachineStore, Policy, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
 use vtd_nest::unit::{InterruptRemapping, Step, Unit};
@@ -19,6 +19,7 @@ use crate::memory::{MemoryError, Window};
 use crate::pci::Function;
 use crate::platform::Platform;
 use crate::ram::Ram;
+use crate::topology::Topology;
 use crate::units::{self, DescribedUnits, UnitsError};
 
 use super::edu::{self, EduError};
@@ -118,6 +119,9 @@ impl Hypervisor {
         let environment = Environment::new(ram, pool, pci);
         let units = units::bring_up(&environment, windows, InterruptRemapping::WhereAvailable)
             .map_err(SetUpError::Units)?;
+        described
+            .reserve(units, &functions)
+            .map_err(SetUpError::Units)?;
 
         let owner = Owner::new(MACHINE);
         let quota = environment.pool().set_quota(owner, QUOTA_FRAMES);
@@ -151,15 +155,10 @@ impl Hypervisor {
         }
         let config = DeviceConfig {
             pasid_bits: 20,
-            ..DeviceConfig::new(
-                device.source_id,
-                device.source_id,
-                unit,
-                // The image takes no interrupts, and its one guest is part of it.
-                InterruptIsolation::WaivedByEmbedder,
-                // There is no other guest.
-                Isolation::AssertedByEmbedder,
-            )
+            // The image takes no interrupts, and its one guest is part of it.
+            ..Topology(&functions)
+                .device_config(device.source_id, unit, InterruptIsolation::WaivedByEmbedder)
+                .map_err(|error| SetUpError::Units(UnitsError::Topology(error)))?
         };
         machine
             .assign(&environment, units, config)
