@@ -53,7 +53,7 @@ impl Forwarding {
 
 /// What a collected range is of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Tag {
+pub(super) struct Tag {
     unit: u8,
     domain_id: DomainId,
     /// The domain's place, as long as it has this domain-id.
@@ -63,6 +63,16 @@ struct Tag {
 }
 
 impl Tag {
+    /// Second-stage addresses of a domain.
+    pub(super) const fn second_stage(unit: u8, domain_id: DomainId, slot: DomainSlot) -> Self {
+        Self {
+            unit,
+            domain_id,
+            slot,
+            pasid: None,
+        }
+    }
+
     /// The descriptor for a block of pages.
     fn descriptor(&self, block: &PageRange) -> Descriptor {
         let (domain_id, address) = (self.domain_id, block.address.as_u64());
@@ -208,7 +218,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
 
     /// Puts a range into the next batch, joined with its neighbours; without room the whole domain
     /// is invalidated, which covers it.
-    fn collect(&mut self, tag: Tag, span: Span, leaf_only: bool) {
+    pub(super) fn collect(&mut self, tag: Tag, span: Span, leaf_only: bool) {
         let domain = self.side.domains.get(tag.slot);
         if domain.is_none_or(|domain| domain.owes_flush()) {
             return;
@@ -294,12 +304,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             if let Some(span) = changes.span
                 && (changes.replaced > 0 || owes_added)
             {
-                let tag = Tag {
-                    unit,
-                    domain_id: id,
-                    slot,
-                    pasid: None,
-                };
+                let tag = Tag::second_stage(unit, id, slot);
                 // A page that was added may be in a new table, whose absence caching mode lets
                 // hardware keep: then upper levels have to go too (§6.5.2.3). So it is with a leaf
                 // that was split.

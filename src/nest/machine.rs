@@ -13,6 +13,7 @@ use crate::nest::bind::{HostBinding, HostSide, owes_after_set_up};
 use crate::nest::device::{
     AssignError, AssignedDevice, DeviceConfig, InterruptIsolation, Quarantine, Storm,
 };
+use crate::nest::edited_memory::EditedMemory;
 use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
 use crate::nest::offer::{Backend, Offer, OfferError, OnReadOnlyMemory, Policy, offer};
 use crate::nest::statistics::MachineStatistics;
@@ -23,7 +24,7 @@ use crate::paging::{
 };
 use crate::unit::Unit;
 use crate::unit::discovery::ReservedRegion;
-use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Progress};
+use crate::viommu::host::{BindError, DeviceHandle, Progress};
 use crate::viommu::{
     ConfigError, DeviceError, DeviceKind, Poll, STATE_LEN_BYTES, StateError, VirtualUnit,
     VirtualUnitConfig, VirtualUnitStatistics,
@@ -325,7 +326,8 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         // A shadow leads nowhere yet where the guest's table already leads to the range.
         let is_shadowed = self.host.shadows.iter().next().is_some();
         if is_shadowed || self.used_units(units).any(owes_after_set_up) {
-            self.flush_everything(h, units)?;
+            let added = EditedMemory::added(guest, len_bytes);
+            self.flush_edited(h, units, added, owes_after_set_up)?;
         }
         Ok(())
     }
@@ -380,20 +382,32 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         if self.unconfirmed.is_none() {
             return Ok(());
         }
-        self.flush_everything(h, units)
+        self.flush_unconfirmed(h, units)
     }
 
-    /// Brings every shadow in step with the machine's memory and drops everything that hardware
-    /// knows of the machine, strictly: returns when hardware has confirmed.
-    pub(super) fn flush_everything<H: Hypervisor, R: Registers>(
+    /// Brings every shadow in step with the machine's memory, and has the units that are as said drop
+    /// what they know of an edited part, strictly: returns when hardware has confirmed that and what
+    /// is still unconfirmed.
+    pub(super) fn flush_edited<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+        edited: EditedMemory,
+        owes: fn(&Unit<R>) -> bool,
+    ) -> Result<(), MachineError> {
+        port!(self, h, units).collect_edit(&edited, owes);
+        self.flush_unconfirmed(h, units)
+    }
+
+    /// Has all units drop what they know of what is still unconfirmed, strictly.
+    pub(super) fn flush_unconfirmed<H: Hypervisor, R: Registers>(
         &mut self,
         h: &H,
         units: &[Unit<R>],
     ) -> Result<(), MachineError> {
-        let mut port = port!(self, h, units);
-        port.side.domains.owe_flush_of(|_| true);
-        // Everything joins whatever is pending, so there is room for it.
-        _ = port.forward(&GuestInvalidation::All);
+        if let Some(edited) = self.unconfirmed.as_ref().map(EditedMemory::of) {
+            port!(self, h, units).collect_edit(&edited, |_| true);
+        }
         self.complete_strictly(h, units)
             .map_err(MachineError::NotConfirmed)?;
         if let Some(unmapped) = self.unconfirmed.take() {

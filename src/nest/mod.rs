@@ -33,6 +33,7 @@ mod coalesce;
 pub mod device;
 mod device_tlb;
 pub mod domain;
+mod edited_memory;
 mod emulated;
 pub mod fault;
 pub mod interrupt;
