@@ -28,13 +28,14 @@
 //! | [`storm`] | how many faults of a device are handled, and what ends the rest |
 //! | [`interrupt`] | interrupt remapping: the table, its slices and its entries |
 //! | [`domain_ids`] | the allocator of domain-ids |
+//! | `lock` | the order of a unit's locks |
 //! | [`statistics`] | counters |
 //!
 //! # Rules
 //!
 //! - All methods take `&self`. Locks are held for a few register or memory accesses, never across a
-//!   wait for hardware and never while another module is called. Order: tables, interrupts, queue or
-//!   faults before commands before registers.
+//!   wait for hardware. Order: tables, interrupts, domain-ids, reserved memory, queue, faults,
+//!   commands, registers; `lock` says what is called under them, and what interrupt handlers may do.
 //! - Every wait ends: by the platform's clock, and by a count of polls should that clock stand
 //!   still ([`deadline`]).
 //! - What registers say is checked before it is used as an index, a shift or a bound.
@@ -57,6 +58,7 @@ pub mod explain;
 pub mod fault;
 pub mod interrupt;
 mod legacy;
+mod lock;
 pub mod platform_errors;
 pub mod queue;
 pub mod queue_recovery;
