@@ -166,7 +166,8 @@ pub enum CapabilityError {
         /// Where they start, in bytes (`IRO` times 16).
         offset: u16,
     },
-    /// A feature is reported without one that it needs. [`Features::new`] takes it as absent, so a
+    /// A feature is reported without one that it needs. [`Features::new`](super::Features::new)
+    /// takes it as absent, so a
     /// caller may as well note this and go on.
     MissingPrerequisite {
         /// The mnemonic of the feature.
@@ -205,7 +206,7 @@ impl core::error::Error for CapabilityError {}
 ///
 /// `version` is the raw version register, `window_bytes` the size of the register window.
 /// Scalable-mode features that a unit reports without scalable mode are no error: see
-/// [`Features::new`].
+/// [`Features::new`](super::Features::new).
 /// Prerequisites are checked last, so that [`CapabilityError::MissingPrerequisite`] tells that all
 /// else is sound.
 pub const fn validate(

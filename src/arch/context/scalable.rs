@@ -25,7 +25,8 @@ impl DirectoryOrder {
         Self(field as u8 & 7)
     }
 
-    /// The smallest directory that reaches all PASIDs of `pasid_bits` bits, or `None` above 20 bits.
+    /// The smallest directory that reaches all PASIDs of `pasid_bits` bits, or `None` above 20
+    /// bits.
     pub const fn for_pasid_bits(pasid_bits: u8) -> Option<Self> {
         match pasid_bits {
             0..=13 => Some(Self::SMALLEST),
@@ -166,7 +167,8 @@ impl ScalableContextEntry {
     /// Fault Processing Disable (`FPD`) in the first quadword.
     pub const FAULT_PROCESSING_DISABLE: u64 = 1 << 1;
 
-    /// The index into the context table of the requester's bus and [half](super::root::RootHalf).
+    /// The index into the context table of the requester's bus and
+    /// [half](crate::arch::root::RootHalf).
     #[inline]
     pub const fn index(source_id: SourceId) -> u8 {
         source_id.device_function() & 0x7f

@@ -63,7 +63,7 @@ pub struct FaultInfo {
     pub source_id: SourceId,
     /// The PASID, if the request carried one.
     pub pasid: Option<Pasid>,
-    /// The fault reason, as [`FaultReason::code`](super::fault::FaultReason::code) gives it.
+    /// The fault reason, as [`FaultReason::code`](crate::arch::fault::FaultReason::code) gives it.
     pub reason: u8,
     /// The address as the device sent it, in bytes; a record holds bits 63:12.
     pub address: Iova,
@@ -168,7 +168,7 @@ impl FaultRecord {
     }
 
     /// The fault reason (`FR`), for
-    /// [`FaultReason::from_code`](super::fault::FaultReason::from_code).
+    /// [`FaultReason::from_code`](crate::arch::fault::FaultReason::from_code).
     #[doc(alias = "FR")]
     #[inline]
     pub const fn reason_code(self) -> u8 {

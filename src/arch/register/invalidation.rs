@@ -33,7 +33,7 @@ impl ContextCommand {
     }
 
     /// The function mask (`FM`), see
-    /// [`function_mask_covers`](super::descriptor::function_mask_covers).
+    /// [`function_mask_covers`](crate::arch::descriptor::function_mask_covers).
     #[doc(alias = "FM")]
     #[inline]
     pub const fn function_mask(self) -> u8 {

@@ -5,7 +5,7 @@ use super::FAULT_RECORD_BYTES;
 /// A 32-bit register, or a 32-bit half of a larger one.
 ///
 /// The offset is always a multiple of 4, and the register ends within
-/// [`REGISTER_WINDOW_MAX_BYTES`].
+/// [`REGISTER_WINDOW_MAX_BYTES`](super::REGISTER_WINDOW_MAX_BYTES).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(transparent)]
 pub struct Register32(u16);
@@ -13,7 +13,7 @@ pub struct Register32(u16);
 /// A 64-bit register, or a 64-bit half of a larger one.
 ///
 /// The offset is always a multiple of 8, and the register ends within
-/// [`REGISTER_WINDOW_MAX_BYTES`].
+/// [`REGISTER_WINDOW_MAX_BYTES`](super::REGISTER_WINDOW_MAX_BYTES).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(transparent)]
 pub struct Register64(u16);
@@ -22,16 +22,16 @@ impl Register32 {
     /// Version: minor in bits 3:0, major in 7:4.
     #[doc(alias = "VER_REG")]
     pub const VERSION: Self = Self(0x00);
-    /// Global command, write only: [`GlobalCommand`].
+    /// Global command, write only: [`GlobalCommand`](super::GlobalCommand).
     #[doc(alias = "GCMD_REG")]
     pub const GLOBAL_COMMAND: Self = Self(0x18);
-    /// Global status, read only: [`GlobalStatus`].
+    /// Global status, read only: [`GlobalStatus`](super::GlobalStatus).
     #[doc(alias = "GSTS_REG")]
     pub const GLOBAL_STATUS: Self = Self(0x1c);
-    /// Fault status: [`FaultStatus`].
+    /// Fault status: [`FaultStatus`](super::FaultStatus).
     #[doc(alias = "FSTS_REG")]
     pub const FAULT_STATUS: Self = Self(0x34);
-    /// Fault event control: [`EventControl`].
+    /// Fault event control: [`EventControl`](super::EventControl).
     #[doc(alias = "FECTL_REG")]
     pub const FAULT_EVENT_CONTROL: Self = Self(0x38);
     /// Fault event message data.
@@ -43,7 +43,7 @@ impl Register32 {
     /// Fault event message upper address.
     #[doc(alias = "FEUADDR_REG")]
     pub const FAULT_EVENT_UPPER_ADDRESS: Self = Self(0x44);
-    /// Protected memory enable: [`ProtectedMemoryEnable`].
+    /// Protected memory enable: [`ProtectedMemoryEnable`](super::ProtectedMemoryEnable).
     #[doc(alias = "PMEN_REG")]
     pub const PROTECTED_MEMORY_ENABLE: Self = Self(0x64);
     /// Protected low memory base.
@@ -52,10 +52,11 @@ impl Register32 {
     /// Protected low memory limit, inclusive.
     #[doc(alias = "PLMLIMIT_REG")]
     pub const PROTECTED_LOW_MEMORY_LIMIT: Self = Self(0x6c);
-    /// Invalidation completion status: [`InvalidationCompletionStatus`].
+    /// Invalidation completion status:
+    /// [`InvalidationCompletionStatus`](super::InvalidationCompletionStatus).
     #[doc(alias = "ICS_REG")]
     pub const INVALIDATION_COMPLETION_STATUS: Self = Self(0x9c);
-    /// Invalidation event control: [`EventControl`].
+    /// Invalidation event control: [`EventControl`](super::EventControl).
     #[doc(alias = "IECTL_REG")]
     pub const INVALIDATION_EVENT_CONTROL: Self = Self(0xa0);
     /// Invalidation event message data.
@@ -67,10 +68,10 @@ impl Register32 {
     /// Invalidation event message upper address.
     #[doc(alias = "IEUADDR_REG")]
     pub const INVALIDATION_EVENT_UPPER_ADDRESS: Self = Self(0xac);
-    /// Page request status: [`PageRequestStatus`].
+    /// Page request status: [`PageRequestStatus`](super::PageRequestStatus).
     #[doc(alias = "PRS_REG")]
     pub const PAGE_REQUEST_STATUS: Self = Self(0xdc);
-    /// Page request event control: [`EventControl`].
+    /// Page request event control: [`EventControl`](super::EventControl).
     #[doc(alias = "PECTL_REG")]
     pub const PAGE_REQUEST_EVENT_CONTROL: Self = Self(0xe0);
     /// Page request event message data.
@@ -103,17 +104,17 @@ impl Register32 {
 }
 
 impl Register64 {
-    /// Capability, read only: [`Capability`](super::capability::Capability).
+    /// Capability, read only: [`Capability`](crate::arch::capability::Capability).
     #[doc(alias = "CAP_REG")]
     pub const CAPABILITY: Self = Self(0x08);
     /// Extended capability, read only:
-    /// [`ExtendedCapability`](super::capability::ExtendedCapability).
+    /// [`ExtendedCapability`](crate::arch::capability::ExtendedCapability).
     #[doc(alias = "ECAP_REG")]
     pub const EXTENDED_CAPABILITY: Self = Self(0x10);
-    /// Root table address: [`RootTableAddress`].
+    /// Root table address: [`RootTableAddress`](super::RootTableAddress).
     #[doc(alias = "RTADDR_REG")]
     pub const ROOT_TABLE_ADDRESS: Self = Self(0x20);
-    /// Context command, for register-based invalidation: [`ContextCommand`].
+    /// Context command, for register-based invalidation: [`ContextCommand`](super::ContextCommand).
     #[doc(alias = "CCMD_REG")]
     pub const CONTEXT_COMMAND: Self = Self(0x28);
     /// Protected high memory base.
@@ -122,19 +123,20 @@ impl Register64 {
     /// Protected high memory limit, inclusive.
     #[doc(alias = "PHMLIMIT_REG")]
     pub const PROTECTED_HIGH_MEMORY_LIMIT: Self = Self(0x78);
-    /// Invalidation queue head, read only: [`queue_offset`].
+    /// Invalidation queue head, read only: [`queue_offset`](super::queue_offset).
     #[doc(alias = "IQH_REG")]
     pub const INVALIDATION_QUEUE_HEAD: Self = Self(0x80);
-    /// Invalidation queue tail: [`queue_offset`].
+    /// Invalidation queue tail: [`queue_offset`](super::queue_offset).
     #[doc(alias = "IQT_REG")]
     pub const INVALIDATION_QUEUE_TAIL: Self = Self(0x88);
-    /// Invalidation queue address: [`InvalidationQueueAddress`].
+    /// Invalidation queue address: [`InvalidationQueueAddress`](super::InvalidationQueueAddress).
     #[doc(alias = "IQA_REG")]
     pub const INVALIDATION_QUEUE_ADDRESS: Self = Self(0x90);
-    /// Invalidation queue error record, read only: [`QueueErrorRecord`].
+    /// Invalidation queue error record, read only: [`QueueErrorRecord`](super::QueueErrorRecord).
     #[doc(alias = "IQERCD_REG")]
     pub const INVALIDATION_QUEUE_ERROR_RECORD: Self = Self(0xb0);
-    /// Interrupt remapping table address: [`InterruptRemappingTableAddress`].
+    /// Interrupt remapping table address:
+    /// [`InterruptRemappingTableAddress`](super::InterruptRemappingTableAddress).
     #[doc(alias = "IRTA_REG")]
     pub const INTERRUPT_REMAPPING_TABLE_ADDRESS: Self = Self(0xb8);
     /// Page request queue head, byte offset in bits 18:5.
@@ -150,7 +152,8 @@ impl Register64 {
     /// Bits 63:0 of fault record `index`.
     ///
     /// `record_offset` is that of record 0, in bytes: `CAP.FRO` times 16. `None` if it is not a
-    /// multiple of 16 or the record ends beyond [`REGISTER_WINDOW_MAX_BYTES`].
+    /// multiple of 16 or the record ends beyond
+    /// [`REGISTER_WINDOW_MAX_BYTES`](super::REGISTER_WINDOW_MAX_BYTES).
     #[doc(alias = "FRCD_REG")]
     pub const fn fault_record_low(record_offset: u16, index: u8) -> Option<Self> {
         Self::in_block(record_offset, index as u16 * FAULT_RECORD_BYTES, 0)
@@ -163,7 +166,8 @@ impl Register64 {
         Self::in_block(record_offset, index as u16 * FAULT_RECORD_BYTES, 8)
     }
 
-    /// The address register of register-based IOTLB invalidation: [`InvalidateAddress`].
+    /// The address register of register-based IOTLB invalidation:
+    /// [`InvalidateAddress`](super::InvalidateAddress).
     ///
     /// `iotlb_offset` is that of the register pair, in bytes: `ECAP.IRO` times 16. `None` if it is
     /// not a multiple of 16.
@@ -172,7 +176,8 @@ impl Register64 {
         Self::in_block(iotlb_offset, 0, 0)
     }
 
-    /// The command register of register-based IOTLB invalidation: [`IotlbCommand`]; `None` as for
+    /// The command register of register-based IOTLB invalidation:
+    /// [`IotlbCommand`](super::IotlbCommand); `None` as for
     /// [`invalidate_address`](Self::invalidate_address).
     #[doc(alias = "IOTLB_REG")]
     pub const fn iotlb_invalidate(iotlb_offset: u16) -> Option<Self> {

@@ -9,7 +9,8 @@ use core::fmt;
 pub struct VirtualUnitConfig {
     /// The capability registers that the guest sees, and the width of guest-physical addresses.
     pub features: Features,
-    /// The number of fault records, as `CAP.NFR` shows it: 1 to [`MAX_FAULT_RECORDS`].
+    /// The number of fault records, as `CAP.NFR` shows it: 1 to
+    /// [`MAX_FAULT_RECORDS`](crate::viommu::MAX_FAULT_RECORDS).
     pub fault_records: u8,
     /// A number that the guest does not know: hides where the store keeps what.
     pub hash_seed: u64,
