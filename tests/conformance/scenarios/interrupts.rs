@@ -601,7 +601,11 @@ fn entries_run_out(place: Place<'_>) {
     let mut large = without_devices(0, half);
     let config = large.device_config(D1, 1, 0);
     large.try_assign(config).expect("half is free");
-    let (mut guest, table) = with_table(Guest::start(&lab, options(1, 3)));
+    let small = GuestOptions {
+        devices: vec![(D0, 0, 0)],
+        ..options(1, 3)
+    };
+    let (mut guest, table) = with_table(Guest::start(&lab, small));
     let mut refused = without_devices(2, half);
     let config = refused.device_config(D1, 1, 0);
     assert!(matches!(

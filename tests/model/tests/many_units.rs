@@ -1,6 +1,6 @@
 //! A machine of a host with many units costs by the units that its devices are behind.
 
-use vtd_model::{Initiator, Machine, ModelConfig, ModelHypervisor, ModelUnit};
+use vtd_model::{Machine, ModelConfig, ModelHypervisor, ModelUnit};
 use vtd_nest::arch::address::{Gpa, Hpa, Iova};
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::mem::Owner;
@@ -129,9 +129,9 @@ impl Host {
 
     /// Whether the device behind a unit reads the machine's memory.
     fn reaches_memory(&self, unit: u8) -> bool {
-        let model = self.models[usize::from(unit)].clone();
         let mut bytes = [0; 8];
-        Initiator::new(model, device(unit))
+        self.models[usize::from(unit)]
+            .initiator(device(unit))
             .read(Iova::new(0x1000), &mut bytes)
             .is_ok()
     }
@@ -264,8 +264,8 @@ fn interrupt_entries_are_taken_of_used_units_and_come_back() {
     let mut others: Vec<_> = (0..slices as u16)
         .map(|number| Box::new(machine_of(h, &host.units, 2 + number)))
         .collect();
-    for (function, other) in (1..).zip(&mut others) {
-        let source_id = SourceId::new(39, function, 0).expect("a function");
+    for (number, other) in (2..).zip(&mut others) {
+        let source_id = SourceId::new(39, number, 0).expect("a function");
         let assigned = other.assign(h, &host.units, config(39, source_id));
         assigned.expect("a slice is free");
     }
