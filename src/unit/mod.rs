@@ -71,6 +71,8 @@ pub mod unit;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod threads;
 
 pub use deferred::DeferredInvalidations;
 pub use device_capability::{
