@@ -69,7 +69,7 @@ pub enum DeviceCapabilityError {
         /// Bits there are.
         carried: u8,
     },
-    /// The function has no ATS capability.
+    /// The function has no ATS capability, or an erratum forbids its use.
     NoAddressTranslation,
     /// The function's translation requests are not aligned to pages, which remapping hardware
     /// takes them to be.
@@ -197,7 +197,9 @@ impl DeviceCapabilities {
     /// What invalidations of the function's TLB have to know; `None` if it has no ATS, or none to be
     /// used.
     pub fn device_tlb(&self, physical_function: SourceId) -> Option<DeviceTlb> {
-        let usable = self.address_translation.filter(|capability| capability.is_reliable);
+        let usable = self
+            .address_translation
+            .filter(|capability| capability.is_reliable);
         usable.map(|capability| DeviceTlb {
             queue_depth: capability.queue_depth,
             physical_function,
@@ -231,7 +233,7 @@ impl DeviceCapabilities {
         }
         if let Some(capability) = self
             .address_translation
-            .filter(|_| wanted.address_translation)
+            .filter(|capability| wanted.address_translation && capability.is_reliable)
         {
             // The smallest translation unit is 4 KiB, which is coded as 0.
             let control = capability.offset.saturating_add(UPPER_CONTROL);
@@ -335,6 +337,21 @@ mod tests {
         page_requests: 16,
         address_translation: true,
     };
+
+    // Vendor 8086, device 4940: its TLB does not forget at the first invalidation.
+    #[test]
+    fn ats_with_an_erratum_is_switched_off_and_never_on() {
+        let mut space = able();
+        space.words.insert(0, 0x4940_8086);
+        let found = DeviceCapabilities::find(&space).unwrap();
+        assert_eq!(found.device_tlb(SourceId::from_u16(8)), None);
+        assert_eq!(
+            found.enable(&mut space, &EVERYTHING),
+            Err(DeviceCapabilityError::NoAddressTranslation)
+        );
+        found.disable(&mut space);
+        assert!(space.writes.contains(&(0x106, 0)));
+    }
 
     #[test]
     fn ats_is_switched_on_last_and_off_first() {

@@ -253,6 +253,11 @@ impl Errata {
         self.contains(Erratum::InterruptRemapping)
     }
 
+    /// Whether translation, once on, must not be turned off.
+    pub const fn keeps_translation_on(self) -> bool {
+        self.contains(Erratum::TranslationStaysOn)
+    }
+
     /// Whether a second stage below nested entries must have no read-only ranges.
     pub const fn avoids_read_only_under_nesting(self) -> bool {
         self.contains(Erratum::NestedUpdatesIgnoreReadOnly)
