@@ -233,7 +233,7 @@ impl DeviceCapabilities {
         }
         if let Some(capability) = self
             .address_translation
-            .filter(|capability| wanted.address_translation && capability.is_reliable)
+            .filter(|_| wanted.address_translation)
         {
             // The smallest translation unit is 4 KiB, which is coded as 0.
             let control = capability.offset.saturating_add(UPPER_CONTROL);
@@ -252,7 +252,7 @@ impl DeviceCapabilities {
         let needs_translation = wanted.address_translation || wanted.page_requests > 0;
         match self
             .address_translation
-            .filter(|_| wanted.address_translation)
+            .filter(|capability| wanted.address_translation && capability.is_reliable)
         {
             None if needs_translation => return Err(DeviceCapabilityError::NoAddressTranslation),
             Some(capability) if !capability.is_page_aligned => {
