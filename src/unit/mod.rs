@@ -16,7 +16,9 @@
 //! | [`entries`] | what requests of a device translate to: PASID entries |
 //! | `legacy` | the same as context entries, for units driven in legacy mode |
 //! | [`rmrr`] | devices at the memory that firmware reserves for them |
-//! | [`queue`] | the invalidation queue and its tickets |
+//! | [`queue`] | the invalidation queue |
+//! | `queue_memory` | its frames, and places in them |
+//! | `ticket` | the right to ask whether a submission is done |
 //! | [`queue_recovery`] | what becomes of the queue after an error |
 //! | [`deferred`] | invalidations that are put off |
 //! | [`device_capability`] | a device's own switches for PASIDs, page requests and ATS |
@@ -61,18 +63,22 @@ mod legacy;
 mod lock;
 pub mod platform_errors;
 pub mod queue;
+mod queue_memory;
 pub mod queue_recovery;
 pub mod rmrr;
 pub mod shut_down;
 pub mod statistics;
 pub mod storm;
 pub mod tables;
+mod ticket;
 // The unit itself is the layer's main type; its file is named for it.
 #[allow(clippy::module_inception)]
 pub mod unit;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod threads;
 
 pub use deferred::DeferredInvalidations;
 pub use device_capability::{

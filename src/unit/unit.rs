@@ -206,7 +206,10 @@ impl<R: Registers> Unit<R> {
             tables: Lock::new(Rank::Tables, Tables::new()),
             faults: Lock::new(Rank::Faults, FaultCursor::default()),
             interrupts: Lock::new(Rank::Interrupts, InterruptTable::new(&config.interrupts)),
-            domain_ids: Lock::new(Rank::DomainIds, DomainIds::new(features.capability.domain_id_bits())),
+            domain_ids: Lock::new(
+                Rank::DomainIds,
+                DomainIds::new(features.capability.domain_id_bits()),
+            ),
             reserved: Lock::new(Rank::Reserved, ReservedMemory::new()),
             counters: Counters::default(),
             features,
