@@ -178,7 +178,10 @@ fn one_domain_two_roots(place: Place<'_>) {
         let source_id = guest.physical(device);
         let event = format!(
             "bind {source_id} PASID {pasid} as type {} domain-id {}",
-            guest.hardware_entry(device, pasid).expect("bound").translation_type_field(),
+            guest
+                .hardware_entry(device, pasid)
+                .expect("bound")
+                .translation_type_field(),
             guest.host_domain_id(device, pasid)
         );
         assert_eq!(events.count(&[&event]), 1, "{event}: {:#?}", events.lines());
