@@ -77,7 +77,8 @@ pub(super) fn check_address_translation<R: Registers>(
 ///
 /// # Errors
 ///
-/// [`AssignError::ReservedMemory`], [`AssignError::ReservedMemoryNotMapped`].
+/// [`AssignError::ReservedMemory`], [`AssignError::ReservedMemoryNotMapped`],
+/// [`AssignError::ReservedMemoryUntracked`].
 pub(super) fn check_reserved_memory<H: Hypervisor, R: Registers>(
     h: &H,
     unit: &Unit<R>,
@@ -85,8 +86,10 @@ pub(super) fn check_reserved_memory<H: Hypervisor, R: Registers>(
     config: &DeviceConfig,
 ) -> Result<(), AssignError> {
     let source_id = config.source_id;
+    let mut is_known = false;
     for requester in config.requesters().iter() {
         for &region in &unit.reserved_regions(requester) {
+            is_known = true;
             if config.reserved_memory == ReservedMemoryUse::Refused {
                 return Err(AssignError::ReservedMemory { source_id, region });
             }
@@ -94,6 +97,9 @@ pub(super) fn check_reserved_memory<H: Hypervisor, R: Registers>(
                 return Err(AssignError::ReservedMemoryNotMapped { source_id, region });
             }
         }
+    }
+    if !is_known && unit.has_untracked_reserved_memory() {
+        return Err(AssignError::ReservedMemoryUntracked(source_id));
     }
     Ok(())
 }

@@ -173,6 +173,9 @@ pub enum AssignError {
         /// The memory.
         region: ReservedRegion,
     },
+    /// The device, of this physical source-id, may have reserved memory that its unit does not know of:
+    /// telling it of some device's failed.
+    ReservedMemoryUntracked(SourceId),
     /// The unit does not remap interrupts and the embedder did not waive it.
     InterruptRemappingMissing(SourceId),
     /// The unit of this index has no device-TLBs (`ECAP.DT`), which the device is to use.

@@ -51,7 +51,8 @@ pub fn mask_unsupported_requests(space: &mut impl ConfigurationSpace) -> Option<
     if space.read32(0) == u32::MAX {
         return None;
     }
-    let express = find_capability(|offset| space.read32(offset));
+    // Where Device Control lies in conventional configuration space.
+    let express = find_capability(|at| space.read32(at)).filter(|at| *at <= 0x100 - 0xc);
     let reporting = express
         .and_then(|_| find_extended_capability(|at| space.read32(at), ERROR_REPORTING_ID))
         // The last mask lies in configuration space.
@@ -166,6 +167,17 @@ mod tests {
                 &[command, control][..],
             ),
             (&cut, ErrorMask::SystemErrors, &[command, control]),
+            // A capability whose Device Control is not where such a register can be.
+            (
+                &[
+                    IDENTITY,
+                    COMMAND_AND_STATUS,
+                    (0x34, 0xf8),
+                    (0xf8, 0x0042_0010),
+                ],
+                ErrorMask::CommandOnly,
+                &[command],
+            ),
             (
                 &[IDENTITY, COMMAND_AND_STATUS],
                 ErrorMask::CommandOnly,

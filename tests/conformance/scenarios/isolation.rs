@@ -17,7 +17,7 @@ use vtd_qtest::Nvme;
 
 use crate::bench::{Ability, Access, Hold, host_offset};
 use crate::harness::{Need, Scenario, scenario};
-use crate::lab::{D0, D1, Guest, GuestOptions, IOVA, Place, kind};
+use crate::lab::{D0, D1, Guest, GuestOptions, IOVA, LogEvents, Place, kind};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -27,7 +27,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     )
     .needs(&[Need::Extended(Ecap::PASS_THROUGH, "PT")]),
     scenario(
-        "S89 R1",
+        "S89 R1 R24",
         "one domain-id and PASID with two roots on two devices: two translations, two host ids",
         one_domain_two_roots,
     ),
@@ -171,8 +171,22 @@ fn unbound_types_leave_nothing(place: Place<'_>) {
 fn one_domain_two_roots(place: Place<'_>) {
     let mut guest = place.guest();
     let (pasid, tag) = (guest.pasid, guest.tag);
+    let events = LogEvents::collect();
     let (first, first_page) = guest.bind(D0, pasid, 7);
     let (second, second_page) = guest.bind(D1, pasid, 7);
+    for device in [D0, D1] {
+        let source_id = guest.physical(device);
+        let event = format!(
+            "bind {source_id} PASID {pasid} as type {} domain-id {}",
+            guest
+                .hardware_entry(device, pasid)
+                .expect("bound")
+                .translation_type_field(),
+            guest.host_domain_id(device, pasid)
+        );
+        assert_eq!(events.count(&[&event]), 1, "{event}: {:#?}", events.lines());
+    }
+    drop(events);
     guest.expect_reaches(D0, tag, IOVA, first_page);
     guest.expect_reaches(D1, tag, IOVA, second_page);
     assert_ne!(
