@@ -4,7 +4,9 @@ use heapless::Vec;
 use vtd_nest::arch::address::{Hpa, PAGE_SIZE_BYTES};
 use vtd_nest::arch::register::FaultRecord;
 use vtd_nest::mem::MmioRegisters;
-use vtd_nest::nest::{AssignError, FaultOutcome, MachineError, Policy};
+use vtd_nest::nest::{
+    AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, Isolation, MachineError, Policy,
+};
 use vtd_nest::unit::{InterruptRemapping, Step, Unit};
 
 use crate::console::println;
@@ -16,7 +18,7 @@ use crate::units::{self, DescribedUnits, UnitsError};
 
 use super::edu::{self, EduError};
 use super::exits::Exits;
-use super::machine::{Device, GUEST_LEN_BYTES, GuestMachine, MACHINES, Vm};
+use super::machine::{Device, GUEST_DEVICE, GUEST_LEN_BYTES, GuestMachine, MACHINES, Vm};
 
 /// Hardware faults handled after one exit; the rest waits for the next.
 const FAULTS_PER_EXIT: u32 = 8;
@@ -115,7 +117,8 @@ impl Hypervisor {
         for (index, device) in devices.into_iter().enumerate() {
             let memory = after(POOL_LEN_BYTES + GUEST_LEN_BYTES * index as u64);
             let rules = (policy, protected.clone());
-            let vm = Vm::make(&environment, units, index, rules, memory, device)?;
+            let config = device_config(&device, units);
+            let vm = Vm::make(&environment, units, index, rules, memory, device, config)?;
             // As many as there are devices.
             let _ = machines.push(vm);
         }
@@ -190,5 +193,26 @@ impl Hypervisor {
                 let _ = self.faults.push(fault);
             }
         }
+    }
+}
+
+/// How a device is assigned: each guest knows its own under the same source-id.
+fn device_config(device: &Device, units: &[Unit<MmioRegisters>]) -> DeviceConfig {
+    let remaps = (units.get(usize::from(device.unit))).is_some_and(Unit::remaps_interrupts);
+    DeviceConfig {
+        pasid_bits: 20,
+        ..DeviceConfig::new(
+            device.function.source_id,
+            GUEST_DEVICE,
+            device.unit,
+            if remaps {
+                InterruptIsolation::Required
+            } else {
+                // The guests are part of the image, and take no interrupts.
+                InterruptIsolation::WaivedByEmbedder
+            },
+            // The emulator has no way from one device of the root bus to another.
+            Isolation::AssertedByEmbedder,
+        )
     }
 }

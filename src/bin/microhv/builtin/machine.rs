@@ -5,8 +5,8 @@ use vtd_nest::arch::address::{Gpa, Hpa};
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::mem::{HostMemory, MmioRegisters, Owner};
 use vtd_nest::nest::{
-    DeviceConfig, InterruptIsolation, Isolation, MachineConfig, MachineError, MachineStore, Policy,
-    ProtectedRanges, VirtualMachine,
+    DeviceConfig, MachineConfig, MachineError, MachineStore, Policy, ProtectedRanges,
+    VirtualMachine,
 };
 use vtd_nest::paging::Rights;
 use vtd_nest::unit::Unit;
@@ -71,6 +71,7 @@ impl Vm {
         (policy, protected): (Policy, ProtectedRanges),
         memory: Hpa,
         device: Device,
+        device_config: DeviceConfig,
     ) -> Result<Self, SetUpError> {
         // The hypervisor itself is owner 0.
         let owner = Owner::new(index as u16 + 1);
@@ -90,28 +91,13 @@ impl Vm {
             .start(environment, units, config)
             .map_err(SetUpError::Machine)?;
         map_memory(environment, units, machine, index, memory)?;
-        let source_id = device.function.source_id;
-        let remaps = (units.get(usize::from(device.unit))).is_some_and(Unit::remaps_interrupts);
-        let config = DeviceConfig {
-            pasid_bits: 20,
-            ..DeviceConfig::new(
-                source_id,
-                GUEST_DEVICE,
-                device.unit,
-                if remaps {
-                    InterruptIsolation::Required
-                } else {
-                    // The guests are part of the image, and take no interrupts.
-                    InterruptIsolation::WaivedByEmbedder
-                },
-                // The emulator has no way from one device of the root bus to another.
-                Isolation::AssertedByEmbedder,
-            )
-        };
         machine
-            .assign(environment, units, config)
+            .assign(environment, units, device_config)
             .map_err(SetUpError::Assign)?;
-        environment.pci().lock().set_bus_master(source_id, true);
+        environment
+            .pci()
+            .lock()
+            .set_bus_master(device_config.source_id, true);
         Ok(Self {
             store,
             owner,
