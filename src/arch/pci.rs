@@ -173,7 +173,7 @@ impl PciFunction {
 }
 
 /// Where the PCI Express capability is.
-fn find_capability(read: impl Fn(u16) -> u32) -> Option<u16> {
+pub(crate) fn find_capability(read: impl Fn(u16) -> u32) -> Option<u16> {
     const HAS_CAPABILITIES: u32 = 1 << 20;
     if read(4) & HAS_CAPABILITIES == 0 {
         return None;
@@ -193,7 +193,7 @@ fn find_capability(read: impl Fn(u16) -> u32) -> Option<u16> {
 }
 
 /// Where the extended capability of this id is.
-fn find_extended_capability(read: impl Fn(u16) -> u32, id: u32) -> Option<u16> {
+pub(crate) fn find_extended_capability(read: impl Fn(u16) -> u32, id: u32) -> Option<u16> {
     let mut at = 0x100;
     for _ in 0..EXTENDED_CAPABILITIES {
         let capability = read(at);
@@ -202,7 +202,8 @@ fn find_extended_capability(read: impl Fn(u16) -> u32, id: u32) -> Option<u16> {
             return None;
         }
         if capability & 0xffff == id {
-            return Some(at);
+            // One without a register behind its header is none.
+            return (at < 0xffc).then_some(at);
         }
         at = (capability >> 20 & 0xffc) as u16;
         if at < 0x100 {
@@ -295,6 +296,26 @@ mod tests {
     }
 
     // A device's configuration space is its own work.
+    #[test]
+    fn nothing_is_read_beyond_configuration_space() {
+        for id in [ACCESS_CONTROL, ALTERNATIVE_ROUTING] {
+            let words: BTreeMap<u16, u32> = [
+                PRESENT,
+                LISTS,
+                (0x34, 0x40),
+                (0x40, 0x10),
+                (0x100, 0xffc1_0001),
+                (0xffc, 0x0001_0000 | id),
+            ]
+            .into();
+            let found = PciFunction::decode(source_id(0), |offset| {
+                assert!(offset < 0x1000, "{offset:#x}");
+                words.get(&offset).copied().unwrap_or(0)
+            });
+            assert_eq!(found.unwrap().access_control, None);
+        }
+    }
+
     #[test]
     fn lists_that_are_circles_end() {
         let circle = [PRESENT, LISTS, (0x34, 0x40), (0x40, 0x4005)];

@@ -4,7 +4,8 @@
 use crate::arch::address::Gpa;
 use crate::mem::{Hypervisor, Registers};
 use crate::nest::device::{
-    AssignError, AssignedDevice, DeviceConfig, DeviceList, Isolation, ReservedMemoryUse,
+    AddressTranslation, AssignError, AssignedDevice, DeviceConfig, DeviceList, Isolation,
+    ReservedMemoryUse,
 };
 use crate::paging::{Rights, SecondStage};
 use crate::unit::Unit;
@@ -52,11 +53,32 @@ pub(super) fn check_group<H: Hypervisor, R: Registers, const N: usize>(
     Ok(())
 }
 
+/// Whether a device may have the TLB of its own that it is to use.
+///
+/// # Errors
+///
+/// [`AssignError::NotVouchedFor`], [`AssignError::NoDeviceTlbs`].
+pub(super) fn check_address_translation<R: Registers>(
+    unit: &Unit<R>,
+    config: &DeviceConfig,
+) -> Result<(), AssignError> {
+    if let AddressTranslation::FirmwareListed(vouched, _) = &config.address_translation
+        && !vouched.is(unit.config().segment, config.source_id)
+    {
+        return Err(AssignError::NotVouchedFor(config.source_id));
+    }
+    if config.address_translation.device_tlb().is_some() && !unit.has_device_tlbs() {
+        return Err(AssignError::NoDeviceTlbs(config.unit));
+    }
+    Ok(())
+}
+
 /// Whether a device may be assigned with the memory that firmware reserves for it.
 ///
 /// # Errors
 ///
-/// [`AssignError::ReservedMemory`], [`AssignError::ReservedMemoryNotMapped`].
+/// [`AssignError::ReservedMemory`], [`AssignError::ReservedMemoryNotMapped`],
+/// [`AssignError::ReservedMemoryUntracked`].
 pub(super) fn check_reserved_memory<H: Hypervisor, R: Registers>(
     h: &H,
     unit: &Unit<R>,
@@ -64,8 +86,10 @@ pub(super) fn check_reserved_memory<H: Hypervisor, R: Registers>(
     config: &DeviceConfig,
 ) -> Result<(), AssignError> {
     let source_id = config.source_id;
+    let mut is_known = false;
     for requester in config.requesters().iter() {
         for &region in &unit.reserved_regions(requester) {
+            is_known = true;
             if config.reserved_memory == ReservedMemoryUse::Refused {
                 return Err(AssignError::ReservedMemory { source_id, region });
             }
@@ -73,6 +97,9 @@ pub(super) fn check_reserved_memory<H: Hypervisor, R: Registers>(
                 return Err(AssignError::ReservedMemoryNotMapped { source_id, region });
             }
         }
+    }
+    if !is_known && unit.has_untracked_reserved_memory() {
+        return Err(AssignError::ReservedMemoryUntracked(source_id));
     }
     Ok(())
 }

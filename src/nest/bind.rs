@@ -32,6 +32,7 @@ use crate::nest::offer::Offer;
 use crate::nest::reserve::Reserved;
 use crate::nest::shadows::Shadows;
 use crate::nest::statistics::MachineStatistics;
+use crate::nest::units::UsedUnits;
 use crate::unit::{QueueError, StormLimit, Ticket, Unit, UnitError};
 use crate::viommu::KeyedHash;
 use crate::viommu::host::{
@@ -154,6 +155,8 @@ pub(super) struct HostSide<const DEVICES: usize, const DOMAINS: usize, const SHA
     pub(super) shadows: Shadows<SHADOWS>,
     pub(super) forwarding: Forwarding,
     pub(super) interrupts: MachineInterrupts,
+    /// The units that its devices are behind.
+    pub(super) used_units: UsedUnits,
     pub(super) reservation: Option<Reservation>,
     pub(super) storm_limit: StormLimit,
     /// Devices whose faults hardware does not record for the time being.
@@ -177,6 +180,7 @@ impl<const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize>
             shadows: Shadows::new(),
             forwarding: Forwarding::new(),
             interrupts: MachineInterrupts::vacant(),
+            used_units: UsedUnits::new(),
             reservation: None,
             storm_limit: StormLimit::DEFAULT,
             silenced_devices: 0,
@@ -196,6 +200,7 @@ impl<const DEVICES: usize, const DOMAINS: usize, const SHADOWS: usize>
         self.domains
             .start(KeyedHash::new(config.hash_seed).another(19));
         self.forwarding = Forwarding::new();
+        self.used_units = UsedUnits::new();
         self.reservation = None;
         self.storm_limit = config.policy.storm_limit;
         self.silenced_devices = 0;
@@ -798,7 +803,7 @@ mod tests {
                 each(size_of::<VirtualMachine<1, 1, 1001, 1>>()),
                 each(size_of::<VirtualMachine<1, 1, 1, 1001>>()),
             ),
-            (320, 124, 24, 424)
+            (328, 124, 24, 424)
         );
         assert!(one <= 19 << 10, "{one}");
     }

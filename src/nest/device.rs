@@ -1,7 +1,9 @@
 //! One assigned device: its names on both sides and its tables on the physical unit.
 
 use crate::arch::id::SourceId;
-use crate::unit::discovery::{Aliases, IsolationGroup, RequesterIds, ReservedRegion};
+use crate::unit::discovery::{
+    Aliases, IsolationGroup, RequesterIds, ReservedRegion, VouchedDevice,
+};
 use crate::unit::{DeviceTables, DeviceTlb, FaultRate, Ticket, UnitError};
 use crate::viommu::host::{BindError, DeviceHandle};
 
@@ -29,10 +31,12 @@ pub enum AddressTranslation {
     /// It may not: its translation requests and translated requests are blocked.
     #[default]
     Off,
-    /// It may, because firmware vouches for it: a device of the SoC that `SATC` lists (§8.8).
-    FirmwareListed(DeviceTlb),
+    /// It may, because firmware vouches for it: a device of the SoC that `SATC` or `SIDP` lists (§8.8,
+    /// §8.9), as [`vouched_device`](crate::unit::discovery::vouched_device) finds it.
+    FirmwareListed(VouchedDevice, DeviceTlb),
     /// It may, because the embedder trusts it for reasons of its own, and with it whoever can program
-    /// or replace its firmware.
+    /// or replace its firmware. The root port above has to support it, as
+    /// [`address_translation`](crate::unit::discovery::address_translation) says.
     TrustedByEmbedder(DeviceTlb),
 }
 
@@ -41,7 +45,7 @@ impl AddressTranslation {
     pub const fn device_tlb(&self) -> Option<DeviceTlb> {
         match *self {
             Self::Off => None,
-            Self::FirmwareListed(device_tlb) | Self::TrustedByEmbedder(device_tlb) => {
+            Self::FirmwareListed(_, device_tlb) | Self::TrustedByEmbedder(device_tlb) => {
                 Some(device_tlb)
             }
         }
@@ -136,6 +140,13 @@ pub enum AssignError {
         /// Its capacity.
         capacity: usize,
     },
+    /// The machine's devices are behind as many other units as it can use.
+    TooManyUnits {
+        /// Index of the unit that the device is behind.
+        unit: u8,
+        /// How many units the machine can use.
+        capacity: usize,
+    },
     /// There is no unit of this index.
     UnknownUnit(u8),
     /// The source-id is assigned already, on the host's or the guest's side.
@@ -162,10 +173,15 @@ pub enum AssignError {
         /// The memory.
         region: ReservedRegion,
     },
+    /// The device, of this physical source-id, may have reserved memory that its unit does not know of:
+    /// telling it of some device's failed.
+    ReservedMemoryUntracked(SourceId),
     /// The unit does not remap interrupts and the embedder did not waive it.
     InterruptRemappingMissing(SourceId),
     /// The unit of this index has no device-TLBs (`ECAP.DT`), which the device is to use.
     NoDeviceTlbs(u8),
+    /// Firmware vouches for another device, not for this one.
+    NotVouchedFor(SourceId),
     /// The unit of this index cannot nest, which the machine's bindings are made by.
     UnitCannotNest(u8),
     /// The unit or the device carries fewer bits of a PASID than the machine's guest was shown.

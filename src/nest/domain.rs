@@ -8,7 +8,7 @@
 //! domains there are.
 
 use crate::arch::id::DomainId;
-use crate::nest::invalidate::MAXIMUM_UNITS;
+use crate::nest::units::MACHINE_UNITS;
 use crate::viommu::KeyedHash;
 use crate::viommu::host::BindError;
 
@@ -80,6 +80,24 @@ struct Links {
     owing_next: u16,
 }
 
+/// The domains of one unit.
+#[derive(Clone, Copy, Debug)]
+struct UnitDomains {
+    /// The unit, as long as there are some.
+    unit: u8,
+    count: u16,
+    /// First slot that owes it an invalidation.
+    owing: u16,
+}
+
+impl UnitDomains {
+    const NONE: Self = Self {
+        unit: 0,
+        count: 0,
+        owing: NONE,
+    };
+}
+
 /// The host domain-ids of one machine; `N` is its quota, 65,535 at most.
 #[derive(Debug)]
 pub struct DomainTable<const N: usize> {
@@ -87,8 +105,8 @@ pub struct DomainTable<const N: usize> {
     links: [Links; N],
     /// First slot of each hash value.
     heads: [u16; N],
-    /// First slot that owes an invalidation to each unit.
-    owing: [u16; MAXIMUM_UNITS],
+    /// The units that have domains.
+    units: [UnitDomains; MACHINE_UNITS],
     free: u16,
     used: u16,
     /// No slot at or above this was ever used.
@@ -107,7 +125,7 @@ impl<const N: usize> DomainTable<N> {
                 owing_next: 0,
             }; N],
             heads: [0; N],
-            owing: [NONE; MAXIMUM_UNITS],
+            units: [UnitDomains::NONE; MACHINE_UNITS],
             free: NONE,
             used: 0,
             high: 0,
@@ -119,7 +137,7 @@ impl<const N: usize> DomainTable<N> {
     pub(super) fn start(&mut self, hash: KeyedHash) {
         self.slots.fill(None);
         self.heads.fill(NONE);
-        self.owing.fill(NONE);
+        self.units.fill(UnitDomains::NONE);
         self.free = NONE;
         self.used = 0;
         self.high = 0;
@@ -194,11 +212,27 @@ impl<const N: usize> DomainTable<N> {
         None
     }
 
+    fn of_unit(&self, unit: u8) -> Option<&UnitDomains> {
+        let is_it = |of: &&UnitDomains| of.count > 0 && of.unit == unit;
+        self.units.iter().find(is_it)
+    }
+
+    fn of_unit_mut(&mut self, unit: u8) -> Option<&mut UnitDomains> {
+        let is_it = |of: &&mut UnitDomains| of.count > 0 && of.unit == unit;
+        self.units.iter_mut().find(is_it)
+    }
+
+    /// Whether some domain is of a unit.
+    pub fn has_any_of(&self, unit: u8) -> bool {
+        self.of_unit(unit).is_some()
+    }
+
     /// Adds a domain without users.
     ///
     /// # Errors
     ///
-    /// [`BindError::StoreFull`] if the machine's quota is used up.
+    /// [`BindError::StoreFull`] if the machine's quota is used up, or there are domains of
+    /// [`MACHINE_UNITS`] other units.
     pub fn insert(
         &mut self,
         unit: u8,
@@ -213,6 +247,13 @@ impl<const N: usize> DomainTable<N> {
         let at = if is_reused { self.free } else { self.high };
         let chain = self.chain_of(kind);
         let index = usize::from(at);
+        let mut known = self.units.iter();
+        let known = known.position(|of| of.count > 0 && of.unit == unit);
+        let of_unit = known.or_else(|| self.units.iter().position(|of| of.count == 0));
+        let of_unit = of_unit.ok_or(BindError::StoreFull {
+            store: "units",
+            capacity: MACHINE_UNITS,
+        })?;
         let (Some(place), Some(links), Some(head)) = (
             self.slots.get_mut(index).filter(|_| at != NONE),
             self.links.get_mut(index),
@@ -224,6 +265,10 @@ impl<const N: usize> DomainTable<N> {
             self.free = links.next;
         } else {
             self.high = self.high.saturating_add(1);
+        }
+        if let Some(of) = self.units.get_mut(of_unit) {
+            of.unit = unit;
+            of.count = of.count.saturating_add(1);
         }
         *place = Some(HostDomain {
             unit,
@@ -241,6 +286,9 @@ impl<const N: usize> DomainTable<N> {
     pub fn remove(&mut self, slot: DomainSlot) -> Option<HostDomain> {
         self.flush_taken(slot);
         let domain = self.slots.get_mut(usize::from(slot.0))?.take()?;
+        if let Some(of) = self.of_unit_mut(domain.unit) {
+            of.count = of.count.saturating_sub(1);
+        }
         let after = self.links.get(usize::from(slot.0))?.next;
         let chain = self.chain_of(domain.kind);
         let head = self.heads.get_mut(chain)?;
@@ -287,12 +335,13 @@ impl<const N: usize> DomainTable<N> {
         let Some(domain) = self.get_mut(slot).filter(|domain| !domain.owes_flush) else {
             return;
         };
-        let unit = usize::from(domain.unit);
+        let unit = domain.unit;
         domain.owes_flush = true;
-        let Some(head) = self.owing.get_mut(unit) else {
+        // A unit with a domain is known.
+        let Some(of) = self.of_unit_mut(unit) else {
             return;
         };
-        let after = core::mem::replace(head, slot.0);
+        let after = core::mem::replace(&mut of.owing, slot.0);
         if let Some(links) = self.links_mut(after) {
             links.owing_previous = slot.0;
         }
@@ -314,7 +363,7 @@ impl<const N: usize> DomainTable<N> {
 
     /// A domain that owes an invalidation to a unit: it is the caller's now.
     pub fn take_owing(&mut self, unit: u8) -> Option<DomainId> {
-        let slot = DomainSlot(*self.owing.get(usize::from(unit))?);
+        let slot = DomainSlot(self.of_unit(unit)?.owing);
         let id = self.get(slot)?.id;
         self.flush_taken(slot);
         Some(id)
@@ -322,7 +371,7 @@ impl<const N: usize> DomainTable<N> {
 
     /// Whether some domain owes an invalidation.
     pub fn owes_any(&self) -> bool {
-        self.owing.iter().any(|head| *head != NONE)
+        self.units.iter().any(|of| of.owing != NONE)
     }
 
     /// The invalidation of a domain is owed no more.
@@ -330,7 +379,7 @@ impl<const N: usize> DomainTable<N> {
         let Some(domain) = self.get_mut(slot).filter(|domain| domain.owes_flush) else {
             return;
         };
-        let unit = usize::from(domain.unit);
+        let unit = domain.unit;
         domain.owes_flush = false;
         let Some(&Links {
             owing_previous,
@@ -345,8 +394,8 @@ impl<const N: usize> DomainTable<N> {
         }
         if let Some(links) = self.links_mut(owing_previous) {
             links.owing_next = owing_next;
-        } else if let Some(head) = self.owing.get_mut(unit) {
-            *head = owing_next;
+        } else if let Some(of) = self.of_unit_mut(unit) {
+            of.owing = owing_next;
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Interrupts of a machine's devices: the guest's entries carried out by the machine's slices of the
 //! physical tables (DESIGN section 8, R35).
 //!
-//! The machine has a slice of the table of each unit that remaps interrupts. The guest's entry `n`
+//! The machine has a slice of the table of each unit that remaps interrupts and that a device of it
+//! is behind. The guest's entry `n`
 //! is the `n`-th of the slice of the unit that its device is behind, and absent in all others. What
 //! a host entry does is built from the guest's, never copied: delivery fixed, lowest-priority or, if
 //! the policy says so, NMI; the vector and processors that the platform routes it to; for one device
@@ -26,8 +27,8 @@ use crate::arch::register::FaultRecord;
 use crate::mem::{Hypervisor, Owner, Registers};
 use crate::nest::bind::HostPort;
 use crate::nest::fault::HostFaultCause;
-use crate::nest::invalidate::MAXIMUM_UNITS;
 use crate::nest::offer::Policy;
+use crate::nest::units::MACHINE_UNITS;
 use crate::unit::interrupt::entry::check_interrupt;
 use crate::unit::{DeviceInterrupt, InterruptSlice, StaleInterruptEntries, Unit, UnitError};
 use crate::viommu::host::{BindError, DeviceHandle, GuestInterrupt, HostState, InterruptError};
@@ -80,22 +81,18 @@ pub(super) struct MachineInterrupts {
     count: u32,
     /// The policy lets devices raise NMIs.
     non_maskable: bool,
-    units: [UnitPart; MAXIMUM_UNITS],
+    /// Of each unit that the machine uses and that remaps interrupts.
+    units: Vec<UnitPart, MACHINE_UNITS>,
 }
 
 /// The part of one unit.
 #[derive(Debug)]
 struct UnitPart {
+    unit: u8,
+    /// Always there but while it is given back.
     slice: Option<InterruptSlice>,
     /// What hardware may still know of older entries, and has not been told to forget.
     stale: Option<StaleInterruptEntries>,
-}
-
-impl UnitPart {
-    const NONE: Self = Self {
-        slice: None,
-        stale: None,
-    };
 }
 
 impl MachineInterrupts {
@@ -104,70 +101,76 @@ impl MachineInterrupts {
         Self {
             count: 0,
             non_maskable: false,
-            units: [const { UnitPart::NONE }; MAXIMUM_UNITS],
+            units: Vec::new(),
         }
     }
 
-    /// Takes a slice of each unit that remaps interrupts, as long as the policy says.
-    ///
-    /// # Errors
-    ///
-    /// The index of a unit that has no such slice left, and what it says. Nothing is taken then.
-    pub(super) fn start<H: Hypervisor, R: Registers>(
-        &mut self,
-        h: &H,
-        units: &[Unit<R>],
-        owner: Owner,
-        policy: &Policy,
-    ) -> Result<(), (u8, UnitError)> {
+    /// Slices are as long as the policy says, if any unit remaps interrupts.
+    pub(super) fn start<R: Registers>(&mut self, units: &[Unit<R>], policy: &Policy) {
         *self = Self::vacant();
         self.non_maskable = policy.non_maskable_interrupts;
-        let count = 1 << (policy.interrupt_entries_order & 31);
-        for (index, (unit, part)) in (0..).zip(units.iter().zip(&mut self.units)) {
-            if unit.interrupt_entries() == 0 {
-                continue;
-            }
-            match unit.allocate_interrupt_entries(owner, count) {
-                Ok(slice) => {
-                    part.slice = Some(slice);
-                    self.count = count;
-                }
-                Err(error) => {
-                    // None was used, so hardware need not be asked.
-                    _ = self.release(h, units);
-                    return Err((index, error));
-                }
-            }
+        if units.iter().any(|unit| unit.interrupt_entries() > 0) {
+            self.count = 1 << (policy.interrupt_entries_order & 31);
         }
-        Ok(())
     }
 
-    /// Gives the slices back, once hardware has confirmed that it forgot their entries.
+    /// Takes a slice of a unit that the machine uses from now on, if the unit remaps interrupts.
     ///
     /// # Errors
     ///
-    /// What a unit says; its slice is kept, and a later call tries again.
-    pub(super) fn release<H: Hypervisor, R: Registers>(
+    /// The unit has no such slice left. Nothing is taken then.
+    pub(super) fn enter<R: Registers>(
+        &mut self,
+        unit: u8,
+        physical: &Unit<R>,
+        owner: Owner,
+    ) -> Result<(), UnitError> {
+        if physical.interrupt_entries() == 0 || self.part(unit).is_some() {
+            return Ok(());
+        }
+        let slice = physical.allocate_interrupt_entries(owner, self.count)?;
+        // The machine uses no more units than there are places.
+        _ = self.units.push(UnitPart {
+            unit,
+            slice: Some(slice),
+            stale: None,
+        });
+        Ok(())
+    }
+
+    /// Gives the slice of a unit back, once hardware has confirmed that it forgot the entries.
+    ///
+    /// # Errors
+    ///
+    /// What the unit says; its slice is kept, and a later call tries again.
+    pub(super) fn leave<H: Hypervisor, R: Registers>(
         &mut self,
         h: &H,
-        units: &[Unit<R>],
+        unit: u8,
+        physical: &Unit<R>,
     ) -> Result<(), UnitError> {
-        for (unit, part) in units.iter().zip(&mut self.units) {
-            let Some(slice) = part.slice.take() else {
-                continue;
-            };
-            if let Err((slice, error)) = unit.release_interrupt_entries(h, slice) {
-                part.slice = Some(slice);
-                return Err(error);
-            }
-            part.stale = None;
+        if let Some(part) = self.part_mut(unit)
+            && let Some(slice) = part.slice.take()
+            && let Err((slice, error)) = physical.release_interrupt_entries(h, slice)
+        {
+            part.slice = Some(slice);
+            return Err(error);
         }
+        self.units.retain(|part| part.unit != unit);
         Ok(())
+    }
+
+    fn part(&self, unit: u8) -> Option<&UnitPart> {
+        self.units.iter().find(|part| part.unit == unit)
+    }
+
+    fn part_mut(&mut self, unit: u8) -> Option<&mut UnitPart> {
+        self.units.iter_mut().find(|part| part.unit == unit)
     }
 
     /// Adds what a change of a unit's entry owes to what is owed.
     fn owe(&mut self, unit: u8, stale: Option<StaleInterruptEntries>) {
-        let Some(part) = self.units.get_mut(usize::from(unit)) else {
+        let Some(part) = self.part_mut(unit) else {
             return;
         };
         match (&mut part.stale, stale) {
@@ -179,8 +182,7 @@ impl MachineInterrupts {
 
     /// All that was ever told a unit is to be forgotten: an invalidation was not confirmed.
     pub(super) fn owe_all(&mut self, unit: u8) {
-        let part = self.units.get(usize::from(unit));
-        let stale = part.and_then(|part| part.slice.as_ref());
+        let stale = self.part(unit).and_then(|part| part.slice.as_ref());
         let stale = stale.map(StaleInterruptEntries::of);
         self.owe(unit, stale);
     }
@@ -192,7 +194,7 @@ impl MachineInterrupts {
         maximum_handle_mask: u8,
         batch: &mut Vec<Descriptor, N>,
     ) -> Option<StaleInterruptEntries> {
-        let part = self.units.get_mut(usize::from(unit))?;
+        let part = self.part_mut(unit)?;
         let stale = part.stale.as_ref()?;
         batch.push(stale.descriptor(maximum_handle_mask)).ok()?;
         part.stale.take()
@@ -205,7 +207,7 @@ impl MachineInterrupts {
 
     /// The slice of a unit's table.
     pub(super) fn slice(&self, unit: u8) -> Option<&InterruptSlice> {
-        self.units.get(usize::from(unit))?.slice.as_ref()
+        self.part(unit)?.slice.as_ref()
     }
 }
 
@@ -242,7 +244,20 @@ impl<
             Ok(wanted) => (Ok(()), wanted),
             Err(error) => (Err(error), None),
         };
-        for (unit, physical) in (0..).zip(self.units.iter().take(MAXIMUM_UNITS)) {
+        if let Some((unit, _)) = &wanted
+            && self.side.interrupts.slice(*unit).is_none()
+        {
+            // The unit does not remap interrupts.
+            result = Err(InterruptError::Unit);
+        }
+        for index in 0..MACHINE_UNITS {
+            let part = self.side.interrupts.units.get(index);
+            let Some(unit) = part.map(|part| part.unit) else {
+                break;
+            };
+            let Some(physical) = self.units.get(usize::from(unit)) else {
+                continue;
+            };
             let interrupt = wanted
                 .as_ref()
                 .filter(|(of, _)| *of == unit)
@@ -264,7 +279,7 @@ impl<
         interrupt: Option<&DeviceInterrupt>,
     ) -> Result<(), UnitError> {
         let interrupts = &mut self.side.interrupts;
-        let part = interrupts.units.get_mut(usize::from(unit));
+        let part = interrupts.part_mut(unit);
         let Some(slice) = part.and_then(|part| part.slice.as_mut()) else {
             // The unit does not remap interrupts, so there is nothing to take away.
             return match interrupt {
@@ -359,7 +374,7 @@ impl<
             return true;
         };
         let interrupts = &mut self.side.interrupts;
-        let part = interrupts.units.get_mut(usize::from(unit));
+        let part = interrupts.part_mut(unit);
         let Some(stale) = part.and_then(|part| part.stale.take()) else {
             return true;
         };

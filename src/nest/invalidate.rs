@@ -15,6 +15,7 @@ use crate::nest::bind::{EVERYTHING, HostPort, owes_after_set_up};
 use crate::nest::coalesce::{Keyed, Span, Spans, SpansFull};
 use crate::nest::device_tlb;
 use crate::nest::domain::{DomainKind, DomainSlot, HostDomain};
+use crate::nest::units::MACHINE_UNITS;
 use crate::unit::{QueueError, Ticket};
 use crate::viommu::host::{BindError, GuestInvalidation, PageRange, Progress};
 
@@ -24,15 +25,13 @@ const COLLECTED: usize = 32;
 pub(super) const BATCH: usize = 2 * COLLECTED;
 /// Binary order from which on a block is the whole address space.
 const EVERY_PAGE: u8 = 52;
-/// Physical units one machine's devices can be behind.
-pub const MAXIMUM_UNITS: usize = 8;
 
 /// Guest invalidations on their way.
 #[derive(Debug)]
 pub(super) struct Forwarding {
     collected: Spans<Tag, COLLECTED>,
     pub(super) device_tlb: device_tlb::Collected,
-    in_flight: Vec<InFlight, MAXIMUM_UNITS>,
+    in_flight: Vec<InFlight, MACHINE_UNITS>,
     /// Since when a full queue has kept a batch back, in nanoseconds.
     owed_since: Option<u64>,
     /// Why a shadow was dropped, until the guest's wait has told.
@@ -54,7 +53,7 @@ impl Forwarding {
 
 /// What a collected range is of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Tag {
+pub(super) struct Tag {
     unit: u8,
     domain_id: DomainId,
     /// The domain's place, as long as it has this domain-id.
@@ -64,6 +63,16 @@ struct Tag {
 }
 
 impl Tag {
+    /// Second-stage addresses of a domain.
+    pub(super) const fn second_stage(unit: u8, domain_id: DomainId, slot: DomainSlot) -> Self {
+        Self {
+            unit,
+            domain_id,
+            slot,
+            pasid: None,
+        }
+    }
+
     /// The descriptor for a block of pages.
     fn descriptor(&self, block: &PageRange) -> Descriptor {
         let (domain_id, address) = (self.domain_id, block.address.as_u64());
@@ -209,7 +218,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
 
     /// Puts a range into the next batch, joined with its neighbours; without room the whole domain
     /// is invalidated, which covers it.
-    fn collect(&mut self, tag: Tag, span: Span, leaf_only: bool) {
+    pub(super) fn collect(&mut self, tag: Tag, span: Span, leaf_only: bool) {
         let domain = self.side.domains.get(tag.slot);
         if domain.is_none_or(|domain| domain.owes_flush()) {
             return;
@@ -277,7 +286,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
         };
         let mut next = self.side.domains.first_of_kind(kind);
         // One for each unit.
-        for _ in 0..MAXIMUM_UNITS {
+        for _ in 0..MACHINE_UNITS {
             let Some(slot) = next else {
                 return;
             };
@@ -295,12 +304,7 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
             if let Some(span) = changes.span
                 && (changes.replaced > 0 || owes_added)
             {
-                let tag = Tag {
-                    unit,
-                    domain_id: id,
-                    slot,
-                    pasid: None,
-                };
+                let tag = Tag::second_stage(unit, id, slot);
                 // A page that was added may be in a new table, whose absence caching mode lets
                 // hardware keep: then upper levels have to go too (§6.5.2.3). So it is with a leaf
                 // that was split.
@@ -382,12 +386,14 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     /// Submits one batch to each unit that is owed something; `false` if none is.
     fn submit_collected(&mut self, strict: bool) -> Result<bool, BindError> {
         let mut submitted = false;
-        for index in 0..self.units.len().min(MAXIMUM_UNITS) {
-            let unit = index as u8;
+        for index in 0..MACHINE_UNITS {
+            let Some(unit) = self.side.used_units.get(index) else {
+                break;
+            };
             if !strict && self.is_cut_off(unit) {
                 continue;
             }
-            let Some(physical) = self.units.get(index) else {
+            let Some(physical) = self.units.get(usize::from(unit)) else {
                 continue;
             };
             let mut batch = self.next_batch(unit);
@@ -444,6 +450,12 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     fn owe_all(&mut self, unit: u8) {
         self.side.domains.owe_flush_of(|domain| domain.unit == unit);
         self.owe_all_device_tlbs(unit);
+    }
+
+    /// Drops what is collected for a unit that no domain and no device of the machine is behind.
+    pub(super) fn drop_collected_of(&mut self, unit: u8) {
+        let forwarding = &mut self.side.forwarding;
+        forwarding.collected.retain(|entry| entry.key.unit != unit);
     }
 
     /// Forgets what a unit has in flight: all of it is owed again.

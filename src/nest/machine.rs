@@ -6,23 +6,25 @@ use core::fmt;
 
 use crate::arch::address::{AddressWidth, Gpa, Hpa};
 use crate::arch::capability::ExtendedCapability;
+use crate::arch::register::TranslationTableMode;
 use crate::mem::{FrameChain, FrameError, Hypervisor, Owner, Registers};
 use crate::nest::admission;
 use crate::nest::bind::{HostBinding, HostSide, owes_after_set_up};
 use crate::nest::device::{
     AssignError, AssignedDevice, DeviceConfig, InterruptIsolation, Quarantine, Storm,
 };
-use crate::nest::invalidate::MAXIMUM_UNITS;
+use crate::nest::edited_memory::EditedMemory;
 use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
 use crate::nest::offer::{Backend, Offer, OfferError, OnReadOnlyMemory, Policy, offer};
 use crate::nest::statistics::MachineStatistics;
+use crate::nest::units::{MACHINE_UNITS, MAXIMUM_UNITS};
 use crate::paging::second_stage::Dismantling;
 use crate::paging::{
     self, MapError, OnPartialLeaf, Rights, SecondStage, SecondStageConfig, StaleMappings,
 };
+use crate::unit::Unit;
 use crate::unit::discovery::ReservedRegion;
-use crate::unit::{Unit, UnitError};
-use crate::viommu::host::{BindError, DeviceHandle, GuestInvalidation, Progress};
+use crate::viommu::host::{BindError, DeviceHandle, Progress};
 use crate::viommu::{
     ConfigError, DeviceError, DeviceKind, Poll, STATE_LEN_BYTES, StateError, VirtualUnit,
     VirtualUnitConfig, VirtualUnitStatistics,
@@ -53,11 +55,11 @@ pub struct MachineConfig {
 /// a variant says so.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MachineError {
-    /// More physical units than one machine can use.
+    /// More physical units than an index can name.
     TooManyUnits {
         /// How many were given.
         count: usize,
-        /// How many can be used.
+        /// How many can be named.
         capacity: usize,
     },
     /// Nothing can be offered to the guest.
@@ -69,13 +71,6 @@ pub enum MachineError {
     /// Nobody notes which pages are written: the machine was made without
     /// [`Policy::track_dirty_pages`].
     DirtyPagesNotTracked,
-    /// A unit has no run of interrupt entries left that is long enough.
-    Interrupts {
-        /// Index of the unit.
-        unit: u8,
-        /// What it says.
-        error: UnitError,
-    },
     /// No frame for the second stage.
     Frames(FrameError),
     /// The range touches what no device may reach.
@@ -109,13 +104,12 @@ impl fmt::Display for MachineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooManyUnits { count, capacity } => {
-                write!(f, "{count} units, at most {capacity} can be used")
+                write!(f, "{count} units, at most {capacity} can be named")
             }
             Self::Offer(error) => write!(f, "nothing can be offered: {error}"),
             Self::VirtualUnit(error) => write!(f, "virtual unit: {error}"),
             Self::SecondStage(error) => write!(f, "second stage: {error}"),
             Self::DirtyPagesNotTracked => f.write_str("dirty pages are not tracked"),
-            Self::Interrupts { unit, error } => write!(f, "unit {unit}: {error}"),
             Self::Frames(error) => write!(f, "no frames: {error}"),
             Self::Protected { range } => {
                 write!(f, "the range touches {}..{}", range.start, range.end)
@@ -148,7 +142,7 @@ impl From<MapError> for MachineError {
 /// `DEVICES` assigned devices, `BINDINGS` cached PASID entries, `DOMAINS` host domain-ids and
 /// `SHADOWS` shadow tables at most.
 ///
-/// Memory: 124 bytes a binding, 320 a device, 24 a domain-id, 424 a shadow, and about 19 KiB.
+/// Memory: 124 bytes a binding, 328 a device, 24 a domain-id, 424 a shadow, and about 19 KiB.
 /// [`new`](Self::new) needs a stack that holds it while it is made: with thousands of bindings a
 /// [`MachineStore`](crate::nest::MachineStore) makes it in its place.
 ///
@@ -191,6 +185,12 @@ fn second_stage_config<R: Registers>(
         SecondStageConfig::new(shown.width, &first.second_stage_features()).map_err(refused)?;
     for unit in others {
         config = config.and(&unit.second_stage_features()).map_err(refused)?;
+    }
+    // What PASID entries say by `PGSNP` where there are any.
+    let lacks_entries = |unit: &Unit<R>| unit.table_mode() == TranslationTableMode::Legacy;
+    let controls_snoop = |unit: &Unit<R>| unit.features().extended.has_snoop_control();
+    if units.iter().any(lacks_entries) && units.iter().all(controls_snoop) {
+        config = config.forcing_snoop().map_err(refused)?;
     }
     if track_dirty_pages {
         config = config.tracking_access().map_err(refused)?;
@@ -265,18 +265,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             })
             .map_err(MachineError::VirtualUnit)?;
         let second_stage = second_stage_config(units, &shown, config.policy.track_dirty_pages)?;
-        self.host
-            .interrupts
-            .start(h, units, config.owner, &config.policy)
-            .map_err(|(unit, error)| MachineError::Interrupts { unit, error })?;
-        self.memory = match SecondStage::new(h, config.owner, second_stage) {
-            Ok(memory) => memory,
-            Err(error) => {
-                // None was used, so hardware need not be asked.
-                _ = self.host.interrupts.release(h, units);
-                return Err(MachineError::Frames(error));
-            }
-        };
+        self.memory =
+            SecondStage::new(h, config.owner, second_stage).map_err(MachineError::Frames)?;
+        self.host.interrupts.start(units, &config.policy);
         log::info!("machine {}: back end {}", config.number, shown.backend);
         self.unconfirmed = None;
         self.dismantling = None;
@@ -334,8 +325,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         self.memory.map(h, guest, host, len_bytes, rights)?;
         // A shadow leads nowhere yet where the guest's table already leads to the range.
         let is_shadowed = self.host.shadows.iter().next().is_some();
-        if is_shadowed || units.iter().any(owes_after_set_up) {
-            self.flush_everything(h, units)?;
+        if is_shadowed || self.used_units(units).any(owes_after_set_up) {
+            let added = EditedMemory::added(guest, len_bytes);
+            self.flush_edited(h, units, added, owes_after_set_up)?;
         }
         Ok(())
     }
@@ -390,20 +382,32 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         if self.unconfirmed.is_none() {
             return Ok(());
         }
-        self.flush_everything(h, units)
+        self.flush_unconfirmed(h, units)
     }
 
-    /// Brings every shadow in step with the machine's memory and drops everything that hardware
-    /// knows of the machine, strictly: returns when hardware has confirmed.
-    pub(super) fn flush_everything<H: Hypervisor, R: Registers>(
+    /// Brings every shadow in step with the machine's memory, and has the units that are as said drop
+    /// what they know of an edited part, strictly: returns when hardware has confirmed that and what
+    /// is still unconfirmed.
+    pub(super) fn flush_edited<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+        edited: EditedMemory,
+        owes: fn(&Unit<R>) -> bool,
+    ) -> Result<(), MachineError> {
+        port!(self, h, units).collect_edit(&edited, owes);
+        self.flush_unconfirmed(h, units)
+    }
+
+    /// Has all units drop what they know of what is still unconfirmed, strictly.
+    pub(super) fn flush_unconfirmed<H: Hypervisor, R: Registers>(
         &mut self,
         h: &H,
         units: &[Unit<R>],
     ) -> Result<(), MachineError> {
-        let mut port = port!(self, h, units);
-        port.side.domains.owe_flush_of(|_| true);
-        // Everything joins whatever is pending, so there is room for it.
-        _ = port.forward(&GuestInvalidation::All);
+        if let Some(edited) = self.unconfirmed.as_ref().map(EditedMemory::of) {
+            port!(self, h, units).collect_edit(&edited, |_| true);
+        }
         self.complete_strictly(h, units)
             .map_err(MachineError::NotConfirmed)?;
         if let Some(unmapped) = self.unconfirmed.take() {
@@ -448,7 +452,6 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
     ) -> Result<DeviceHandle, AssignError> {
         let unit = units
             .get(usize::from(config.unit))
-            .filter(|_| usize::from(config.unit) < MAXIMUM_UNITS)
             .ok_or(AssignError::UnknownUnit(config.unit))?;
         if config.interrupts == InterruptIsolation::Required && !unit.remaps_interrupts() {
             return Err(AssignError::InterruptRemappingMissing(config.source_id));
@@ -470,14 +473,19 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             .ok_or(AssignError::Full { capacity: DEVICES })?;
         let pasid_bits = self.pasid_bits_for(unit, &config)?;
         let device_tlb = config.address_translation.device_tlb();
-        if device_tlb.is_some() && !unit.has_device_tlbs() {
-            return Err(AssignError::NoDeviceTlbs(config.unit));
-        }
+        admission::check_address_translation(unit, &config)?;
         admission::check_group(h, units, &self.host.devices, &config)?;
         admission::check_reserved_memory(h, unit, &self.memory, &config)?;
+        self.enter_unit(h, units, config.unit)?;
         let (owner, requesters) = (self.host.owner, config.requesters());
         let attached = unit.attach_requesters(h, owner, &requesters, pasid_bits, device_tlb);
-        let tables = attached.map_err(AssignError::Unit)?;
+        let tables = match attached {
+            Ok(tables) => tables,
+            Err(error) => {
+                self.leave_unit(h, units, config.unit);
+                return Err(AssignError::Unit(error));
+            }
+        };
         self.host.devices.insert(
             handle,
             AssignedDevice {
@@ -497,7 +505,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
                     .map_err(|_| AssignError::VirtualUnit)
             });
         if let Err(error) = entered {
-            self.withdraw_tables(h, units, handle);
+            if self.withdraw_tables(h, units, handle) {
+                self.leave_unit(h, units, config.unit);
+            }
             return Err(error);
         }
         log::info!(
@@ -558,7 +568,9 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         units: &[Unit<R>],
         handle: DeviceHandle,
     ) -> Result<Progress, BindError> {
-        let source_id = self.host.devices.get(handle)?.config.source_id;
+        let DeviceConfig {
+            source_id, unit, ..
+        } = self.host.devices.get(handle)?.config;
         if port!(self, h, units).confirm_quarantine(handle)? == Progress::Wait {
             return Ok(Progress::Wait);
         }
@@ -579,6 +591,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         if !self.withdraw_tables(h, units, handle) {
             return Err(BindError::Quarantined { source_id });
         }
+        self.leave_unit(h, units, unit);
         log::info!("machine {}: {source_id} unassigned", self.host.number);
         Ok(Progress::Done)
     }
@@ -628,9 +641,13 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         if result != Ok(Progress::Done) {
             return result;
         }
-        if let Err(error) = self.host.interrupts.release(h, units) {
-            log::error!("machine {}: {error}", self.host.number);
-            return Err(BindError::Unit);
+        // Those whose interrupt entries hardware did not confirm gone.
+        for n in (0..MACHINE_UNITS).rev() {
+            if let Some(unit) = self.host.used_units.get(n)
+                && !self.leave_unit(h, units, unit)
+            {
+                return Err(BindError::Unit);
+            }
         }
         // All units have forgotten all devices of the machine, and their domain-ids with them.
         self.host.shadows.retire_all(h, |_| true);
@@ -648,6 +665,64 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         self.dismantling = None;
         log::info!("machine {}: destroyed", self.host.number);
         Ok(Progress::Done)
+    }
+
+    /// The physical units that the machine's devices are behind.
+    fn used_units<'a, R: Registers>(
+        &self,
+        units: &'a [Unit<R>],
+    ) -> impl Iterator<Item = &'a Unit<R>> {
+        let used = self.host.used_units.iter();
+        used.filter_map(|unit| units.get(usize::from(unit)))
+    }
+
+    /// A device behind a unit comes in.
+    fn enter_unit<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+        unit: u8,
+    ) -> Result<(), AssignError> {
+        let physical = units
+            .get(usize::from(unit))
+            .ok_or(AssignError::UnknownUnit(unit))?;
+        if !self.host.used_units.add(unit) {
+            return Err(AssignError::TooManyUnits {
+                unit,
+                capacity: MACHINE_UNITS,
+            });
+        }
+        let owner = self.host.owner;
+        let entered = self.host.interrupts.enter(unit, physical, owner);
+        entered.map_err(|error| {
+            self.leave_unit(h, units, unit);
+            AssignError::Unit(error)
+        })
+    }
+
+    /// A device behind a unit has left; `false` if it was the last one and hardware did not confirm
+    /// that it forgot the machine's interrupt entries: they are kept.
+    fn leave_unit<H: Hypervisor, R: Registers>(
+        &mut self,
+        h: &H,
+        units: &[Unit<R>],
+        unit: u8,
+    ) -> bool {
+        let is_behind = |device: &AssignedDevice| device.config.unit == unit;
+        if (self.host.devices.iter()).any(|(_, device)| is_behind(device)) {
+            return true;
+        }
+        if let Some(physical) = units.get(usize::from(unit))
+            && let Err(error) = self.host.interrupts.leave(h, unit, physical)
+        {
+            log::error!("machine {}: unit {unit}: {error}", self.host.number);
+            return false;
+        }
+        if !self.host.domains.has_any_of(unit) {
+            port!(self, h, units).drop_collected_of(unit);
+            self.host.used_units.remove(unit);
+        }
+        true
     }
 
     /// Detaches a device and frees its tables; `false` if hardware did not confirm that it forgot

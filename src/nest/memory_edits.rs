@@ -2,6 +2,7 @@
 //! entries by invalidating their domains, shadows by bringing them in step first.
 
 use super::admission::reserved_within;
+use super::edited_memory::EditedMemory;
 use super::machine::{MachineError, VirtualMachine};
 use crate::arch::address::{Gpa, PageSize};
 use crate::mem::{Hypervisor, Registers};
@@ -105,7 +106,8 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             let resume_at = merged.resume_at();
             if merged.leaves() > 0 {
                 // Hardware goes on through the old table pages until it has confirmed.
-                let flushed = self.flush_everything(h, units);
+                let edited = EditedMemory::of(merged.owed());
+                let flushed = self.flush_edited(h, units, edited, |_| true);
                 let stale = merged.into_stale(h);
                 match flushed {
                     Ok(()) => stale.settle(h),
@@ -187,7 +189,7 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             return Ok(());
         }
         self.keep_unconfirmed(h, stale);
-        self.flush_everything(h, units)
+        self.flush_unconfirmed(h, units)
     }
 
     fn keep_unconfirmed<H: Hypervisor>(&mut self, h: &H, stale: StaleMappings<Gpa>) {

@@ -33,6 +33,7 @@ mod coalesce;
 pub mod device;
 mod device_tlb;
 pub mod domain;
+mod edited_memory;
 mod emulated;
 pub mod fault;
 pub mod interrupt;
@@ -47,6 +48,7 @@ mod route;
 mod shadows;
 pub mod statistics;
 pub mod store;
+pub mod units;
 
 pub use bind::HostBinding;
 pub use device::{
@@ -59,3 +61,4 @@ pub use memory::{MachineMemory, PhysicalRange, ProtectedRanges};
 pub use offer::{Backend, Offer, OfferError, OnReadOnlyMemory, Policy};
 pub use statistics::MachineStatistics;
 pub use store::MachineStore;
+pub use units::{MACHINE_UNITS, MAXIMUM_UNITS};

@@ -311,7 +311,7 @@ fn offer_of(common: &Common, policy: &Policy) -> Result<Offer, OfferError> {
             ExtendedCapabilityField::PAGE_WALK_COHERENCY,
             u64::from(is_scalable && unit.extended.has_page_walk_coherency()),
         );
-    if policy.device_tlbs && is_scalable {
+    if policy.device_tlbs {
         extended = extended.with(
             ExtendedCapabilityField::DEVICE_TLB,
             u64::from(unit.extended.has_device_tlb()),
@@ -552,6 +552,11 @@ mod tests {
             (&[able(), able()][..], policy, true),
             (&[able(), able()], Policy::default(), false),
             (&[able(), without(field)], policy, false),
+            (
+                &[without(ExtendedCapabilityField::SCALABLE_MODE)],
+                policy,
+                true,
+            ),
         ] {
             let extended = offered(units, &policy).features.extended;
             assert_eq!(extended.has_device_tlb(), shown);

@@ -8,7 +8,7 @@
 //! | `MachineStore<4, 64, 16, 4>` | 29 |
 //! | `MachineStore<8, 4096, 256, 16>` | 529 |
 //! | `MachineStore<16, 65536, 1024, 64>` | 8,010 |
-//! | of it: 1 device, 1 binding, 1 host domain-id, 1 shadow | 320, 124, 24, 424 bytes |
+//! | of it: 1 device, 1 binding, 1 host domain-id, 1 shadow | 328, 124, 24, 424 bytes |
 //! | `viommu::VirtualUnit<HostBinding, 8, 4096>` alone | 512 |
 //! | `mem::FramePool<256, 16>`: 16,384 frames, 16 owners | 3 |
 //! | `mem::FramePool<4096, 64>`: 262,144 frames, 64 owners | 33 |

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 
 use super::deadline::Deadline;
 use super::error::UnitError;
-use super::queue::QueueMemory;
+use super::queue_memory::QueueMemory;
 use super::unit::{OnFirmwareState, Phase, Unit};
 use crate::arch::address::{Hpa, PAGE_SIZE_BYTES};
 use crate::arch::register::{
@@ -222,6 +222,7 @@ impl<R: Registers> Unit<R> {
         // The queue may be turned off only when it is empty (§6.5.2), unless it stands at an error.
         let mut deadline = Deadline::after(h, self.config.timeout_nanoseconds);
         let mut is_last = false;
+        let mut stood_at = None;
         loop {
             let head = self.read64(Register64::INVALIDATION_QUEUE_HEAD)?;
             let tail = self.read64(Register64::INVALIDATION_QUEUE_TAIL)?;
@@ -236,6 +237,7 @@ impl<R: Registers> Unit<R> {
                 let mut registers = self.registers.lock();
                 registers.write64(Register64::INVALIDATION_QUEUE_TAIL, head);
                 registers.write32(Register32::FAULT_STATUS, fault_status & stands.bits());
+                stood_at = Some(fault_status);
                 break;
             }
             if is_last {
@@ -246,7 +248,16 @@ impl<R: Registers> Unit<R> {
             }
             is_last = !deadline.pause(h);
         }
-        self.disable(h, GlobalCommand::QUEUED_INVALIDATION_ENABLE)
+        let result = self.disable(h, GlobalCommand::QUEUED_INVALIDATION_ENABLE);
+        match (result, stood_at) {
+            (Err(UnitError::TimedOut { value, .. }), Some(fault_status)) => {
+                Err(UnitError::FirmwareQueue {
+                    fault_status,
+                    global_status: value as u32,
+                })
+            }
+            (result, _) => result,
+        }
     }
 
     fn start_queue<H: Hypervisor>(&self, h: &H) -> Result<(), UnitError> {
@@ -310,7 +321,9 @@ impl<R: Registers> Unit<R> {
             return Err(UnitError::NotUp);
         };
         if self.is_translating()? && !self.may_switch_root()? {
-            if self.config.on_firmware_state != OnFirmwareState::TakeOverWithGap {
+            if self.config.on_firmware_state != OnFirmwareState::TakeOverWithGap
+                || self.config.errata.keeps_translation_on()
+            {
                 let root = self.read64(Register64::ROOT_TABLE_ADDRESS)?;
                 return Err(UnitError::TranslationGap { root });
             }
@@ -438,6 +451,7 @@ fn find_nonzero<H: Hypervisor>(h: &H, page: Hpa) -> Option<(u16, u64)> {
 #[cfg(test)]
 mod tests {
     extern crate std;
+    use super::super::errata::{Errata, Erratum};
     use super::super::testing::{
         Bench, CAPABILITY, ESRTPS, EXTENDED, Event, IQE, IRE, Options, QIE, SRTP, TE, bench,
     };
@@ -572,6 +586,17 @@ mod tests {
         bench.unit.bring_up(&bench.h).unwrap();
         assert_root_is_empty(&bench);
         assert_eq!(commands(&bench), [TE | QIE, QIE, QIE | SRTP, QIE | TE]);
+        // Nor then where turning translation off is what the unit does not survive.
+        let with_erratum = |options: &mut Options| {
+            with_gap(options);
+            options.config.errata = Errata::NONE.with(Erratum::TranslationStaysOn);
+        };
+        let bench = left_on(with_erratum, LEGACY_ROOT, TE);
+        assert_eq!(
+            bench.unit.bring_up(&bench.h),
+            Err(UnitError::TranslationGap { root: LEGACY_ROOT })
+        );
+        assert_eq!(bench.world().status & TE, TE);
     }
 
     #[test]
@@ -592,6 +617,15 @@ mod tests {
         bench.world().errors = IQE;
         bench.unit.bring_up(&bench.h).unwrap();
         assert_eq!(bench.world().errors, 0);
+        // As an emulated unit whose last descriptor was no wait; firmware's ring is not written.
+        let bench = left_on(|options| options.stuck_commands = QIE, SCALABLE_ROOT, QIE);
+        (bench.world().head, bench.world().tail) = (0x20, 0x60);
+        bench.world().errors = IQE;
+        let expected = UnitError::FirmwareQueue {
+            fault_status: IQE,
+            global_status: QIE | SRTP,
+        };
+        assert_eq!(bench.unit.bring_up(&bench.h), Err(expected));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 use core::fmt;
 
 use super::device_tlb::DeviceTlb;
+use super::errata::{PciIdentity, has_unreliable_device_tlb};
 use crate::arch::id::SourceId;
 
 /// Where extended capabilities start in configuration space, in bytes.
@@ -68,7 +69,7 @@ pub enum DeviceCapabilityError {
         /// Bits there are.
         carried: u8,
     },
-    /// The function has no ATS capability.
+    /// The function has no ATS capability, or an erratum forbids its use.
     NoAddressTranslation,
     /// The function's translation requests are not aligned to pages, which remapping hardware
     /// takes them to be.
@@ -113,6 +114,8 @@ struct AddressTranslation {
     /// Invalidate Queue Depth; 0 is 32.
     queue_depth: u8,
     is_page_aligned: bool,
+    /// No erratum is known of its invalidations.
+    is_reliable: bool,
 }
 
 /// Where a function's capabilities are, and what they say.
@@ -126,7 +129,8 @@ pub struct DeviceCapabilities {
 }
 
 impl DeviceCapabilities {
-    /// Looks for them. A virtual function has no PASID and page request capability: it goes by the
+    /// Looks for them. ATS where an erratum makes it unusable ([`has_unreliable_device_tlb`]) is only
+    /// ever switched off. A virtual function has no PASID and page request capability: it goes by the
     /// switches of its physical function.
     ///
     /// # Errors
@@ -134,6 +138,13 @@ impl DeviceCapabilities {
     /// [`DeviceCapabilityError::Gone`] and [`DeviceCapabilityError::BrokenList`].
     pub fn find(space: &impl ConfigurationSpace) -> Result<Self, DeviceCapabilityError> {
         let mut found = Self::default();
+        let ids = space.read32(0);
+        let identity = PciIdentity {
+            vendor: ids as u16,
+            device: (ids >> 16) as u16,
+            revision: 0,
+        };
+        let is_reliable = !has_unreliable_device_tlb(&identity);
         let mut offset = FIRST_CAPABILITY;
         for _ in 0..MOST_CAPABILITIES {
             let header = space.read32(offset);
@@ -148,6 +159,7 @@ impl DeviceCapabilities {
                         offset,
                         queue_depth: (word & 0x1f) as u8,
                         is_page_aligned: word >> 5 & 1 == 1,
+                        is_reliable,
                     });
                 }
                 PASID_ID => {
@@ -182,9 +194,13 @@ impl DeviceCapabilities {
         }
     }
 
-    /// What invalidations of the function's TLB have to know; `None` if it has no ATS.
+    /// What invalidations of the function's TLB have to know; `None` if it has no ATS, or none to be
+    /// used.
     pub fn device_tlb(&self, physical_function: SourceId) -> Option<DeviceTlb> {
-        self.address_translation.map(|capability| DeviceTlb {
+        let usable = self
+            .address_translation
+            .filter(|capability| capability.is_reliable);
+        usable.map(|capability| DeviceTlb {
             queue_depth: capability.queue_depth,
             physical_function,
         })
@@ -236,7 +252,7 @@ impl DeviceCapabilities {
         let needs_translation = wanted.address_translation || wanted.page_requests > 0;
         match self
             .address_translation
-            .filter(|_| wanted.address_translation)
+            .filter(|capability| wanted.address_translation && capability.is_reliable)
         {
             None if needs_translation => return Err(DeviceCapabilityError::NoAddressTranslation),
             Some(capability) if !capability.is_page_aligned => {
@@ -321,6 +337,21 @@ mod tests {
         page_requests: 16,
         address_translation: true,
     };
+
+    // Vendor 8086, device 4940: its TLB does not forget at the first invalidation.
+    #[test]
+    fn ats_with_an_erratum_is_switched_off_and_never_on() {
+        let mut space = able();
+        space.words.insert(0, 0x4940_8086);
+        let found = DeviceCapabilities::find(&space).unwrap();
+        assert_eq!(found.device_tlb(SourceId::from_u16(8)), None);
+        assert_eq!(
+            found.enable(&mut space, &EVERYTHING),
+            Err(DeviceCapabilityError::NoAddressTranslation)
+        );
+        found.disable(&mut space);
+        assert!(space.writes.contains(&(0x106, 0)));
+    }
 
     #[test]
     fn ats_is_switched_on_last_and_off_first() {

@@ -32,10 +32,9 @@ pub enum DeviceTlbScope {
 }
 
 impl<R: Registers> Unit<R> {
-    /// Whether devices behind the unit can use TLBs of their own (`ECAP.DT`); in legacy mode the
-    /// driver lets none.
+    /// Whether devices behind the unit can use TLBs of their own (`ECAP.DT`).
     pub const fn has_device_tlbs(&self) -> bool {
-        self.features.extended.has_device_tlb() && self.is_scalable()
+        self.features.extended.has_device_tlb()
     }
 
     /// The descriptor that makes an attached device forget cached translations; `None` if it was

@@ -79,7 +79,11 @@ impl<R: Registers> Unit<R> {
                 self.publish_entry_at(h, at, entry.quadwords());
             }
             Place::ContextEntries => {
-                let context = legacy::context_entry(entry, &self.table_features)?;
+                let context = legacy::context_entry(
+                    entry,
+                    &self.table_features,
+                    tables.device_tlb().is_some(),
+                )?;
                 let is_free = |at| legacy::is_without_translation(&read_context_entry(h, at));
                 if !self.contexts_of(h, tables).all(is_free) {
                     return Err(UnitError::EntryInUse(pasid));

@@ -26,15 +26,19 @@ pub enum Erratum {
     SecondStageLargePages,
     /// Write buffers must be flushed, although `CAP.RWBF` says that they need not.
     WriteBufferFlush,
+    /// A unit that remaps integrated graphics only does not survive that translation is turned off.
+    /// Avoided: translation, once on, stays on.
+    TranslationStaysOn,
 }
 
 impl Erratum {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::NestedUpdatesIgnoreReadOnly,
         Self::InterruptRemapping,
         Self::SecondStageLargePages,
         Self::WriteBufferFlush,
+        Self::TranslationStaysOn,
     ];
 
     /// What is wrong, in a few words.
@@ -44,6 +48,7 @@ impl Erratum {
             Self::InterruptRemapping => "broken interrupt remapping",
             Self::SecondStageLargePages => "broken large second-stage pages",
             Self::WriteBufferFlush => "write-buffer flush needed but not reported",
+            Self::TranslationStaysOn => "translation cannot be turned off",
         }
     }
 
@@ -155,6 +160,26 @@ const CHIPSET_X58: &str = "Intel document 320839, items 62 and 69";
 const SANDY_BRIDGE: &str = "Xen security advisory XSA-304, its patch for SandyBridge units";
 const SERIES_4: &str = "Linux, drivers/iommu/intel/iommu.c: 4 Series chipsets";
 
+/// Generations of integrated graphics, bits 15:8 of the device id, whose own unit has
+/// [`Erratum::TranslationStaysOn`]. Source: Linux, drivers/iommu/intel/iommu.c, its list of graphics
+/// devices for which `GCMD.TE` is not cleared.
+pub const GRAPHICS_TRANSLATION_STAYS_ON: [u8; 9] =
+    [0x45, 0x46, 0x4c, 0x4e, 0x7d, 0x8a, 0x98, 0x9a, 0xa7];
+
+/// Device ids of accelerators (QAT) whose device-TLB forgets with certainty only at the second
+/// invalidation. Source: Linux, drivers/iommu/intel/iommu.c, devices with an extra device-TLB
+/// invalidation.
+pub const DEVICE_TLB_FORGETS_LATE: RangeInclusive<u16> = 0x4940..=0x4943;
+
+/// Whether a device's own TLB is better not used, because it does not forget what it is told to.
+///
+/// [`DeviceCapabilities::find`](crate::unit::DeviceCapabilities::find) asks it, by the ids in
+/// configuration space. Those of a virtual function read all ones there: the embedder asks
+/// with its physical function's vendor id and VF Device ID.
+pub fn has_unreliable_device_tlb(device: &PciIdentity) -> bool {
+    device.vendor == INTEL && DEVICE_TLB_FORGETS_LATE.contains(&device.device)
+}
+
 /// Every erratum that the library knows how to avoid.
 pub const ERRATA: &[ErratumRow] = {
     use Erratum::{
@@ -195,6 +220,23 @@ impl Errata {
             .fold(Self::NONE, |errata, row| errata.with(row.erratum))
     }
 
+    /// What is known of a unit that remaps no device but this integrated graphics device (class 03h).
+    /// To be united with that of the platform.
+    pub fn of_graphics_unit(graphics: &PciIdentity) -> Self {
+        let generation = (graphics.device >> 8) as u8;
+        if graphics.vendor == INTEL && GRAPHICS_TRANSLATION_STAYS_ON.contains(&generation) {
+            Self::NONE.with(Erratum::TranslationStaysOn)
+        } else {
+            Self::NONE
+        }
+    }
+
+    /// What is in either set.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// The set with an erratum that the embedder knows of or wants to assume.
     #[must_use]
     pub const fn with(self, erratum: Erratum) -> Self {
@@ -209,6 +251,11 @@ impl Errata {
     /// Whether interrupt remapping must not be used.
     pub const fn avoids_interrupt_remapping(self) -> bool {
         self.contains(Erratum::InterruptRemapping)
+    }
+
+    /// Whether translation, once on, must not be turned off.
+    pub const fn keeps_translation_on(self) -> bool {
+        self.contains(Erratum::TranslationStaysOn)
     }
 
     /// Whether a second stage below nested entries must have no read-only ranges.
@@ -327,7 +374,46 @@ mod tests {
             assert!(!row.source.is_empty(), "{row:x?}");
         }
         for erratum in Erratum::ALL {
-            assert!(ERRATA.iter().any(|row| row.erratum == erratum), "{erratum}");
+            let is_listed = ERRATA.iter().any(|row| row.erratum == erratum);
+            // By the graphics device, not by the platform.
+            let is_of_platform = erratum != Erratum::TranslationStaysOn;
+            assert_eq!(is_listed, is_of_platform, "{erratum}");
+        }
+    }
+
+    #[test]
+    fn devices_have_the_published_errata_and_no_others() {
+        let identity = |vendor, device| PciIdentity {
+            vendor,
+            device,
+            revision: 0,
+        };
+        // Ice Lake, Tiger Lake, Rocket Lake, Meteor Lake and Raptor Lake; Skylake, another vendor's.
+        for (vendor, device, stays_on) in [
+            (0x8086, 0x8a52, true),
+            (0x8086, 0x9a49, true),
+            (0x8086, 0x4c8a, true),
+            (0x8086, 0x7d55, true),
+            (0x8086, 0xa780, true),
+            (0x8086, 0x1912, false),
+            (0x1002, 0x9a49, false),
+        ] {
+            let errata = Errata::of_graphics_unit(&identity(vendor, device));
+            let found = errata.contains(Erratum::TranslationStaysOn);
+            assert_eq!(found, stays_on, "{vendor:x}:{device:x}");
+            let both = errata.union(Errata::NONE.with(Erratum::WriteBufferFlush));
+            assert_eq!(both.contains(Erratum::TranslationStaysOn), stays_on);
+            assert!(both.contains(Erratum::WriteBufferFlush));
+        }
+        for (vendor, device, is_unreliable) in [
+            (0x8086, 0x493f, false),
+            (0x8086, 0x4940, true),
+            (0x8086, 0x4943, true),
+            (0x8086, 0x4944, false),
+            (0x1af4, 0x4940, false),
+        ] {
+            let found = has_unreliable_device_tlb(&identity(vendor, device));
+            assert_eq!(found, is_unreliable, "{vendor:x}:{device:x}");
         }
     }
 
@@ -344,6 +430,7 @@ mod tests {
                 (!(0xf << 34), u64::MAX),
             ),
             (Erratum::WriteBufferFlush, (0, 0), (1 << 4, 0)),
+            (Erratum::TranslationStaysOn, all, all),
         ] {
             let (capability, extended) = Errata::NONE.with(erratum).correct(
                 Capability::from_bits(reported.0),

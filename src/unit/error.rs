@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use super::errata::Erratum;
 use super::interrupt::InterruptRefusal;
 use crate::arch::capability::CapabilityError;
 use crate::arch::context::{LegacyContextFault, ScalableContextFault};
@@ -58,6 +59,17 @@ pub enum UnitError {
         /// Firmware's root table address register.
         root: u64,
     },
+    /// Firmware left its invalidation queue on, where it stood at an error, and it cannot be turned off:
+    /// emulated units turn off none whose last descriptor was no wait. Only a descriptor in firmware's
+    /// own memory would help, which the driver does not write: it may be anybody's by now.
+    FirmwareQueue {
+        /// The fault status register, before the error was cleared.
+        fault_status: u32,
+        /// The global status register.
+        global_status: u32,
+    },
+    /// The unit has an erratum because of which this is not done; nothing has changed.
+    Erratum(Erratum),
     /// The unit has been brought up already, or that is under way, or it is suspended.
     AlreadyUp,
     /// The unit has not been brought up, or it is suspended.
@@ -211,6 +223,15 @@ impl fmt::Display for UnitError {
                 "firmware's translation would have to be off for a moment: root",
                 root,
             ),
+            Self::FirmwareQueue {
+                fault_status,
+                global_status,
+            } => Told::two(
+                "firmware's queue stood at an error and cannot be turned off: fault and global status",
+                fault_status.into(),
+                global_status.into(),
+            ),
+            Self::Erratum(erratum) => return erratum.fmt(f),
             Self::NotSuspended => Told::words("the unit is not suspended"),
             Self::DevicesAttached(count) => Told::one("devices are attached:", count.into()),
             Self::AlreadyUp => Told::words("the unit is up already"),

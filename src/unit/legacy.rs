@@ -32,7 +32,8 @@ pub(super) fn is_without_translation(context: &LegacyContextEntry) -> bool {
     [low ^ fault_processing_bit(low), high] == *ATTACHED.quadwords()
 }
 
-/// The context entry that does what a second-stage PASID entry says.
+/// The context entry that does what a second-stage PASID entry says. With `device_tlb` the device may
+/// use a TLB of its own (`TT` 01b).
 ///
 /// # Errors
 ///
@@ -41,6 +42,7 @@ pub(super) fn is_without_translation(context: &LegacyContextEntry) -> bool {
 pub(super) fn context_entry(
     entry: &PasidEntry,
     features: &TableFeatures,
+    device_tlb: bool,
 ) -> Result<LegacyContextEntry, UnitError> {
     let refused = UnitError::NotInLegacyMode {
         translation_type: entry.translation_type_field(),
@@ -50,7 +52,7 @@ pub(super) fn context_entry(
     }
     let width = AddressWidth::from_field(u64::from(entry.address_width_field())).ok_or(refused)?;
     let root: Hpa = entry.second_stage_root();
-    let context = LegacyContextEntry::second_stage(root, width, entry.domain_id(), false);
+    let context = LegacyContextEntry::second_stage(root, width, entry.domain_id(), device_tlb);
     context
         .decode::<Hpa>(features)
         .map_err(UnitError::LegacyContextEntry)?;
@@ -316,6 +318,47 @@ mod tests {
         unit.release(&bench.h, detached).unwrap();
     }
 
+    fn attach_with_tlb(bench: &Bench) -> Result<DeviceTables, UnitError> {
+        let device_tlb = DeviceTlb {
+            queue_depth: 5,
+            physical_function: device(),
+        };
+        let ids = RequesterIds::of(device());
+        let unit = &bench.unit;
+        unit.attach_requesters(&bench.h, OWNER, &ids, 0, Some(device_tlb))
+    }
+
+    // §9.3: TT 01b in bits 3:2; §6.5.2.5: SID from bit 32, MIP from bit 16. ECAP.DT is bit 2.
+    #[test]
+    fn a_device_with_a_tlb_may_use_it_while_it_has_a_translation() {
+        let bench = up(|options| options.extended = UNITS[0] | 1 << 2);
+        assert!(bench.unit.has_device_tlbs());
+        let tables = attach_with_tlb(&bench).unwrap();
+        assert_eq!(seen(&bench), Some([0, 8]), "attached and blocked");
+        publish(&bench, &tables, 9).unwrap();
+        assert_eq!(seen(&bench), Some([0x1234_5005, 0x90a]));
+        let read = bench.unit.read_entry(&bench.h, &tables, Pasid::ZERO);
+        assert_eq!(read, Some(second_stage(9)));
+        bench.unit.withdraw_entry(&bench.h, &tables, Pasid::ZERO);
+        assert_eq!(seen(&bench), Some([0, 0x90a]));
+        bench.unit.clear_entry(&bench.h, &tables, Pasid::ZERO);
+        assert_eq!(seen(&bench), Some([0, 8]));
+
+        // It is told to forget everything, behind the unit, before it counts as gone.
+        bench.take_executed();
+        let detached = bench.unit.detach_device(&bench.h, tables).unwrap();
+        bench.unit.release(&bench.h, detached).unwrap();
+        let executed = bench.take_executed();
+        let Some([all @ .., told, _wait]) = executed.get(..) else {
+            panic!("{executed:?}");
+        };
+        assert_eq!(all.len(), 2, "all contexts, all translations: {all:?}");
+        let [low, ..] = told.encode().words();
+        assert_eq!((low >> 32 & 0xffff) as u16, device().as_u16());
+        assert_eq!((low & 0xf, low >> 16 & 0x1f), (3, 5));
+        assert_eq!(seen(&bench), Some([0, 0]));
+    }
+
     #[test]
     fn what_legacy_mode_has_not_is_refused_by_name() {
         let bench = up(|options| options.extended = UNITS[0]);
@@ -325,18 +368,11 @@ mod tests {
         };
         let with_pasids = bench.unit.attach_device(&bench.h, OWNER, device(), 1);
         assert_eq!(with_pasids.map(drop), Err(beyond));
-        let device_tlb = DeviceTlb {
-            queue_depth: 0,
-            physical_function: device(),
-        };
-        let ids = RequesterIds::of(device());
-        let with_tlb = bench
-            .unit
-            .attach_requesters(&bench.h, OWNER, &ids, 0, Some(device_tlb));
         let translation_type = LegacyContextFault::UnsupportedTranslationType(1);
         assert_eq!(
-            with_tlb.map(drop),
-            Err(UnitError::LegacyContextEntry(translation_type))
+            attach_with_tlb(&bench).map(drop),
+            Err(UnitError::LegacyContextEntry(translation_type)),
+            "no ECAP.DT"
         );
         let tables = attach(&bench);
         let refuse = |entry: &PasidEntry| {

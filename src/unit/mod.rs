@@ -16,24 +16,28 @@
 //! | [`entries`] | what requests of a device translate to: PASID entries |
 //! | `legacy` | the same as context entries, for units driven in legacy mode |
 //! | [`rmrr`] | devices at the memory that firmware reserves for them |
-//! | [`queue`] | the invalidation queue and its tickets |
+//! | [`queue`] | the invalidation queue |
+//! | `queue_memory` | its frames, and places in them |
+//! | `ticket` | the right to ask whether a submission is done |
 //! | [`queue_recovery`] | what becomes of the queue after an error |
 //! | [`deferred`] | invalidations that are put off |
 //! | [`device_capability`] | a device's own switches for PASIDs, page requests and ATS |
 //! | [`device_tlb`] | the translation caches of devices |
+//! | [`platform_errors`] | masks for what malformed interrupt messages do to the platform |
 //! | [`fault`] | draining fault records |
 //! | [`errata`] | what real units do differently, and what is avoided there |
 //! | [`mod@explain`] | what tables say of a request, step by step |
 //! | [`storm`] | how many faults of a device are handled, and what ends the rest |
 //! | [`interrupt`] | interrupt remapping: the table, its slices and its entries |
 //! | [`domain_ids`] | the allocator of domain-ids |
+//! | `lock` | the order of a unit's locks |
 //! | [`statistics`] | counters |
 //!
 //! # Rules
 //!
 //! - All methods take `&self`. Locks are held for a few register or memory accesses, never across a
-//!   wait for hardware and never while another module is called. Order: tables, interrupts, queue or
-//!   faults before commands before registers.
+//!   wait for hardware. Order: tables, interrupts, domain-ids, reserved memory, queue, faults,
+//!   commands, registers; `lock` says what is called under them, and what interrupt handlers may do.
 //! - Every wait ends: by the platform's clock, and by a count of polls should that clock stand
 //!   still ([`deadline`]).
 //! - What registers say is checked before it is used as an index, a shift or a bound.
@@ -56,19 +60,25 @@ pub mod explain;
 pub mod fault;
 pub mod interrupt;
 mod legacy;
+mod lock;
+pub mod platform_errors;
 pub mod queue;
+mod queue_memory;
 pub mod queue_recovery;
 pub mod rmrr;
 pub mod shut_down;
 pub mod statistics;
 pub mod storm;
 pub mod tables;
+mod ticket;
 // The unit itself is the layer's main type; its file is named for it.
 #[allow(clippy::module_inception)]
 pub mod unit;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod threads;
 
 pub use deferred::DeferredInvalidations;
 pub use device_capability::{

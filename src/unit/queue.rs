@@ -10,23 +10,16 @@ use heapless::Deque;
 
 use super::deadline::Deadline;
 use super::error::QueueError;
+use super::queue_memory::{PLACE_BYTES, QueueMemory, STATUS_WORDS};
+pub use super::ticket::Ticket;
 use super::unit::Unit;
 use crate::arch::address::Hpa;
 use crate::arch::descriptor::{
-    ContextGranularity, Descriptor, IotlbGranularity, PasidCacheGranularity, RawDescriptor,
-    WaitStatus,
+    ContextGranularity, Descriptor, IotlbGranularity, PasidCacheGranularity, WaitStatus,
 };
 use crate::arch::id::SourceId;
-use crate::arch::register::{DescriptorWidth, QueueErrorInfo, Register32, Register64};
-use crate::mem::{FrameRun, HostMemory, Hypervisor, Registers};
-
-/// What places in the ring are multiples of, whatever the width of descriptors (`IQH`, §11.4.9.1).
-pub(super) const PLACE_BYTES: u32 = 16;
-/// Status words take a quadword each, of which hardware writes the lower half.
-const STATUS_WORD_BYTES: u64 = 8;
-/// One page of status words, the last of them for waits that nobody looks at.
-const STATUS_WORDS: u16 = 511;
-const UNWATCHED_WORD: u16 = 511;
+use crate::arch::register::{QueueErrorInfo, Register32, Register64};
+use crate::mem::{HostMemory, Hypervisor, Registers};
 
 /// What forgets all that a unit has cached for DMA, in the order of §6.5.3.
 pub(super) const EVERYTHING: [Descriptor; 3] = [
@@ -45,132 +38,6 @@ pub(super) const EVERYTHING: [Descriptor; 3] = [
 
 /// As [`EVERYTHING`], in legacy mode: there is no PASID cache.
 const EVERYTHING_LEGACY: [Descriptor; 2] = [EVERYTHING[0], EVERYTHING[2]];
-
-/// The right to ask whether a submission is done.
-///
-/// Dropping it loses nothing but the answer. It is kept by every binding that waits, and therefore
-/// takes 12 bytes of no alignment.
-#[must_use = "nothing is known to be invalidated before the ticket is confirmed"]
-#[derive(Debug)]
-pub struct Ticket {
-    /// The lower half of the submission's number, which is what its wait stores.
-    sequence: [u8; 4],
-    /// The status word that it stores to.
-    word: [u8; 2],
-    /// In ticks.
-    deadline: [u8; 6],
-}
-
-/// Binary logarithm of the nanoseconds of a tick: 48 bits of them hold any time of 64 bits.
-const TICK_ORDER: u32 = 16;
-
-impl Ticket {
-    fn new(sequence: u64, word: u16, deadline_nanoseconds: u64) -> Self {
-        // Rounded up, so that nothing is late before its time.
-        let ticks = (deadline_nanoseconds >> TICK_ORDER).saturating_add(1);
-        let [a, b, c, d, e, f, ..] = ticks.min((1 << 48) - 1).to_le_bytes();
-        Self {
-            sequence: (sequence as u32).to_le_bytes(),
-            word: word.to_le_bytes(),
-            deadline: [a, b, c, d, e, f],
-        }
-    }
-
-    /// The number of the submission, counted from 1 by the unit, modulo 2^32.
-    pub const fn sequence(&self) -> u32 {
-        u32::from_le_bytes(self.sequence)
-    }
-
-    const fn word(&self) -> u16 {
-        u16::from_le_bytes(self.word)
-    }
-
-    /// Whether the time is up; at most 66 microseconds late.
-    const fn is_late(&self, now_nanoseconds: u64) -> bool {
-        let [a, b, c, d, e, f] = self.deadline;
-        now_nanoseconds >> TICK_ORDER >= u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
-    }
-}
-
-/// The frames of the queue.
-#[derive(Debug)]
-pub(super) struct QueueMemory {
-    pub(super) ring: FrameRun,
-    pub(super) status: FrameRun,
-    /// Of each descriptor.
-    pub(super) width: DescriptorWidth,
-}
-
-impl QueueMemory {
-    /// Length of the ring in bytes: a power of two, at most 512 KiB.
-    pub(super) const fn ring_bytes(&self) -> u32 {
-        self.ring.len_bytes() as u32
-    }
-
-    pub(super) fn descriptor_at(&self, offset: u32) -> Hpa {
-        let offset = u64::from(offset & self.ring_bytes().wrapping_sub(1));
-        Hpa::new(self.ring.address().as_u64().saturating_add(offset))
-    }
-
-    pub(super) fn word_at(&self, word: u16) -> Hpa {
-        let offset = u64::from(word) * STATUS_WORD_BYTES;
-        Hpa::new(self.status.address().as_u64().saturating_add(offset))
-    }
-
-    /// Binary logarithm of a descriptor's length in bytes.
-    const fn descriptor_order(&self) -> u32 {
-        self.width.len_bytes().trailing_zeros()
-    }
-
-    /// Number of descriptors that the ring has room for.
-    pub(super) const fn places(&self) -> u32 {
-        self.ring_bytes() >> self.descriptor_order()
-    }
-
-    /// The offset `count` descriptors behind the one at `offset`.
-    pub(super) const fn behind(&self, offset: u32, count: u32) -> u32 {
-        offset.wrapping_add(count.wrapping_mul(self.width.len_bytes()))
-            & self.ring_bytes().wrapping_sub(1)
-    }
-
-    /// Number of descriptors from `head` to `tail`.
-    pub(super) const fn distance(&self, head: u32, tail: u32) -> u32 {
-        (tail.wrapping_sub(head) & self.ring_bytes().wrapping_sub(1)) >> self.descriptor_order()
-    }
-
-    /// The head register's value, if it is the place of a descriptor.
-    pub(super) const fn checked_head(&self, value: u64) -> Result<u32, QueueError> {
-        if value < self.ring_bytes() as u64 && value.is_multiple_of(self.width.len_bytes() as u64) {
-            Ok(value as u32)
-        } else {
-            Err(QueueError::Head { value })
-        }
-    }
-
-    pub(super) fn write<H: HostMemory>(&self, h: &H, offset: u32, descriptor: RawDescriptor) {
-        let mut at = self.descriptor_at(offset);
-        let quadwords = self.width.len_bytes() as usize / 8;
-        for quadword in descriptor.words().into_iter().take(quadwords) {
-            h.write64(at, quadword);
-            at = Hpa::new(at.as_u64().saturating_add(8));
-        }
-    }
-
-    /// A wait that only orders. It stores to a word that nobody looks at, because a wait that does
-    /// nothing at all is an error to some emulators. As a fence it keeps what is before it from
-    /// being left out of what a later wait proves (§6.5.2.12).
-    pub(super) fn fence(&self, page_request_drain: bool) -> Descriptor {
-        Descriptor::Wait {
-            status: Some(WaitStatus {
-                address: self.word_at(UNWATCHED_WORD).as_u64(),
-                data: 0,
-            }),
-            interrupt: false,
-            fence: true,
-            page_request_drain,
-        }
-    }
-}
 
 /// What a status word is used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -1029,22 +896,6 @@ mod tests {
         assert_eq!(bench.unit.wait(&bench.h, ticket), Ok(()));
         assert_eq!(bench.unit.statistics().completion_errors, 1);
         assert_eq!(bench.world().errors, 0);
-    }
-
-    #[test]
-    fn a_ticket_is_late_from_its_deadline_on_and_at_most_a_tick_after_it() {
-        for deadline in [
-            0,
-            1,
-            65_535,
-            65_536,
-            1_700_000_000_000_000_000,
-            u64::MAX - 65_536,
-        ] {
-            let ticket = Ticket::new(1, 2, deadline);
-            assert!(!ticket.is_late(deadline.saturating_sub(1)), "{deadline}");
-            assert!(ticket.is_late(deadline + 65_536), "{deadline}");
-        }
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //! no more of them than submissions and devices.
 
 use super::error::QueueError;
-use super::queue::{Cause, Outstanding, PLACE_BYTES, Queue, QueueMemory, Use};
+use super::queue::{Cause, Outstanding, Queue, Use};
+use super::queue_memory::{PLACE_BYTES, QueueMemory};
 use super::unit::{Unit, table_mode_for};
 use crate::arch::address::Hpa;
 use crate::arch::capability::Features;

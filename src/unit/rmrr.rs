@@ -26,13 +26,21 @@ pub const RESERVED_DEVICES: usize = 16;
 #[derive(Debug)]
 pub(super) struct ReservedMemory {
     devices: Vec<(RequesterIds, ReservedRegions), RESERVED_DEVICES>,
+    /// There is a device with reserved memory that is not in the list.
+    is_incomplete: bool,
 }
 
 impl ReservedMemory {
     pub(super) const fn new() -> Self {
         Self {
             devices: Vec::new(),
+            is_incomplete: false,
         }
+    }
+
+    fn is_known(&self, source_id: SourceId) -> bool {
+        let mut known = self.devices.iter();
+        known.any(|(requesters, _)| requesters.contains(source_id))
     }
 }
 
@@ -103,6 +111,12 @@ impl<R: Registers> Unit<R> {
             .unwrap_or_default()
     }
 
+    /// Whether some device has reserved memory that the unit does not know of, because
+    /// [`ReservedDevice::track`] failed for it: any device may be that one.
+    pub fn has_untracked_reserved_memory(&self) -> bool {
+        self.reserved.lock().is_incomplete
+    }
+
     /// Remembers for good that a device has reserved memory.
     fn track_reserved(
         &self,
@@ -110,17 +124,17 @@ impl<R: Registers> Unit<R> {
         regions: &ReservedRegions,
     ) -> Result<(), ReservedMemoryError> {
         let mut reserved = self.reserved.lock();
-        let is_known = |source_id: &SourceId| {
-            let mut known = reserved.devices.iter();
-            known.any(|(requesters, _)| requesters.contains(*source_id))
-        };
-        if let Some(source_id) = requesters.iter().find(is_known) {
+        if let Some(source_id) = requesters.iter().find(|id| reserved.is_known(*id)) {
+            // Under its other source-ids nothing would refuse it.
+            let is_whole = requesters.iter().all(|id| reserved.is_known(id));
+            reserved.is_incomplete |= !is_whole;
             return Err(ReservedMemoryError::Known(source_id));
         }
-        reserved
-            .devices
-            .push((*requesters, regions.clone()))
-            .map_err(|_| ReservedMemoryError::TooMany(requesters.own()))
+        let tracked = reserved.devices.push((*requesters, regions.clone()));
+        tracked.map_err(|_| {
+            reserved.is_incomplete = true;
+            ReservedMemoryError::TooMany(requesters.own())
+        })
     }
 }
 
@@ -164,7 +178,9 @@ impl ReservedDevice {
     ///
     /// # Errors
     ///
-    /// [`ReservedMemoryError`]; the device must not be assigned then.
+    /// [`ReservedMemoryError`]. Unless all of the device's source-ids were known before, the unit's
+    /// knowledge has a gap then, and machines get no device from behind it but those whose reserved
+    /// memory it does know.
     pub fn track<R: Registers>(
         unit: &Unit<R>,
         requesters: RequesterIds,

@@ -4,6 +4,7 @@ use core::sync::atomic::Ordering;
 
 use super::bring_up::Content;
 use super::deadline::Deadline;
+use super::errata::Erratum;
 use super::error::UnitError;
 use super::unit::{Phase, Unit};
 use crate::arch::address::{Hpa, PAGE_SIZE_BYTES};
@@ -30,10 +31,14 @@ impl<R: Registers> Unit<R> {
     /// # Errors
     ///
     /// [`UnitError::NotUp`], and [`UnitError::DevicesAttached`] unless every device has been
-    /// detached and released; nothing has changed then. [`UnitError::Queue`] and the errors of a
+    /// detached and released, [`UnitError::Erratum`] if the unit must not stop translating; nothing has
+    /// changed then. [`UnitError::Queue`] and the errors of a
     /// command if hardware does not answer. [`is_up`](Self::is_up) tells whether the unit is still
     /// up then; if it is not, it can be brought up again.
     pub fn shut_down<H: Hypervisor>(&self, h: &H, leave: Leave) -> Result<(), UnitError> {
+        if leave == Leave::Passing && self.config.errata.keeps_translation_on() {
+            return Err(UnitError::Erratum(Erratum::TranslationStaysOn));
+        }
         self.change_phase(Phase::Up, Phase::Working)?;
         // No device is attached from here on.
         let attached = self.tables.lock().attached;
@@ -244,6 +249,17 @@ mod tests {
         (world.queue_address, world.head, world.tail) = (0, 0, 0);
         world.is_busy = false;
         world.fault_event_control = 0;
+    }
+
+    #[test]
+    fn a_unit_that_must_not_stop_translating_is_left_blocking_only() {
+        let erratum = Erratum::TranslationStaysOn;
+        let bench = up(|options| options.config.errata = options.config.errata.with(erratum));
+        let error = bench.unit.shut_down(&bench.h, Leave::Passing);
+        assert_eq!(error, Err(UnitError::Erratum(erratum)));
+        assert!(bench.unit.is_up() && bench.take_log().is_empty());
+        assert_eq!(bench.unit.shut_down(&bench.h, Leave::Blocking), Ok(()));
+        assert_eq!(bench.world().status, TE | SRTP);
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! rest changes only when hardware is known to have forgotten it. Where the unit does not snoop
 //! (`ECAP.C` clear), each step is written back to memory before the next.
 
+use heapless::Vec;
+
 use super::context::forget_contexts;
 use super::device_tlb::{DeviceTlb, DeviceTlbScope};
 use super::discovery::RequesterIds;
@@ -17,6 +19,7 @@ use crate::arch::address::{Hpa, PAGE_SIZE_BYTES};
 use crate::arch::context::{
     ContextAttributes, DirectoryOrder, LegacyContextFault, ScalableContextEntry,
 };
+use crate::arch::descriptor::Descriptor;
 use crate::arch::id::SourceId;
 use crate::arch::pasid::PasidDirectoryEntry;
 use crate::mem::{FrameRun, Frames, HostMemory, Hypervisor, Owner, Registers};
@@ -262,7 +265,8 @@ impl<R: Registers> Unit<R> {
     /// several source-ids: a context entry for each leads to the same directory (§3.12). All of
     /// them are written, or none.
     ///
-    /// With `device_tlb` the device may use a TLB of its own (`DTE`). Such a device reaches any host
+    /// With `device_tlb` the device may use a TLB of its own (`DTE`; in legacy mode `TT` 01b, while
+    /// PASID 0 has an entry). Such a device reaches any host
     /// address by translated requests, which hardware does not check against the tables (§4.2.5): it
     /// has to be trusted not to make addresses up. Whoever changes an entry or a mapping of it owes
     /// [`device_tlb_invalidation`](Self::device_tlb_invalidation), too.
@@ -271,7 +275,7 @@ impl<R: Registers> Unit<R> {
     ///
     /// As [`attach_device`](Self::attach_device), [`UnitError::Attached`] with the source-id;
     /// [`UnitError::ContextEntry`] if the unit has no device-TLBs (`ECAP.DT`),
-    /// [`UnitError::LegacyContextEntry`] in legacy mode, where the driver uses none.
+    /// in legacy mode [`UnitError::LegacyContextEntry`].
     pub fn attach_requesters<H: Hypervisor>(
         &self,
         h: &H,
@@ -302,8 +306,8 @@ impl<R: Registers> Unit<R> {
         };
         let form = if self.is_scalable() {
             self.install_directory(h, owner, requesters, order, attributes)?
-        } else if device_tlb.is_some() {
-            // TT = 01b.
+        } else if device_tlb.is_some() && !self.has_device_tlbs() {
+            // TT = 01b, found here rather than with the first entry.
             let fault = LegacyContextFault::UnsupportedTranslationType(1);
             return Err(UnitError::LegacyContextEntry(fault));
         } else {
@@ -383,13 +387,18 @@ impl<R: Registers> Unit<R> {
         h: &H,
         tables: &DeviceTables,
     ) -> Result<Ticket, QueueError> {
+        let device_tlb = self.device_tlb_invalidation(tables, DeviceTlbScope::Everything);
         if !self.is_scalable() {
             // Its context entries may be cached under any domain-id.
-            return self.submit(h, self.everything());
+            let mut all = Vec::<Descriptor, 3>::new();
+            for descriptor in self.everything().iter().copied().chain(device_tlb) {
+                // There is room for three.
+                _ = all.push(descriptor);
+            }
+            return self.submit(h, &all);
         }
         // The domains in its PASID table are not known here, hence all of them.
         let [_, pasid_cache, iotlb] = EVERYTHING;
-        let device_tlb = self.device_tlb_invalidation(tables, DeviceTlbScope::Everything);
         self.submit(
             h,
             &forget_contexts(&tables.requesters, &[pasid_cache, iotlb], device_tlb),

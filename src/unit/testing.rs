@@ -5,13 +5,14 @@
 
 extern crate std;
 
-use std::cell::{RefCell, RefMut};
+use std::boxed::Box;
 use std::collections::BTreeSet;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec;
 use std::vec::Vec;
 
 use super::interrupt::{InterruptConfig, InterruptRemapping};
+use super::lock::held;
 use super::unit::{Unit, UnitConfig};
 use crate::arch::address::Hpa;
 use crate::arch::capability::{Capability, CapabilityField, ExtendedCapability, Features};
@@ -144,6 +145,8 @@ pub(super) struct World {
     pub(super) faults: FaultAt,
     pub(super) forced_fault_status: Option<u32>,
     pub(super) bus_masters: Vec<(SourceId, bool)>,
+    /// Called by the next pause.
+    pub(super) on_pause: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl World {
@@ -190,6 +193,7 @@ impl World {
             faults: FaultAt { next: 0, first: 0 },
             forced_fault_status: None,
             bus_masters: Vec::new(),
+            on_pause: None,
         }
     }
 
@@ -521,8 +525,27 @@ impl World {
     }
 }
 
+/// A world that several threads can have, as a unit can.
 #[derive(Clone)]
-pub(super) struct FakeRegisters(Rc<RefCell<World>>);
+pub(super) struct Shared(Arc<Mutex<World>>);
+
+impl Shared {
+    fn new(world: World) -> Self {
+        Self(Arc::new(Mutex::new(world)))
+    }
+
+    pub(super) fn borrow_mut(&self) -> MutexGuard<'_, World> {
+        // A test that panics on one thread tells it by its own panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn borrow(&self) -> MutexGuard<'_, World> {
+        self.borrow_mut()
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct FakeRegisters(Shared);
 
 impl Registers for FakeRegisters {
     fn read32(&self, register: Register32) -> u32 {
@@ -549,7 +572,7 @@ impl Registers for FakeRegisters {
 }
 
 pub(super) struct FakeHypervisor {
-    pub(super) world: Rc<RefCell<World>>,
+    pub(super) world: Shared,
     pub(super) pool: FramePool<4, 4>,
 }
 
@@ -611,6 +634,7 @@ impl HostMemory for FakeHypervisor {
 
 impl Frames for FakeHypervisor {
     fn allocate(&self, owner: Owner, order: u8) -> Result<FrameRun, FrameError> {
+        held::assert_none("Frames::allocate");
         let mut world = self.world.borrow_mut();
         match &mut world.fail_allocation {
             Some(0) => return Err(FrameError::PoolExhausted { capacity: 0, order }),
@@ -627,6 +651,7 @@ impl Frames for FakeHypervisor {
     }
 
     fn free(&self, run: FrameRun) {
+        held::assert_none("Frames::free");
         self.pool.give_back(run);
     }
 }
@@ -639,13 +664,20 @@ impl Platform for FakeHypervisor {
         world.now
     }
 
-    fn pause(&self) {}
+    fn pause(&self) {
+        held::assert_none("Platform::pause");
+        let hook = self.world.borrow_mut().on_pause.take();
+        if let Some(hook) = hook {
+            hook();
+        }
+    }
 
     fn deliver_interrupt(&self, _: u32, _: u64, _: u32) {
         panic!("not used by this layer");
     }
 
     fn set_bus_master(&self, source_id: SourceId, enabled: bool) {
+        held::assert_none("Platform::set_bus_master");
         self.world
             .borrow_mut()
             .bus_masters
@@ -666,7 +698,7 @@ impl FakeHypervisor {
 }
 
 impl Bench {
-    pub(super) fn world(&self) -> RefMut<'_, World> {
+    pub(super) fn world(&self) -> MutexGuard<'_, World> {
         self.h.world.borrow_mut()
     }
 
@@ -736,7 +768,7 @@ pub(super) fn parts(change: impl FnOnce(&mut Options)) -> (FakeRegisters, FakeHy
         root_writes: 0,
     };
     change(&mut options);
-    let world = Rc::new(RefCell::new(World::new(options)));
+    let world = Shared::new(World::new(options));
     let pool = FramePool::new(Hpa::new(BASE), LEN);
     pool.set_quota(OWNER, 128).unwrap();
     let h = FakeHypervisor {

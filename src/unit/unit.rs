@@ -2,8 +2,6 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use spin::Mutex;
-
 use super::command::CommandSlot;
 use super::discovery::UnitDescription;
 use super::domain_ids::DomainIds;
@@ -11,6 +9,7 @@ use super::errata::Errata;
 use super::error::{Requirement, UnitError};
 use super::fault::FaultCursor;
 use super::interrupt::{InterruptConfig, InterruptRemapping, InterruptTable};
+use super::lock::{Lock, Rank};
 use super::queue::Queue;
 use super::rmrr::ReservedMemory;
 use super::statistics::{Counters, UnitStatistics};
@@ -111,20 +110,20 @@ pub(super) enum Phase {
 /// PASID entries must be serialised by the caller.
 #[derive(Debug)]
 pub struct Unit<R> {
-    pub(super) registers: Mutex<R>,
+    pub(super) registers: Lock<R>,
     pub(super) features: Features,
     pub(super) table_features: TableFeatures,
     pub(super) config: UnitConfig,
     pub(super) phase: AtomicU8,
     /// The unit's root table pointer is that of `tables`.
     pub(super) owns_root: AtomicBool,
-    pub(super) commands: Mutex<CommandSlot>,
-    pub(super) queue: Mutex<Queue>,
-    pub(super) tables: Mutex<Tables>,
-    pub(super) faults: Mutex<FaultCursor>,
-    pub(super) interrupts: Mutex<InterruptTable>,
-    domain_ids: Mutex<DomainIds>,
-    pub(super) reserved: Mutex<ReservedMemory>,
+    pub(super) commands: Lock<CommandSlot>,
+    pub(super) queue: Lock<Queue>,
+    pub(super) tables: Lock<Tables>,
+    pub(super) faults: Lock<FaultCursor>,
+    pub(super) interrupts: Lock<InterruptTable>,
+    domain_ids: Lock<DomainIds>,
+    pub(super) reserved: Lock<ReservedMemory>,
     pub(super) counters: Counters,
 }
 
@@ -197,18 +196,21 @@ impl<R: Registers> Unit<R> {
             return Err(UnitError::Missing(requirement));
         }
         Ok(Self {
-            registers: Mutex::new(registers),
+            registers: Lock::new(Rank::Registers, registers),
             table_features: TableFeatures::from(&features),
             config,
             phase: AtomicU8::new(Phase::Down as u8),
             owns_root: AtomicBool::new(false),
-            commands: Mutex::new(CommandSlot::Idle),
-            queue: Mutex::new(Queue::new()),
-            tables: Mutex::new(Tables::new()),
-            faults: Mutex::new(FaultCursor::default()),
-            interrupts: Mutex::new(InterruptTable::new(&config.interrupts)),
-            domain_ids: Mutex::new(DomainIds::new(features.capability.domain_id_bits())),
-            reserved: Mutex::new(ReservedMemory::new()),
+            commands: Lock::new(Rank::Commands, CommandSlot::Idle),
+            queue: Lock::new(Rank::Queue, Queue::new()),
+            tables: Lock::new(Rank::Tables, Tables::new()),
+            faults: Lock::new(Rank::Faults, FaultCursor::default()),
+            interrupts: Lock::new(Rank::Interrupts, InterruptTable::new(&config.interrupts)),
+            domain_ids: Lock::new(
+                Rank::DomainIds,
+                DomainIds::new(features.capability.domain_id_bits()),
+            ),
+            reserved: Lock::new(Rank::Reserved, ReservedMemory::new()),
             counters: Counters::default(),
             features,
         })

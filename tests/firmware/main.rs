@@ -1,6 +1,7 @@
 //! What firmware says of remapping units: a corpus of tables, sound ones and broken ones of every
 //! kind known, and what the library makes of each (G26, G27, G18).
 
+mod admission;
 mod broken;
 mod builder;
 mod random;

@@ -25,6 +25,7 @@ mod platform;
 mod port;
 mod ram;
 mod report;
+mod topology;
 mod units;
 
 use log::LevelFilter;

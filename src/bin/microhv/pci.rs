@@ -5,6 +5,7 @@ use core::fmt;
 use heapless::Vec;
 use vtd_nest::arch::address::Hpa;
 use vtd_nest::arch::id::SourceId;
+use vtd_nest::arch::pci::PciFunction;
 
 use crate::memory::{Memory, Window};
 use crate::port;
@@ -42,6 +43,8 @@ pub(crate) struct Function {
     /// By number of the register; the upper half of a 64-bit one is `None`.
     pub(crate) bars: [Option<Bar>; 6],
     pub(crate) bridge: Option<Bridge>,
+    /// What of it decides which requests are its own.
+    pub(crate) place: PciFunction,
 }
 
 /// A base address register.
@@ -253,6 +256,7 @@ impl Pci {
             class: self.read(source_id, 8) >> 8,
             bars: self.measure_bars(source_id, bar_count),
             bridge,
+            place: PciFunction::decode(source_id, |offset| self.read(source_id, offset))?,
         })
     }
 

@@ -8,15 +8,17 @@ use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::pci::PciTopology;
 use vtd_nest::mem::MmioRegisters;
 use vtd_nest::nest::{PhysicalRange, ProtectedRanges};
+use vtd_nest::unit::discovery::{ReservedRegionError, TopologyError, reserved_regions};
 use vtd_nest::unit::{
-    DiscoveryError, InterruptConfig, InterruptRemapping, Unit, UnitConfig, UnitDescription,
-    UnitError, discover,
+    DiscoveryError, Errata, InterruptConfig, InterruptRemapping, ReservedDevice,
+    ReservedMemoryError, Unit, UnitConfig, UnitDescription, UnitError, discover,
 };
 
 use crate::boot;
 use crate::environment::Environment;
 use crate::memory::{Memory, MemoryError, Window};
 use crate::pci::{Function, Pci};
+use crate::topology::{self, Topology};
 
 /// Remapping units that the image can drive.
 pub(crate) const UNITS: usize = 4;
@@ -36,6 +38,11 @@ pub(crate) enum UnitsError {
     Memory(MemoryError),
     /// An I/O APIC or HPET that the table names.
     Scope(ScopeError),
+    /// A function's source-ids cannot be told.
+    Topology(TopologyError),
+    /// Memory that firmware reserves for a function.
+    ReservedRegion(ReservedRegionError),
+    ReservedMemory(ReservedMemoryError),
     /// No unit covers the device.
     NotCovered(SourceId),
     /// A fixed list is full.
@@ -68,7 +75,7 @@ impl DescribedUnits {
     ) -> Result<(u8, &UnitDescription), UnitsError> {
         let covering = self
             .dmar
-            .unit_for(0, source_id, &Bridges(functions))
+            .unit_for(0, source_id, &Topology(functions))
             .map_err(UnitsError::Dmar)?
             .ok_or(UnitsError::NotCovered(source_id))?;
         (0..)
@@ -91,7 +98,7 @@ impl DescribedUnits {
                     continue;
                 }
                 let source_id = scope
-                    .resolve(|bridge| Bridges(functions).secondary_bus(bridge))
+                    .resolve(|bridge| Topology(functions).secondary_bus(bridge))
                     .map_err(UnitsError::Scope)?;
                 if !sources.contains(&source_id) {
                     sources
@@ -133,6 +140,35 @@ impl DescribedUnits {
         Ok(protected)
     }
 
+    /// Tells each unit for which functions firmware reserves memory: they stay blocked, and no
+    /// machine gets them.
+    pub(crate) fn reserve(
+        &self,
+        units: &[Unit<MmioRegisters>],
+        functions: &[Function],
+    ) -> Result<(), UnitsError> {
+        let topology = Topology(functions);
+        for function in functions {
+            let source_id = function.source_id;
+            let requesters = topology
+                .requesters(source_id)
+                .map_err(UnitsError::Topology)?;
+            let regions = reserved_regions(&self.dmar, 0, &requesters, &topology)
+                .map_err(UnitsError::ReservedRegion)?;
+            if regions.is_empty() {
+                continue;
+            }
+            log::warn!("{source_id}: firmware reserves memory for it; it stays blocked");
+            let (unit, _) = self.covering(source_id, functions)?;
+            let unit = units.get(usize::from(unit));
+            let unit = unit.ok_or(UnitsError::NotCovered(source_id))?;
+            // It is never let in, so it has no tables that could be lost.
+            let _ = ReservedDevice::track(unit, requesters, regions)
+                .map_err(UnitsError::ReservedMemory)?;
+        }
+        Ok(())
+    }
+
     /// The registers of each.
     pub(crate) fn windows(
         &self,
@@ -160,6 +196,10 @@ pub(crate) fn bring_up(
     windows: Vec<(UnitDescription, Window), UNITS>,
     remapping: InterruptRemapping,
 ) -> Result<&'static [Unit<MmioRegisters>], UnitsError> {
+    let errata = Errata::of(&topology::platform_identity(&environment.pci().lock()));
+    for erratum in errata.iter() {
+        log::warn!("the platform has an erratum that is avoided: {erratum}");
+    }
     let units = MutexGuard::leak(OWNED.lock());
     for (description, window) in windows {
         let refused = |error| UnitsError::Unit(description.base, error);
@@ -173,6 +213,7 @@ pub(crate) fn bring_up(
                 remapping,
                 ..InterruptConfig::new()
             },
+            errata,
             ..UnitConfig::of(&description)
         };
         let unit = Unit::probe(registers, config).map_err(refused)?;
@@ -180,25 +221,4 @@ pub(crate) fn bring_up(
         units.push(unit).map_err(|_| UnitsError::Full("units"))?;
     }
     Ok(units)
-}
-
-/// PCI bridges, as found at start.
-struct Bridges<'a>(&'a [Function]);
-
-impl PciTopology for Bridges<'_> {
-    fn secondary_bus(&self, bridge: SourceId) -> Option<u8> {
-        let found = self
-            .0
-            .iter()
-            .find(|function| function.source_id == bridge)?;
-        Some(found.bridge.as_ref()?.secondary_bus)
-    }
-
-    fn subordinate_bus(&self, bridge: SourceId) -> Option<u8> {
-        let found = self
-            .0
-            .iter()
-            .find(|function| function.source_id == bridge)?;
-        Some(found.bridge.as_ref()?.subordinate_bus)
-    }
 }

@@ -14,6 +14,7 @@ pub struct SecondStageConfig {
     width: AddressWidth,
     units: CommonAbility,
     tracks_access: bool,
+    forces_snoop: bool,
 }
 
 /// What all units have in common.
@@ -38,6 +39,8 @@ struct PageAbility {
     snooped: bool,
     /// `ECAP.SSADS`.
     accessed_dirty: bool,
+    /// `ECAP.SC`.
+    snoop_control: bool,
 }
 
 /// Why there is no such table.
@@ -52,6 +55,8 @@ pub enum ConfigError {
     },
     /// Some unit does not maintain accessed and dirty bits (`ECAP.SSADS`).
     AccessedDirty,
+    /// Some unit does not force accesses to snoop (`ECAP.SC`).
+    SnoopControl,
 }
 
 impl ConfigError {
@@ -63,6 +68,7 @@ impl ConfigError {
                 supported.field(),
             ),
             Self::AccessedDirty => Told::words("no second-stage accessed and dirty bits"),
+            Self::SnoopControl => Told::words("no snoop control"),
         }
     }
 }
@@ -82,6 +88,7 @@ impl CommonAbility {
                 leaves_1gib: unit.second_stage_1gib,
                 snooped: unit.page_walk_coherency,
                 accessed_dirty: unit.second_stage_accessed_dirty,
+                snoop_control: unit.snoop_control,
             },
         }
     }
@@ -97,6 +104,7 @@ impl CommonAbility {
                 leaves_1gib: ours.leaves_1gib && theirs.leaves_1gib,
                 snooped: ours.snooped && theirs.snooped,
                 accessed_dirty: ours.accessed_dirty && theirs.accessed_dirty,
+                snoop_control: ours.snoop_control && theirs.snoop_control,
             },
         }
     }
@@ -115,9 +123,11 @@ impl SecondStageConfig {
                 leaves_1gib: false,
                 snooped: true,
                 accessed_dirty: false,
+                snoop_control: false,
             },
         },
         tracks_access: false,
+        forces_snoop: false,
     };
 
     /// Tables of a width, walked by one unit.
@@ -130,6 +140,7 @@ impl SecondStageConfig {
             width,
             units: CommonAbility::of(unit),
             tracks_access: false,
+            forces_snoop: false,
         }
         .checked()
     }
@@ -156,8 +167,8 @@ impl SecondStageConfig {
     pub fn with_width(self, width: AddressWidth) -> Result<Self, ConfigError> {
         Self {
             width,
-            units: self.units,
             tracks_access: false,
+            ..self
         }
         .checked()
     }
@@ -172,6 +183,21 @@ impl SecondStageConfig {
     pub fn tracking_access(self) -> Result<Self, ConfigError> {
         Self {
             tracks_access: true,
+            ..self
+        }
+        .checked()
+    }
+
+    /// The same tables, each page of which forces accesses to snoop the processor caches, whatever the
+    /// device asks for (`SNP` of each leaf, §3.10, §9.9). In scalable mode a PASID entry can say the same of
+    /// all of its pages (`PGSNP`); in legacy mode there is no other way.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::SnoopControl`] if a unit lacks the ability.
+    pub fn forcing_snoop(self) -> Result<Self, ConfigError> {
+        Self {
+            forces_snoop: true,
             ..self
         }
         .checked()
@@ -209,6 +235,9 @@ impl SecondStageConfig {
         }
         if self.tracks_access && !self.units.pages.accessed_dirty {
             return Err(ConfigError::AccessedDirty);
+        }
+        if self.forces_snoop && !self.units.pages.snoop_control {
+            return Err(ConfigError::SnoopControl);
         }
         Ok(self)
     }
@@ -258,6 +287,12 @@ impl SecondStageConfig {
         !self.units.pages.snooped
     }
 
+    /// Whether every page forces accesses to snoop (`SNP`).
+    #[inline]
+    pub const fn forces_snoop(&self) -> bool {
+        self.forces_snoop
+    }
+
     /// Whether hardware maintains accessed and dirty bits in the table.
     #[inline]
     pub const fn tracks_access(&self) -> bool {
@@ -279,9 +314,11 @@ impl SecondStageConfig {
                 leaves_1gib: true,
                 snooped: true,
                 accessed_dirty: true,
+                snoop_control: true,
             },
         },
         tracks_access: false,
+        forces_snoop: false,
     };
 
     /// The same, with walks that are not snooped.
@@ -393,5 +430,24 @@ mod tests {
         // Another table: nobody asked for its bits.
         let other = tracking.with_width(AddressWidth::Bits57).unwrap();
         assert!(!other.tracks_access());
+    }
+
+    #[test]
+    fn forced_snooping_needs_every_unit_and_goes_with_the_width() {
+        let able = TableFeatures::EVERYTHING;
+        let unable = TableFeatures {
+            snoop_control: false,
+            ..able
+        };
+        let width = AddressWidth::Bits48;
+        let config = SecondStageConfig::new(width, &able).unwrap();
+        assert!(!config.forces_snoop());
+        let forcing = config.forcing_snoop().unwrap();
+        assert_eq!(forcing.and(&unable), Err(ConfigError::SnoopControl));
+        let both = config.and(&unable).unwrap();
+        assert_eq!(both.forcing_snoop(), Err(ConfigError::SnoopControl));
+        // Shadows of the machine's devices are such tables, too.
+        let other = forcing.with_width(AddressWidth::Bits57).unwrap();
+        assert!(other.forces_snoop());
     }
 }

@@ -58,7 +58,7 @@ impl<I: InputAddress> SecondStage<I> {
         let plan = self.plan(h, &request)?;
         if let Some(at) = plan.single_run {
             let size = PageSize::Size4KiB;
-            let leaf = SecondStageEntry::leaf(output, size, rights, false);
+            let leaf = self.leaf(output, size, rights);
             let count = len_bytes / PAGE_SIZE_BYTES;
             self.fill(h, at, leaf, size, count);
             self.flush_entries(h, at, count);
@@ -210,7 +210,7 @@ impl<I: InputAddress> SecondStage<I> {
             let count = self.leaves_that_fit(h, request, &cursor, fresh);
             if let Some(size) = PageSize::of_level(level).filter(|_| count > 0) {
                 let (at, target) = (cursor.slot(), request.target(cursor.address()));
-                let leaf = SecondStageEntry::leaf(Hpa::new(target), size, rights, false);
+                let leaf = self.leaf(Hpa::new(target), size, rights);
                 self.fill(h, at, leaf, size, count);
                 if !fresh {
                     self.flush_entries(h, at, count);

@@ -167,6 +167,11 @@ impl<I: InputAddress> SecondStage<I> {
         &self.config
     }
 
+    /// A page as this table has them.
+    fn leaf(&self, output: Hpa, size: PageSize, rights: Rights) -> SecondStageEntry {
+        SecondStageEntry::leaf(output, size, rights, self.config.forces_snoop())
+    }
+
     /// Who the table pages are charged to.
     pub const fn owner(&self) -> Owner {
         self.owner

@@ -93,7 +93,7 @@ impl<I: InputAddress> SecondStage<I> {
         let mut at = start;
         for wanted in wanted() {
             let entry = wanted.map_or(SecondStageEntry::default(), |(output, rights)| {
-                SecondStageEntry::leaf(output, PageSize::Size4KiB, rights, false)
+                self.leaf(output, PageSize::Size4KiB, rights)
             });
             let current = SecondStageEntry::from_u64(h.read64(at));
             if !is_same(current, entry) {
@@ -157,7 +157,7 @@ impl<I: InputAddress> SecondStage<I> {
         if current.is_present() && !current.is_leaf(size.level()) {
             return Ok(None);
         }
-        let entry = SecondStageEntry::leaf(output, size, rights, false);
+        let entry = self.leaf(output, size, rights);
         if !is_same(current, entry) {
             h.write64(at, entry.as_u64());
             self.flush_entry(h, at);

@@ -224,6 +224,11 @@ impl<I: InputAddress> MergedLeaves<I> {
         self.resume_at
     }
 
+    /// What is owed, but for the table pages.
+    pub(crate) const fn owed(&self) -> &StaleMappings<I> {
+        &self.stale
+    }
+
     /// The table pages that were replaced.
     pub fn tables(&self) -> impl Iterator<Item = Hpa> {
         self.tables.0.iter().copied()

@@ -415,3 +415,56 @@ fn leaves_are_refused_where_the_table_has_none_of_the_size() {
     table.destroy(&h).settle(&h);
     assert_eq!(h.pool.free_frames(), 8);
 }
+
+// Bit 11 of each leaf and of no reference to a table, where it is reserved.
+#[test]
+fn every_leaf_forces_snooping_where_the_table_does_so() {
+    let h = TestHypervisor::new(8);
+    let config = CONFIG.forcing_snoop().unwrap();
+    let mut table = SecondStage::<Iova>::new(&h, OWNER, config).unwrap();
+    let root = table.root().address();
+    let snoops = |at: u64| {
+        let mut page = root;
+        for level in (1..=4).rev() {
+            let entry = entry_at(&h, page, at, level);
+            assert!(entry.is_present(), "{at:#x}");
+            if entry.is_leaf(level) {
+                return entry.as_u64() >> 11 & 1 == 1;
+            }
+            assert_eq!(entry.as_u64() >> 11 & 1, 0, "a table");
+            page = entry.address();
+        }
+        false
+    };
+    let at = Iova::new(0x1000);
+    table
+        .map(&h, at, Hpa::new(0x5000), 0x1000, Rights::READ)
+        .unwrap();
+    let large = Iova::new(0x20_0000);
+    table
+        .map(&h, large, Hpa::new(0x40_0000), 0x40_0000, Rights::READ)
+        .unwrap();
+    table
+        .set_pages(&h, Iova::new(0x2000), &[page(7), page(8)])
+        .unwrap();
+    let leaf = PageSize::Size2MiB;
+    let set = table.set_leaf(
+        &h,
+        Iova::new(0x60_0000),
+        leaf,
+        Hpa::new(0x80_0000),
+        Rights::READ,
+    );
+    assert!(set.unwrap().is_some());
+    for at in [0x1000, 0x2000, 0x3000, 0x20_0000, 0x40_0000, 0x60_0000] {
+        assert!(snoops(at), "{at:#x}");
+    }
+    // Splits the large page.
+    table
+        .set_pages(&h, Iova::new(0x20_3000), &[page(9)])
+        .unwrap();
+    for at in [0x20_0000, 0x20_3000, 0x3f_f000] {
+        assert!(snoops(at), "{at:#x}");
+    }
+    table.destroy(&h).settle(&h);
+}

@@ -123,6 +123,48 @@ pub fn address_translation(
     Ok(by_device.max(by_port))
 }
 
+/// Firmware's word that the address translation cache of one device can be trusted. Only the table
+/// makes it: [`vouched_device`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VouchedDevice {
+    segment: u16,
+    source_id: SourceId,
+    needs_cache: bool,
+}
+
+impl VouchedDevice {
+    /// Whether it is this device.
+    pub fn is(&self, segment: u16, source_id: SourceId) -> bool {
+        self.segment == segment && self.source_id == source_id
+    }
+
+    /// Whether the device does not work without its cache (`ATC_REQUIRED`).
+    pub const fn needs_cache(&self) -> bool {
+        self.needs_cache
+    }
+}
+
+/// Firmware's word for a device, if it gives it: a root port above that supports ATS (§8.5) says
+/// nothing of the device, and is not enough.
+///
+/// # Errors
+///
+/// [`DmarError`].
+pub fn vouched_device(
+    dmar: &Dmar<'_>,
+    segment: u16,
+    source_id: SourceId,
+    topology: &impl PciFunctions,
+) -> Result<Option<VouchedDevice>, DmarError> {
+    let advice = address_translation(dmar, segment, source_id, topology)?;
+    let is_vouched_for = advice >= AddressTranslationAdvice::Advised;
+    Ok(is_vouched_for.then_some(VouchedDevice {
+        segment,
+        source_id,
+        needs_cache: advice == AddressTranslationAdvice::Required,
+    }))
+}
+
 /// What structures say of the device itself.
 fn vouched_for(
     dmar: &Dmar<'_>,

@@ -23,7 +23,8 @@ mod testing;
 pub mod units;
 
 pub use device_properties::{
-    AddressTranslationAdvice, DeviceProperties, address_translation, device_properties,
+    AddressTranslationAdvice, DeviceProperties, VouchedDevice, address_translation,
+    device_properties, vouched_device,
 };
 pub use groups::{IsolationGroup, SourceIdRange, isolation_group};
 pub use interrupt_sources::{InterruptSource, hpet, io_apic};

@@ -79,11 +79,13 @@ pub(crate) enum Ability {
     SeesInterrupts,
     /// Interrupts in compatibility format can be blocked.
     BlocksCompatibilityFormat,
+    /// Devices 2 and 3 are disk controllers.
+    DiskControllers,
 }
 
 impl Ability {
     /// All of them.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::RequestsWithPasid,
         Self::PrivilegedRequests,
         Self::SeveralUnits,
@@ -95,6 +97,7 @@ impl Ability {
         Self::QueueOffAtError,
         Self::SeesInterrupts,
         Self::BlocksCompatibilityFormat,
+        Self::DiskControllers,
     ];
 
     /// Why a scenario that needs it is skipped.
@@ -113,6 +116,7 @@ impl Ability {
             Self::BlocksCompatibilityFormat => {
                 "deviation: interrupts in compatibility format always pass"
             }
+            Self::DiskControllers => "no disk controllers",
         }
     }
 }
@@ -172,6 +176,10 @@ pub(crate) trait Bench {
     fn take_interrupts(&self) -> Vec<(SourceId, Interrupt)> {
         Vec::new()
     }
+
+    /// The disk controller of this index runs the first command of a queue, with the pages of its
+    /// commands and completions at these addresses.
+    fn run_disk_command(&self, _index: usize, _commands: Iova, _completions: Iova) {}
 
     /// Lets the device of this source-id answer no device-TLB invalidation.
     fn set_device_silent(&self, _source_id: SourceId, _silent: bool) {}

@@ -66,6 +66,10 @@ impl ModelProfile {
                     .with_capability(CapabilityField::CACHING_MODE, 1),
             },
             Self {
+                name: "legacy-write-buffered/hoarder".into(),
+                config: ModelConfig::write_buffered(),
+            },
+            Self {
                 name: "nesting-server-late/hoarder".into(),
                 config: late(ModelConfig::nesting_server()),
             },
@@ -228,6 +232,7 @@ impl Bench for ModelBench {
             }
             Ability::DeviceTlb => reports(ExtendedCapabilityField::DEVICE_TLB),
             Ability::SeesInterrupts | Ability::BlocksCompatibilityFormat => true,
+            Ability::DiskControllers => false,
             Ability::PageRequests => reports(ExtendedCapabilityField::PAGE_REQUESTS),
         }
     }

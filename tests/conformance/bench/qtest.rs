@@ -40,6 +40,11 @@ impl QtestProfile {
             Self::new("caching-mode", second_stage().with("caching-mode=on"), 48),
             Self::new("39-bit", second_stage().with("aw-bits=39"), 39),
             Self::new("no-pass-through", second_stage().with("pt=off"), 48),
+            Self::new(
+                "no-interrupt-remapping",
+                second_stage().with("intremap=off"),
+                48,
+            ),
             Self::new("legacy", Options::legacy(qemu), 48),
         ];
         all.extend(Options::first_stage(qemu).map(|options| Self::new("first-stage", options, 48)));
@@ -162,11 +167,17 @@ impl Bench for QtestBench {
     }
 
     fn device(&self, index: usize) -> SourceId {
-        self.machine().edu(index).source_id()
+        match index {
+            0 | 1 => self.machine().edu(index).source_id(),
+            _ => self.machine().nvme(index - 2).source_id(),
+        }
     }
 
     fn has(&self, ability: Ability) -> bool {
-        ability == Ability::UpdatesObeyReadOnly
+        matches!(
+            ability,
+            Ability::UpdatesObeyReadOnly | Ability::DiskControllers
+        )
     }
 
     fn advance(&self, _nanoseconds: u64) {
@@ -193,6 +204,11 @@ impl Bench for QtestBench {
             .machine()
             .edu(device.expect("one of the bench's devices"));
         edu.send_message(message.address, message.data as u16);
+    }
+
+    fn run_disk_command(&self, index: usize, commands: Iova, completions: Iova) {
+        let disk = self.machine().nvme(index - 2);
+        disk.run_first_command(commands, completions);
     }
 
     fn violations(&self) -> Vec<String> {

@@ -147,11 +147,6 @@ fn host_of(lab: &Lab, number: u16, at: Gpa) -> Hpa {
 }
 
 impl Guest {
-    /// Why there is no machine like this, if there is none.
-    pub(crate) fn refused(lab: &Lab, options: &GuestOptions) -> Option<MachineError> {
-        new_machine(lab, options).err()
-    }
-
     /// Makes the machine, assigns its devices, and lets the guest bring its unit up.
     pub(crate) fn start(lab: &Rc<Lab>, options: GuestOptions) -> Self {
         let h = &*lab.hypervisor;

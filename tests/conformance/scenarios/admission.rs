@@ -13,7 +13,8 @@ use vtd_nest::paging::{OnPartialLeaf, Rights};
 use vtd_nest::unit::discovery::{
     Aliases, IsolationGroup, RequesterIds, ReservedRegion, ReservedRegions, SourceIdRange,
 };
-use vtd_nest::unit::{Erratum, ReservedDevice, UnitError};
+use vtd_nest::unit::rmrr::RESERVED_DEVICES;
+use vtd_nest::unit::{Erratum, ReservedDevice, ReservedMemoryError, UnitError};
 
 use crate::bench::Requester;
 use crate::harness::{Need, Scenario, scenario};
@@ -30,6 +31,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "G18",
         "a device with reserved memory is refused, or keeps it for as long as it may use it",
         reserved_memory,
+    ),
+    scenario(
+        "G18",
+        "reserved memory that the unit could not be told of keeps every unknown device out",
+        untracked_reserved_memory,
     ),
     scenario(
         "G20",
@@ -109,6 +115,38 @@ fn reads_reserved(lab: &Lab, source_id: SourceId, at: Hpa) -> bool {
     let address = Iova::new(at.as_u64());
     lab.hypervisor.dma_read(requester, address, &mut bytes);
     u64::from_le_bytes(bytes) == VALUE
+}
+
+fn untracked_reserved_memory(place: Place<'_>) {
+    let lab = place.lab();
+    let (h, unit) = (&*lab.hypervisor, &lab.units[0]);
+    let region = page_at(h.bench().layout().nobodys.start);
+    let regions = || ReservedRegions::from_slice(&[region]).expect("room for one");
+    let device = |index| SourceId::from_u16(0x4000 + index as u16);
+    let track = |index| ReservedDevice::track(unit, RequesterIds::of(device(index)), regions());
+    let mut tracked: Vec<_> = (0..RESERVED_DEVICES)
+        .map(|index| track(index).expect("room for it"))
+        .collect();
+    let mut guest = Guest::start(&lab, no_devices(0));
+    // One that is told of twice is known all the same.
+    assert_eq!(track(0).err(), Some(ReservedMemoryError::Known(device(0))));
+    assert!(!unit.has_untracked_reserved_memory());
+    let too_many = ReservedMemoryError::TooMany(device(RESERVED_DEVICES));
+    assert_eq!(track(RESERVED_DEVICES).err(), Some(too_many));
+    for reserved_memory in [
+        ReservedMemoryUse::Refused,
+        ReservedMemoryUse::MappedInMachine,
+    ] {
+        let config = DeviceConfig {
+            reserved_memory,
+            ..guest.device_config(D0, 0, 0)
+        };
+        let untracked = AssignError::ReservedMemoryUntracked(config.source_id);
+        assert_eq!(guest.try_assign(config), Err(untracked));
+    }
+    for reserved in &mut tracked {
+        reserved.take_out(h, unit).expect("they never were let in");
+    }
 }
 
 fn reserved_memory(place: Place<'_>) {

@@ -9,7 +9,8 @@ use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::interrupt::{DeliveryMode, Interrupt, InterruptIndex, InterruptMessage};
 use vtd_nest::arch::register::{GlobalCommand, GlobalStatus, Register32, Register64};
 use vtd_nest::mem::Registers;
-use vtd_nest::nest::{MachineError, MessageRefusal, Policy};
+use vtd_nest::nest::{AssignError, MessageRefusal, Policy};
+use vtd_nest::unit::UnitError;
 use vtd_nest::viommu::{BindError, InterruptError};
 
 use crate::bench::{Ability, Hold};
@@ -585,21 +586,33 @@ fn entries_run_out(place: Place<'_>) {
         },
         ..GuestOptions::default()
     };
+    let without_devices = |number, order| {
+        let devices = Vec::new();
+        Guest::start(
+            &lab,
+            GuestOptions {
+                devices,
+                ..options(number, order)
+            },
+        )
+    };
     // Half of the unit's entries; then 8, of which a granule is 16.
     let half = lab.units[0].interrupt_entries().ilog2() as u8 - 1;
-    let large = Guest::start(
-        &lab,
-        GuestOptions {
-            devices: Vec::new(),
-            ..options(0, half)
-        },
-    );
-    let (mut guest, table) = with_table(Guest::start(&lab, options(1, 3)));
-    let refused = Guest::refused(&lab, &options(2, half));
+    let mut large = without_devices(0, half);
+    let config = large.device_config(D1, 1, 0);
+    large.try_assign(config).expect("half is free");
+    let small = GuestOptions {
+        devices: vec![(D0, 0, 0)],
+        ..options(1, 3)
+    };
+    let (mut guest, table) = with_table(Guest::start(&lab, small));
+    let mut refused = without_devices(2, half);
+    let config = refused.device_config(D1, 1, 0);
     assert!(matches!(
-        refused,
-        Some(MachineError::Interrupts { unit: 0, .. })
+        refused.try_assign(config),
+        Err(AssignError::Unit(UnitError::InterruptEntries { .. }))
     ));
+    refused.finish();
     for index in [7, 8] {
         set(&mut guest, table, index, entry(0, 0x41, D0));
         invalidate(&mut guest, index as u16);

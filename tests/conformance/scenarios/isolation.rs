@@ -7,16 +7,17 @@ use vtd_nest::arch::address::{FirstStagePaging, Gpa, Hpa, Iova};
 use vtd_nest::arch::capability::{CapabilityField as Cap, ExtendedCapabilityField as Ecap};
 use vtd_nest::arch::descriptor::IotlbGranularity;
 use vtd_nest::arch::fault::FaultReason;
-use vtd_nest::arch::id::DomainId;
+use vtd_nest::arch::id::{DomainId, SourceId};
 use vtd_nest::arch::pasid::{FirstStageFlags, PasidEntry, PasidEntryOptions};
 use vtd_nest::mem::{Owner, Platform};
 use vtd_nest::nest::{MachineError, Policy};
 use vtd_nest::unit::Unit;
 use vtd_nest::viommu::host::BindError;
+use vtd_qtest::Nvme;
 
 use crate::bench::{Ability, Access, Hold, host_offset};
 use crate::harness::{Need, Scenario, scenario};
-use crate::lab::{D0, D1, Guest, GuestOptions, IOVA, Place, kind};
+use crate::lab::{D0, D1, Guest, GuestOptions, IOVA, LogEvents, Place, kind};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -26,7 +27,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     )
     .needs(&[Need::Extended(Ecap::PASS_THROUGH, "PT")]),
     scenario(
-        "S89 R1",
+        "S89 R1 R24",
         "one domain-id and PASID with two roots on two devices: two translations, two host ids",
         one_domain_two_roots,
     ),
@@ -78,6 +79,18 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         quota_does_not_cross,
     )
     .needs(&[Need::PASID]),
+    scenario(
+        "S89 R1",
+        "two disk controllers with one domain-id and addresses have a table each",
+        disks_with_tables_of_their_own,
+    )
+    .needs(&[Need::Ability(Ability::DiskControllers)]),
+    scenario(
+        "S92 S46 S50",
+        "two machines with a disk controller each: commands and data do not cross",
+        disks_of_two_machines,
+    )
+    .needs(&[Need::Ability(Ability::DiskControllers)]),
     scenario(
         "S95 R9",
         "an invalidation under domain-id 0 binds an entry that was not present",
@@ -158,8 +171,22 @@ fn unbound_types_leave_nothing(place: Place<'_>) {
 fn one_domain_two_roots(place: Place<'_>) {
     let mut guest = place.guest();
     let (pasid, tag) = (guest.pasid, guest.tag);
+    let events = LogEvents::collect();
     let (first, first_page) = guest.bind(D0, pasid, 7);
     let (second, second_page) = guest.bind(D1, pasid, 7);
+    for device in [D0, D1] {
+        let source_id = guest.physical(device);
+        let event = format!(
+            "bind {source_id} PASID {pasid} as type {} domain-id {}",
+            guest
+                .hardware_entry(device, pasid)
+                .expect("bound")
+                .translation_type_field(),
+            guest.host_domain_id(device, pasid)
+        );
+        assert_eq!(events.count(&[&event]), 1, "{event}: {:#?}", events.lines());
+    }
+    drop(events);
     guest.expect_reaches(D0, tag, IOVA, first_page);
     guest.expect_reaches(D1, tag, IOVA, second_page);
     assert_ne!(
@@ -637,4 +664,128 @@ fn sharing_devices_agree(place: Place<'_>) {
     let disagreements = disagreements.take();
     assert!(disagreements.is_empty(), "{disagreements:x?}");
     guest.finish();
+}
+
+/// What a disk controller works with, in guest memory.
+struct Disk {
+    /// By its guest source-id, and its index on the bench.
+    device: (SourceId, usize),
+    root: u64,
+    commands: u64,
+    completions: u64,
+    data: u64,
+}
+
+/// Where a disk controller's pages are in its address space.
+const COMMANDS: u64 = IOVA;
+const COMPLETIONS: u64 = IOVA + 0x1000;
+const DATA: u64 = IOVA + 0x20_0000;
+
+impl Disk {
+    /// A table for the controller's pages, under domain-id 7.
+    fn bind(guest: &mut Guest, device: (SourceId, usize)) -> Self {
+        let [commands, completions, data] = [(); 3].map(|()| guest.page());
+        let root = guest.table(&[
+            (COMMANDS, commands),
+            (COMPLETIONS, completions),
+            (DATA, data),
+        ]);
+        let entry = guest.entry(root, 7);
+        guest.set_entry(device.0, guest.pasid, &entry);
+        guest.invalidate_pasid(7, guest.pasid);
+        Self {
+            device,
+            root,
+            commands,
+            completions,
+            data,
+        }
+    }
+
+    /// The controller is asked who it is, and must say so in its guest's memory.
+    #[track_caller]
+    fn expect_works(&self, guest: &mut Guest) {
+        let (completed, serial) = self.run(guest);
+        let expected = format!("disk-{}", self.device.1 - 2);
+        assert_eq!((completed, &serial[..]), (true, expected.as_bytes()));
+        guest.route_faults();
+        assert_eq!(guest.take_faults().faults, []);
+    }
+
+    /// The controller is asked who it is: whether it completed, and what it said.
+    fn run(&self, guest: &mut Guest) -> (bool, [u8; 6]) {
+        let command = Nvme::identify_command(Iova::new(DATA));
+        guest.write(self.commands, &command);
+        guest.write(self.completions, &[0; 64]);
+        guest.write(self.data, &[0; 64]);
+        let pages = [COMMANDS, COMPLETIONS].map(Iova::new);
+        let bench = guest.lab.hypervisor.bench();
+        bench.run_disk_command(self.device.1, pages[0], pages[1]);
+        let mut serial = [0; 6];
+        guest.read(self.data + 4, &mut serial);
+        (guest.read_u64(self.completions + 8) >> 48 & 1 == 1, serial)
+    }
+
+    /// Leads the controller's data elsewhere, or nowhere.
+    fn map_data(&mut self, guest: &mut Guest, page: Option<u64>) {
+        guest.map(self.root, DATA, page);
+        guest.invalidate_pages(7, DATA, 0);
+        self.data = page.unwrap_or(self.data);
+    }
+}
+
+fn disks_with_tables_of_their_own(place: Place<'_>) {
+    let mut guest = place.guest_with(GuestOptions {
+        devices: vec![(D0, 2, 0), (D1, 3, 0)],
+        ..GuestOptions::default()
+    });
+    let mut first = Disk::bind(&mut guest, (D0, 2));
+    let second = Disk::bind(&mut guest, (D1, 3));
+    first.expect_works(&mut guest);
+    second.expect_works(&mut guest);
+    // One's data goes elsewhere; the other's goes where it went.
+    let elsewhere = guest.page();
+    first.map_data(&mut guest, Some(elsewhere));
+    first.expect_works(&mut guest);
+    second.expect_works(&mut guest);
+    guest.finish();
+}
+
+fn disks_of_two_machines(place: Place<'_>) {
+    let lab = place.lab();
+    let [mut first, mut second] = [0, 1].map(|number| {
+        let options = GuestOptions {
+            number,
+            devices: vec![(D0, 2 + usize::from(number), 0)],
+            ..GuestOptions::default()
+        };
+        Guest::start(&lab, options)
+    });
+    // The same guest-physical places in either machine.
+    let mut disk = Disk::bind(&mut first, (D0, 2));
+    let other = Disk::bind(&mut second, (D0, 3));
+    assert_eq!((disk.root, disk.data), (other.root, other.data));
+    disk.expect_works(&mut first);
+    other.expect_works(&mut second);
+    // What one guest unmaps is out of reach for its controller only, and is its fault only.
+    disk.map_data(&mut first, None);
+    let (_, serial) = disk.run(&mut first);
+    assert_eq!(serial, [0; 6], "the page is not mapped any more");
+    second.route_faults();
+    assert_eq!(second.take_faults().faults, [], "the other machine's");
+    first.route_faults();
+    let faults = first.take_faults().faults;
+    assert!(
+        faults
+            .iter()
+            .any(|fault| fault.source_id == D0 && fault.address == Iova::new(DATA)),
+        "{faults:x?}"
+    );
+    other.expect_works(&mut second);
+    // A controller without a binding does not even get at its commands.
+    first.set_entry(D0, first.pasid, &PasidEntry::default());
+    first.invalidate_pasid(7, first.pasid);
+    assert_eq!(disk.run(&mut first), (false, [0; 6]));
+    other.expect_works(&mut second);
+    second.finish();
 }

@@ -5,13 +5,13 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use vtd_nest::arch::address::{Gpa, Hpa, Iova, PageSize};
-use vtd_nest::arch::capability::ExtendedCapabilityField;
+use vtd_nest::arch::capability::{CapabilityField, ExtendedCapabilityField};
 use vtd_nest::nest::{MachineError, Policy};
 use vtd_nest::paging::{OnPartialLeaf, Rights};
 
 use crate::bench::{Access, Hold, Interposer, host_offset};
 use crate::harness::{Need, Scenario, scenario};
-use crate::lab::{D0, GUEST_LEN_BYTES, Guest, GuestOptions, IOVA, Place};
+use crate::lab::{D0, GUEST_LEN_BYTES, Guest, GuestOptions, IOVA, Place, Submitted, kind};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -23,6 +23,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "S50 G15 G6",
         "pages beside a change are reached between any two stores",
         pages_beside_a_change,
+    ),
+    scenario(
+        "S50 G23 G39",
+        "a change costs hardware the translations of what it changed, and few descriptors",
+        changes_by_range,
     ),
     scenario(
         "S50 G5 S45",
@@ -287,9 +292,113 @@ fn pages_beside_a_change(place: Place<'_>) {
     }
 }
 
+/// Translation is off, so that devices use the second stage alone and its addresses are theirs.
+fn changes_by_range(place: Place<'_>) {
+    let mut guest = place.guest();
+    let lab = guest.lab.clone();
+    let (hypervisor, units) = (&*lab.hypervisor, &lab.units);
+    let (small, len) = (PageSize::Size4KiB, LargePage::LEN_BYTES);
+    let large = LargePage::given_to(&mut guest);
+    let first = guest.pages(5);
+    let pages = [0, 1, 2, 3, 4].map(|index| first + 0x1000 * index);
+    for (at, len) in [(Gpa::new(0), GUEST_LEN_BYTES), (large.guest, len)] {
+        let vm = &mut guest.vm;
+        vm.split_memory(hypervisor, units, at, len, small)
+            .expect("small pages");
+    }
+    guest.set_translation(false);
+    let id = guest.host_domain_id(D0, 0);
+    let capability = units[0].features().capability;
+    let owes_added =
+        units[0].needs_invalidation_after_set_up() || capability.requires_write_buffer_flush();
+    let refuse = OnPartialLeaf::Refuse;
+    let (both, less) = (Rights::READ_WRITE, Rights::WRITE);
+    type Edit<'a> = &'a dyn Fn(&mut Guest) -> Result<(), MachineError>;
+    let check = |guest: &mut Guest, name: &str, range: (u64, u64, bool), edit: Edit<'_>| {
+        let (at, count, leaf_hint) = range;
+        // What may be cached is.
+        for page in pages {
+            guest.gets_through(D0, None, page, Access::Read);
+        }
+        guest.gets_through(D0, None, at, Access::Read);
+        lab.take_submitted();
+        let before = hypervisor.counts();
+        assert_eq!(edit(guest), Ok(()), "{name}");
+        let cost = hypervisor.counts().since(before);
+        assert!(cost.submissions <= 1 && cost.waits <= 1, "{name}: {cost:?}");
+        let submitted = lab.take_submitted();
+        assert!(submitted.len() <= 2, "{name}: {submitted:?}");
+        let order = count.next_power_of_two().ilog2() as u8;
+        let is_named = capability.has(CapabilityField::PAGE_SELECTIVE_INVALIDATION)
+            && order <= capability.maximum_address_mask();
+        for one in &submitted {
+            assert_eq!((one.kind, one.domain_id), (kind::IOTLB, id), "{name}");
+            assert_eq!(one.granularity, if is_named { 3 } else { 2 }, "{name}");
+            if is_named {
+                assert_eq!((one.order, one.leaf_hint), (order, leaf_hint), "{name}");
+            }
+        }
+        for page in (0..count).map(|index| at + 0x1000 * index) {
+            let covers = |one: &Submitted| one.covers(id, page, 1);
+            let is_covered = submitted.iter().any(covers);
+            assert!(is_covered || submitted.is_empty(), "{name}: {page:#x}");
+        }
+        submitted.is_empty()
+    };
+    let protect = |guest: &mut Guest, at, len, rights| {
+        let vm = &mut guest.vm;
+        vm.protect_memory(hypervisor, units, Gpa::new(at), len, rights, refuse)
+    };
+    let one = (pages[1], 1, true);
+    let none = check(&mut guest, "fewer rights", one, &|guest| {
+        protect(guest, pages[1], 0x1000, less)
+    });
+    assert!(!none && !guest.gets_through(D0, None, pages[1], Access::Read));
+    check(&mut guest, "more rights", one, &|guest| {
+        protect(guest, pages[1], 0x1000, both)
+    });
+    guest.expect_writes_reach(D0, None, pages[1], pages[1]);
+    let three = (pages[1], 3, true);
+    let none = check(&mut guest, "unmap", three, &|guest| {
+        let (vm, at) = (&mut guest.vm, Gpa::new(pages[1]));
+        vm.unmap_memory(hypervisor, units, at, 0x3000)
+    });
+    assert!(!none);
+    for page in &pages[1..4] {
+        guest.expect_no_data(D0, None, *page);
+    }
+    for page in [pages[0], pages[4]] {
+        guest.expect_writes_reach(D0, None, page, page);
+    }
+    for page in &pages[1..4] {
+        let (at, host) = (Gpa::new(*page), guest.host_of(Gpa::new(*page)));
+        let none = check(&mut guest, "map", (*page, 1, false), &|guest| {
+            let vm = &mut guest.vm;
+            vm.map_memory(hypervisor, units, at, host, 0x1000, both)
+        });
+        assert_eq!(none, !owes_added);
+    }
+    for page in pages {
+        guest.expect_writes_reach(D0, None, page, page);
+    }
+    // A table page goes: hardware must not walk it any more.
+    let whole = (large.guest.as_u64(), len / 0x1000, false);
+    let none = check(&mut guest, "unmap with its table page", whole, &|guest| {
+        let vm = &mut guest.vm;
+        vm.unmap_memory(hypervisor, units, large.guest, len)
+    });
+    assert!(!none);
+    guest.expect_no_data(D0, None, large.guest.as_u64());
+    guest.take_faults();
+    lab.host_faults.take();
+    guest.finish();
+}
+
 fn unconfirmed_change(place: Place<'_>) {
     let mut guest = place.guest();
     guest.bound();
+    // Hardware uses the second stage itself, whatever the back end.
+    guest.set_translation(false);
     let lab = guest.lab.clone();
     let (hypervisor, units) = (&*lab.hypervisor, &lab.units);
     let page = LargePage::given_to(&mut guest);

@@ -166,6 +166,11 @@ impl ModelConfig {
         Self::base().with_extended(Ecap::COHERENCY, 1)
     }
 
+    /// [`legacy_server`](Self::legacy_server) with CAP.RWBF=1: stores to tables stay in write buffers.
+    pub fn write_buffered() -> Self {
+        Self::legacy_server().with_capability(Cap::WRITE_BUFFER_FLUSH, 1)
+    }
+
     /// The registers that QEMU's unit shows in scalable mode with second-stage translation.
     pub fn qemu_second_stage() -> Self {
         let mut config = Self::base();

@@ -96,6 +96,9 @@ struct State {
     unflushed: BTreeMap<u64, Line>,
     /// Flushed lines that wait for the fence.
     flushing: Vec<(u64, Line)>,
+    /// With write buffers (`CAP.RWBF`), lines with stores that they hold back from units, as units see
+    /// them; `None` without.
+    write_buffer: Option<FxHashMap<u64, Line>>,
     flush_mode: FlushMode,
     log: Option<Vec<MemoryEvent>>,
     stores: u64,
@@ -171,6 +174,10 @@ impl State {
             let content = self.line(line);
             self.unflushed.insert(line, content);
         }
+        let seen = self.line(line);
+        if let Some(buffer) = &mut self.write_buffer {
+            buffer.entry(line).or_insert(seen);
+        }
         self.set_word(at, old & !mask | value & mask);
     }
 
@@ -182,6 +189,17 @@ impl State {
             let word = &mut line[(at % LINE_BYTES / 8) as usize];
             *word = *word & !mask | value & mask;
         }
+        let line = at & !(LINE_BYTES - 1);
+        if let Some(line) = self.write_buffer.as_mut().and_then(|it| it.get_mut(&line)) {
+            let word = &mut line[(at % LINE_BYTES / 8) as usize];
+            *word = *word & !mask | value & mask;
+        }
+    }
+
+    /// A word as write buffers hide it, if they do.
+    fn buffered_word(&self, at: u64) -> Option<u64> {
+        let line = self.write_buffer.as_ref()?.get(&(at & !(LINE_BYTES - 1)))?;
+        Some(line[(at % LINE_BYTES / 8) as usize])
     }
 
     fn write_back(&mut self, line: u64, content: Line) {
@@ -314,6 +332,29 @@ impl Memory {
         state.pages = snapshot.pages.clone();
         state.unflushed = snapshot.unflushed.clone();
         state.flushing = snapshot.flushing.clone();
+    }
+
+    /// From now on stores of the processor stay in the root complex's write buffers, where units do not
+    /// see them, until those are flushed (§6.8).
+    pub(crate) fn use_write_buffer(&self) {
+        self.0.state.borrow_mut().write_buffer = Some(FxHashMap::default());
+    }
+
+    /// Lets units see what the write buffers hold.
+    pub(crate) fn flush_write_buffer(&self) {
+        if let Some(buffer) = &mut self.0.state.borrow_mut().write_buffer {
+            buffer.clear();
+        }
+    }
+
+    /// One read of a remapping structure: as [`fetch`](Self::fetch), past write buffers.
+    pub(crate) fn fetch_entry<const N: usize>(&self, at: u64, snooped: bool) -> Option<[u64; N]> {
+        let mut words = self.fetch(at, snooped)?;
+        let state = self.0.state.borrow();
+        for (i, word) in words.iter_mut().enumerate() {
+            *word = state.buffered_word(at + 8 * i as u64).unwrap_or(*word);
+        }
+        Some(words)
     }
 
     /// One read of the unit: `N` quadwords as one access. `None` where the access fails.
@@ -581,6 +622,27 @@ mod tests {
         assert_eq!(memory.compare_exchange(0x40, 5, 6), Some(true));
         assert_eq!(memory.read64(Hpa::new(0x40)), 6);
         assert!(!memory.hardware_write32(0x1000, 1));
+    }
+
+    // §6.8.
+    #[test]
+    fn write_buffers_hold_stores_back_from_units_until_flushed() {
+        let memory = Memory::new(0x10000);
+        let at = Hpa::new(0x1008);
+        memory.write64(at, 1);
+        memory.use_write_buffer();
+        memory.write64(at, 2);
+        memory.write64(at, 3);
+        for snooped in [false, true] {
+            memory.flush_line(at);
+            memory.fence();
+            assert_eq!(memory.fetch_entry(0x1008, snooped), Some([1]), "{snooped}");
+        }
+        // Processors and devices see them, and descriptors come whole.
+        assert_eq!(memory.read64(at), 3);
+        assert_eq!(memory.fetch(0x1008, true), Some([3]));
+        memory.flush_write_buffer();
+        assert_eq!(memory.fetch_entry(0x1008, true), Some([3]));
     }
 
     #[test]

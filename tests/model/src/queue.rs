@@ -297,6 +297,10 @@ impl Unit {
         let granularity = field(q0, 5, 4);
         let domain = self.domain_of_descriptor(q0 >> 16);
         let pasid = field(q0, 51, 32) as u32;
+        if matches!(kind(q0), 1 | 2 | 4 | 6 | 7) {
+            // A precondition of invalidations of the unit's own caches (§6.8).
+            self.memory.flush_write_buffer();
+        }
         match (kind(q0), granularity) {
             (1, 1) => {
                 self.caches.drop_contexts();

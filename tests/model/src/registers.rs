@@ -580,6 +580,9 @@ impl Unit {
         if command & SIRTP != 0 {
             self.set_interrupt_table(pending.interrupt_table);
         }
+        if command & WBF != 0 {
+            self.memory.flush_write_buffer();
+        }
         self.registers.status &= !WBF;
         let changed = (command ^ self.registers.status) & PERSISTENT;
         if changed & QIE != 0 {
@@ -665,6 +668,7 @@ impl Unit {
 
     fn run_context_command(&mut self) {
         let command = self.registers.context_command;
+        self.memory.flush_write_buffer();
         let granularity = if self.allows_register_invalidation() {
             field(command, 62, 61)
         } else {
@@ -692,6 +696,7 @@ impl Unit {
 
     fn run_iotlb_command(&mut self) {
         let command = self.registers.iotlb_command;
+        self.memory.flush_write_buffer();
         let mask = field(self.registers.invalidate_address, 5, 0);
         let mut granularity = if self.allows_register_invalidation() {
             field(command, 61, 60)

@@ -5,6 +5,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use vtd_nest::arch::address::Hpa;
+use vtd_nest::arch::capability::CapabilityField;
 use vtd_nest::arch::id::SourceId;
 use vtd_nest::arch::register::{Register32, Register64};
 use vtd_nest::mem::Registers;
@@ -100,7 +101,7 @@ impl Unit {
     /// One read of the unit.
     pub(crate) fn fetch<const N: usize>(&mut self, at: u64, snooped: bool) -> Option<[u64; N]> {
         self.counters.fetches += 1;
-        self.memory.fetch(at, snooped)
+        self.memory.fetch_entry(at, snooped)
     }
 
     /// Drops all DMA-remapping caches.
@@ -140,6 +141,9 @@ impl ModelUnit {
         let caches = Caches::new(config.cache_mode, config.seed);
         let interrupt_entries = InterruptEntryCache::new(config.cache_mode, config.seed);
         let registers = RegisterFile::new(config.fault_records());
+        if config.has_cap(CapabilityField::WRITE_BUFFER_FLUSH) {
+            memory.use_write_buffer();
+        }
         Self(Rc::new(RefCell::new(Unit {
             config,
             clock: clock.clone(),

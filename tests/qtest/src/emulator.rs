@@ -283,6 +283,20 @@ fn command(options: &Options, ram: &File, firmware: &File) -> Command {
             source_id.device()
         ));
     }
+    for (index, source_id) in crate::nvme::SOURCE_IDS.into_iter().enumerate() {
+        let (slot, serial) = (source_id.device(), crate::nvme::SERIAL);
+        command
+            .arg("-drive")
+            .arg(format!("if=none,id=disk{index},driver=null-co,size=1M"))
+            .arg("-device")
+            .arg(format!(
+                "nvme,drive=disk{index},serial={serial}{index},addr={slot:#x}"
+            ));
+    }
+    command.args(["-device", "e1000e,romfile=,addr=5"]).args([
+        "-device",
+        "virtio-rng-pci,iommu_platform=on,disable-legacy=on,romfile=,addr=6",
+    ]);
     for device in &options.devices {
         command.args(["-device", device]);
     }

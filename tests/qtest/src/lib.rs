@@ -2,7 +2,8 @@
 //!
 //! A [`Machine`] is one QEMU process whose processor is halted by its first instruction. Registers
 //! are accessed over QEMU's `qtest` protocol, the machine's memory is a file that this process maps
-//! too, and two `edu` devices do DMA through the unit. So the library drives an implementation of
+//! too, and two `edu` devices and two NVMe controllers do DMA through the unit, behind which a network
+//! card and a virtio device are too. So the library drives an implementation of
 //! VT-d that shares no code with it or with the model.
 //!
 //! The process ends and all of its files are gone when the last handle of a machine is dropped. An
@@ -28,6 +29,7 @@ mod edu;
 mod emulator;
 mod hypervisor;
 mod machine;
+mod nvme;
 mod options;
 mod pci;
 mod ram;
@@ -37,6 +39,7 @@ pub use edu::Edu;
 pub use emulator::StartError;
 pub use hypervisor::{BusMasterChange, DeliveredInterrupt, QtestHypervisor};
 pub use machine::Machine;
+pub use nvme::Nvme;
 pub use options::{Options, Qemu, Unavailable, Version};
 pub use pci::Pci;
 pub use ram::{MemoryRange, RamLayout};

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::edu::{BASES, Edu, SOURCE_IDS};
 use crate::emulator::{Emulator, Operation, StartError};
 use crate::hypervisor::QtestHypervisor;
+use crate::nvme::{self, Nvme};
 use crate::options::Options;
 use crate::pci::Pci;
 use crate::ram::{Ram, RamLayout};
@@ -18,7 +19,8 @@ const RESET: u8 = 0x06;
 /// How long a reset may take; it takes about a millisecond.
 const RESET_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A machine with one remapping unit and two `edu` devices, memory and a hypervisor.
+/// A machine with one remapping unit, memory and a hypervisor. Behind the unit are two `edu` devices,
+/// two NVMe controllers, an e1000e network card and a virtio device, the last two only there.
 pub struct Machine {
     emulator: Arc<Emulator>,
     ram: Arc<Ram>,
@@ -75,6 +77,15 @@ impl Machine {
         self.edu[index].clone()
     }
 
+    /// Disk controller 0 at 00:03.0 or 1 at 00:04.0.
+    ///
+    /// # Panics
+    ///
+    /// With any other number.
+    pub fn nvme(&self, index: usize) -> Nvme {
+        Nvme::new(&self.emulator, index)
+    }
+
     /// The emulator's process.
     pub fn process_id(&self) -> u32 {
         self.emulator.process_id()
@@ -112,9 +123,11 @@ impl Machine {
     }
 }
 
-/// Sets the `edu` devices up.
+/// Sets up the devices that do DMA.
 fn set_up(pci: &Pci) {
-    for (source_id, base) in SOURCE_IDS.into_iter().zip(BASES) {
+    let edu = SOURCE_IDS.into_iter().zip(BASES);
+    let nvme = nvme::SOURCE_IDS.into_iter().zip(nvme::BASES);
+    for (source_id, base) in edu.chain(nvme) {
         pci.set_up(source_id, base);
     }
 }

@@ -143,7 +143,7 @@ pub struct Options {
     pub qemu: PathBuf,
     /// Options of the remapping unit: what follows `intel-iommu,`, possibly nothing.
     pub iommu: String,
-    /// More devices beside the two `edu`, each as after `-device`.
+    /// More devices beside those that each machine has, each as after `-device`.
     pub devices: Vec<String>,
     /// Length of the machine's memory: a multiple of 1 MiB from 64 MiB to 2 GiB. Memory that is
     /// never written costs nothing.

@@ -5,7 +5,7 @@ use vtd_nest::arch::address::{Hpa, PAGE_SIZE_BYTES};
 use vtd_nest::arch::register::FaultRecord;
 use vtd_nest::mem::MmioRegisters;
 use vtd_nest::nest::{
-    AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, Isolation, MachineError, Policy,
+    AssignError, DeviceConfig, FaultOutcome, InterruptIsolation, MachineError, Policy,
 };
 use vtd_nest::unit::{InterruptRemapping, Step, Unit};
 
@@ -14,6 +14,7 @@ use crate::environment::{Environment, POOL_LEN_BYTES};
 use crate::memory::MemoryError;
 use crate::platform::Platform;
 use crate::ram::Ram;
+use crate::topology::Topology;
 use crate::units::{self, DescribedUnits, UnitsError};
 
 use super::edu::{self, EduError};
@@ -112,12 +113,15 @@ impl Hypervisor {
         let environment = Environment::new(ram, pool, pci);
         let units = units::bring_up(&environment, windows, InterruptRemapping::WhereAvailable)
             .map_err(SetUpError::Units)?;
+        described
+            .reserve(units, &functions)
+            .map_err(SetUpError::Units)?;
 
         let mut machines = Vec::new();
         for (index, device) in devices.into_iter().enumerate() {
             let memory = after(POOL_LEN_BYTES + GUEST_LEN_BYTES * index as u64);
             let rules = (policy, protected.clone());
-            let config = device_config(&device, units);
+            let config = device_config(&device, units, Topology(&functions))?;
             let vm = Vm::make(&environment, units, index, rules, memory, device, config)?;
             // As many as there are devices.
             let _ = machines.push(vm);
@@ -197,22 +201,24 @@ impl Hypervisor {
 }
 
 /// How a device is assigned: each guest knows its own under the same source-id.
-fn device_config(device: &Device, units: &[Unit<MmioRegisters>]) -> DeviceConfig {
+fn device_config(
+    device: &Device,
+    units: &[Unit<MmioRegisters>],
+    topology: Topology<'_>,
+) -> Result<DeviceConfig, SetUpError> {
     let remaps = (units.get(usize::from(device.unit))).is_some_and(Unit::remaps_interrupts);
-    DeviceConfig {
+    let interrupts = if remaps {
+        InterruptIsolation::Required
+    } else {
+        // The guests are part of the image, and take no interrupts.
+        InterruptIsolation::WaivedByEmbedder
+    };
+    let config = topology
+        .device_config(device.function.source_id, device.unit, interrupts)
+        .map_err(|error| SetUpError::Units(UnitsError::Topology(error)))?;
+    Ok(DeviceConfig {
+        guest_source_id: GUEST_DEVICE,
         pasid_bits: 20,
-        ..DeviceConfig::new(
-            device.function.source_id,
-            GUEST_DEVICE,
-            device.unit,
-            if remaps {
-                InterruptIsolation::Required
-            } else {
-                // The guests are part of the image, and take no interrupts.
-                InterruptIsolation::WaivedByEmbedder
-            },
-            // The emulator has no way from one device of the root bus to another.
-            Isolation::AssertedByEmbedder,
-        )
-    }
+        ..config
+    })
 }

@@ -12,11 +12,13 @@ use vtd_nest::nest::{
     MachineError, MachineStore, Policy, ProtectedRanges, VirtualMachine,
 };
 use vtd_nest::paging::Rights;
-use vtd_nest::unit::{InterruptConfig, Unit};
+use vtd_nest::unit::discovery::{IsolationGroup, TopologyError};
+use vtd_nest::unit::{FaultStorms, InterruptConfig, StormLimit, StormVerdict, Unit};
 use vtd_nest::viommu::Poll;
 
 use crate::environment::Environment;
 use crate::pci::Function;
+use crate::topology::Topology;
 
 /// Frames the machine may use for tables and shadows.
 const QUOTA_FRAMES: u32 = 3584;
@@ -46,6 +48,8 @@ pub(crate) struct Machine {
     pub(crate) hardware: &'static mut VirtualHardware,
     /// The last faults.
     pub(crate) faults: Deque<Fault, FAULTS_KEPT>,
+    /// Faults of what the machine does not have.
+    storms: FaultStorms<16>,
 }
 
 /// Why the machine is not there.
@@ -54,6 +58,8 @@ pub(crate) struct Machine {
 pub(crate) enum SetUpError {
     Machine(MachineError),
     Assign(AssignError),
+    /// Which functions hardware keeps apart cannot be told.
+    Topology(TopologyError),
 }
 
 impl From<MachineError> for SetUpError {
@@ -109,12 +115,24 @@ impl Machine {
             // The one guest owns every interrupt of the machine.
             InterruptIsolation::WaivedByEmbedder
         };
-        let others = interrupt_sources.iter().filter(|_| remaps);
-        let functions = functions.iter().map(|function| &function.source_id);
-        for source_id in functions.chain(others) {
-            // It owns every device, too.
-            let groups = Isolation::AssertedByEmbedder;
-            let config = DeviceConfig::new(*source_id, *source_id, 0, isolation, groups);
+        let topology = Topology(functions);
+        for function in functions {
+            let config = topology
+                .device_config(function.source_id, 0, isolation)
+                .map_err(SetUpError::Topology)?;
+            match hardware.assign(&environment, units, config) {
+                Ok(_) => {}
+                // It stays blocked; the guest has all the others.
+                Err(refused @ AssignError::ReservedMemory { .. }) => {
+                    log::warn!("{}: {refused:?}", function.source_id);
+                }
+                Err(error) => return Err(SetUpError::Assign(error)),
+            }
+        }
+        for &source_id in interrupt_sources.iter().filter(|_| remaps) {
+            // An I/O APIC or a HPET, which shares its source-id with no other.
+            let alone = Isolation::Group(IsolationGroup::of(source_id));
+            let config = DeviceConfig::new(source_id, source_id, 0, isolation, alone);
             hardware
                 .assign(&environment, units, config)
                 .map_err(SetUpError::Assign)?;
@@ -124,6 +142,7 @@ impl Machine {
             units,
             hardware,
             faults: Deque::new(),
+            storms: FaultStorms::new(StormLimit::DEFAULT),
         };
         machine.work();
         Ok(machine)
@@ -158,6 +177,11 @@ impl Machine {
             let outcome = self
                 .hardware
                 .handle_fault(&self.environment, self.units, 0, &record);
+            if matches!(outcome, FaultOutcome::NotOfThisMachine)
+                && self.storms.count(&self.environment, &record) != StormVerdict::Handle
+            {
+                continue;
+            }
             if self.faults.is_full() {
                 let _ = self.faults.pop_front();
             }

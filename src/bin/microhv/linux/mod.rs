@@ -209,6 +209,7 @@ fn set_up(platform: Platform, module: Module) -> Result<Guest<Processor>, LinuxE
     let environment = Environment::new(ram, pool_start, pci);
     let remapping = remapping_of(information.command_line());
     let units = units::bring_up(&environment, windows, remapping)?;
+    described.reserve(units, &functions)?;
     let machine = Machine::new(
         environment,
         units,
