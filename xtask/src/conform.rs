@@ -27,12 +27,18 @@ use crate::{run, setup};
 const BENCHES: [&str; 3] = ["model", "qtest", "image"];
 
 /// The image's steps, and the scenarios that each of them is.
-const IMAGE_STEPS: [(&str, &[&str]); 5] = [
+const IMAGE_STEPS: [(&str, &[&str]); 11] = [
     ("translate", &["S1"]),
     ("remap", &["S5", "S41"]),
     ("blocked", &["S68", "S83"]),
     ("translation-off", &["S31", "S32"]),
     ("pass-through", &["S17", "S18"]),
+    ("interleaved", &["S92"]),
+    ("other-remaps", &["S92"]),
+    ("other-unbinds", &["S92"]),
+    ("other-faults", &["S92"]),
+    ("other-reset", &["S92"]),
+    ("other-destroyed", &["S92"]),
 ];
 
 /// Arguments of `conform`.

@@ -16,6 +16,7 @@ mod progress;
 mod qemu;
 mod report;
 mod run;
+mod screen;
 mod setup;
 mod test;
 

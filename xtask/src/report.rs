@@ -13,13 +13,21 @@ use crate::qemu::Ending;
 pub(crate) const MARKER: &str = "@json ";
 
 /// The steps that the image must have shown.
-const REQUIRED_STEPS: [&str; 6] = [
+const REQUIRED_STEPS: [&str; 14] = [
     "bring-up",
     "translate",
     "remap",
     "blocked",
     "translation-off",
     "pass-through",
+    "second-guest",
+    "interleaved",
+    "other-remaps",
+    "other-off",
+    "other-unbinds",
+    "other-faults",
+    "other-reset",
+    "other-destroyed",
 ];
 
 /// The back ends there are.

@@ -13,6 +13,7 @@ use crate::disks::Disks;
 use crate::progress::{Mark, Progress};
 use crate::qemu::{self, Devices, Ending, Line, Qemu};
 use crate::report::{self, Report, Taken};
+use crate::screen::Screen;
 use crate::{image, setup};
 
 /// The time that the image may take to refuse a machine; it takes a tenth of a second.
@@ -29,6 +30,9 @@ const MODEL_WARNING: &str = "TCG doesn't support requested feature";
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) machine: MachineArguments,
+    /// Shows every line of the image's console.
+    #[arg(long)]
+    verbose: bool,
     /// Where to write the JSON report.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -36,7 +40,12 @@ pub(crate) struct Arguments {
 
 /// Sets up, builds, boots, reports; `true` if everything held.
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
-    let report = build_and_boot(&arguments.machine)
+    let console = if arguments.verbose {
+        Console::All
+    } else {
+        Console::Shown
+    };
+    let report = build_and_boot(&arguments.machine, console)
         .unwrap_or_else(|error| Report::failed(format!("{error:#}")));
     if let Some(path) = &arguments.report {
         report::write(path, &report)?;
@@ -53,7 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     Ok(report.ok)
 }
 
-fn build_and_boot(machine: &MachineArguments) -> Result<Report> {
+fn build_and_boot(machine: &MachineArguments, console: Console) -> Result<Report> {
     setup::target()?;
     let qemu = setup::qemu(machine.qemu())?;
     let progress = Progress::start("building the image");
@@ -77,7 +86,7 @@ fn build_and_boot(machine: &MachineArguments) -> Result<Report> {
         own: Some(&disks),
         others: machine.devices(),
     };
-    let report = boot(&qemu, &image, &devices, Console::Shown, &progress)?;
+    let report = boot(&qemu, &image, &devices, console, &progress)?;
     let mark = if report.ok { Mark::Pass } else { Mark::Fail };
     progress.finish(mark, &summary(&report));
     Ok(report)
@@ -87,8 +96,10 @@ fn build_and_boot(machine: &MachineArguments) -> Result<Report> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Console {
     /// Every line, as it comes.
+    All,
+    /// A screen of it, as [`Screen`] chooses; all of it if something did not hold.
     Shown,
-    /// Nothing, unless something did not hold; the report has the steps.
+    /// Nothing; all of it if something did not hold.
     Hidden,
 }
 
@@ -104,12 +115,18 @@ pub(crate) fn boot(
     let mut report = Report::default();
     let mut errors = Vec::new();
     let mut hidden = Vec::new();
+    let mut screen = Screen::default();
     let ending = qemu::run(&mut command, TIME_LIMIT, |line| match line {
         Line::Qemu(line) => errors.push(line),
         Line::Console(line) => match report.take(&line) {
             Taken::Merged => {}
             Taken::Step(step) if console == Console::Hidden => progress.at(&step.name),
-            Taken::Text(text) if console == Console::Hidden => hidden.push(text),
+            Taken::Text(text)
+                if console == Console::Hidden
+                    || console == Console::Shown && !screen.shows(&text) =>
+            {
+                hidden.push(text);
+            }
             Taken::Step(step) => {
                 let mark = if step.ok { Mark::Pass } else { Mark::Fail };
                 let figures = report::shown_figures(&step.figures);
