@@ -15,6 +15,7 @@
 //! | `context` | a device's context entries, one for each source-id |
 //! | [`entries`] | what requests of a device translate to: PASID entries |
 //! | `legacy` | the same as context entries, for units driven in legacy mode |
+//! | [`own_device`] | devices that the hypervisor drives itself |
 //! | [`rmrr`] | devices at the memory that firmware reserves for them |
 //! | [`queue`] | the invalidation queue and its tickets |
 //! | [`queue_recovery`] | what becomes of the queue after an error |
@@ -56,6 +57,7 @@ pub mod explain;
 pub mod fault;
 pub mod interrupt;
 mod legacy;
+pub mod own_device;
 pub mod queue;
 pub mod queue_recovery;
 pub mod rmrr;
@@ -83,6 +85,7 @@ pub use interrupt::{
     DeviceInterrupt, InterruptConfig, InterruptRefusal, InterruptRemapping, InterruptSlice,
     StaleInterruptEntries,
 };
+pub use own_device::{OwnDevice, OwnDeviceError, OwnMapping};
 pub use queue::Ticket;
 pub use rmrr::{ReservedDevice, ReservedMemoryError};
 pub use shut_down::Leave;

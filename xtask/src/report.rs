@@ -43,6 +43,9 @@ pub(crate) struct Step {
     pub(crate) name: String,
     /// Whether it held.
     pub(crate) ok: bool,
+    /// Why the image could not run it on this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) skipped: Option<String>,
     /// What it measured.
     #[serde(default)]
     pub(crate) figures: Map<String, Value>,

@@ -15,6 +15,7 @@ use vtd_nest::viommu::Poll;
 
 use crate::console::println;
 use crate::environment::{Environment, POOL_LEN_BYTES};
+use crate::host::HostDevices;
 use crate::memory::{MemoryError, Window};
 use crate::pci::Function;
 use crate::platform::Platform;
@@ -57,6 +58,8 @@ pub(crate) enum SetUpError {
     Arena,
     Machine(MachineError),
     Assign(AssignError),
+    /// A step with the hypervisor's own devices did not hold.
+    OwnDevices,
 }
 
 /// All of it.
@@ -115,9 +118,13 @@ impl Hypervisor {
         // Bus masters stay off until every unit blocks.
         let registers = edu::open(&memory, &mut pci, &device).map_err(SetUpError::Device)?;
         pci.set_bus_master(device.source_id, false);
+        let own = HostDevices::open(&memory, &mut pci, &functions, &described);
         let environment = Environment::new(ram, pool, pci);
         let units = units::bring_up(&environment, windows, InterruptRemapping::WhereAvailable)
             .map_err(SetUpError::Units)?;
+        if !own.prove(&environment, units) {
+            return Err(SetUpError::OwnDevices);
+        }
 
         let owner = Owner::new(MACHINE);
         let quota = environment.pool().set_quota(owner, QUOTA_FRAMES);
