@@ -14,9 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::MachineArguments;
 use crate::command::{capture, cargo};
+use crate::configuration::Configuration;
+use crate::disks::Disks;
 use crate::image;
 use crate::progress::{Mark, Progress};
-use crate::qemu::{Devices, Qemu, UnitKind};
+use crate::qemu::{Devices, Qemu};
 use crate::report::{self, Report};
 use crate::run::Console;
 use crate::{run, setup};
@@ -24,23 +26,19 @@ use crate::{run, setup};
 /// The benches there are.
 const BENCHES: [&str; 3] = ["model", "qtest", "image"];
 
-/// Configurations of the unit for the bench `image`: a name, what the unit offers, options beside
-/// that.
-const IMAGE_PROFILES: [(&str, UnitKind, &str); 5] = [
-    ("second-stage", UnitKind::SecondStage, ""),
-    ("caching-mode", UnitKind::SecondStage, "caching-mode=on"),
-    ("39-bit", UnitKind::SecondStage, "aw-bits=39"),
-    ("legacy", UnitKind::Legacy, ""),
-    ("first-stage", UnitKind::FirstStage, ""),
-];
-
 /// The image's steps, and the scenarios that each of them is.
-const IMAGE_STEPS: [(&str, &[&str]); 5] = [
+const IMAGE_STEPS: [(&str, &[&str]); 11] = [
     ("translate", &["S1"]),
     ("remap", &["S5", "S41"]),
     ("blocked", &["S68", "S83"]),
     ("translation-off", &["S31", "S32"]),
     ("pass-through", &["S17", "S18"]),
+    ("interleaved", &["S92"]),
+    ("other-remaps", &["S92"]),
+    ("other-unbinds", &["S92"]),
+    ("other-faults", &["S92"]),
+    ("other-reset", &["S92"]),
+    ("other-destroyed", &["S92"]),
 ];
 
 /// Arguments of `conform`.
@@ -220,15 +218,15 @@ fn read_rows(file: &Path) -> Result<Vec<Row>> {
 
 /// Boots the image in each configuration and reads its steps as scenarios.
 fn image_rows(arguments: &Arguments, qemu: &Qemu, image: &Path) -> Result<Vec<Row>> {
-    let asked = arguments
-        .machine
-        .iommu()
-        .map(|options| [(options, UnitKind::SecondStage, options)]);
-    let profiles = asked
-        .as_ref()
-        .map_or(&IMAGE_PROFILES[..], |asked| &asked[..]);
+    let profiles = match arguments.machine.iommu() {
+        Some(options) => vec![(options.to_owned(), Some(options.to_owned()))],
+        None => (Configuration::all().iter())
+            .map(|configuration| (configuration.to_string(), configuration.options(qemu)))
+            .collect(),
+    };
+    let disks = Disks::open()?;
     let mut rows = Vec::new();
-    for &(name, unit, options) in profiles {
+    for (name, iommu) in &profiles {
         let full = format!("image/{name}");
         if !arguments.bench.is_empty()
             && !arguments
@@ -238,16 +236,13 @@ fn image_rows(arguments: &Arguments, qemu: &Qemu, image: &Path) -> Result<Vec<Ro
         {
             continue;
         }
-        let iommu = match asked {
-            Some(_) => Some(options.to_owned()),
-            None => qemu.options(unit, options),
-        };
         let Some(iommu) = iommu else {
             continue;
         };
         let devices = Devices {
-            iommu: Some(&iommu),
-            edu: true,
+            iommu: Some(iommu),
+            edus: 2,
+            own: Some(&disks),
             others: arguments.machine.devices(),
         };
         let progress = Progress::start(format!("the image with {iommu}"));
@@ -320,6 +315,7 @@ mod tests {
         let step = |name: &str, ok| Step {
             name: name.into(),
             ok,
+            skipped: None,
             figures: serde_json::Map::new(),
         };
         let report = Report {

@@ -3,9 +3,11 @@
 //! CI calls nothing that a person could not call: `.ci/run` is `cargo xtask test`.
 
 mod command;
+mod configuration;
 mod conform;
 mod coverage;
 mod differential;
+mod disks;
 mod image;
 mod linux;
 mod mutants;
@@ -14,6 +16,7 @@ mod progress;
 mod qemu;
 mod report;
 mod run;
+mod screen;
 mod setup;
 mod test;
 

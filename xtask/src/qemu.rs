@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::command::{ask, forward_lines};
+use crate::disks::Disks;
 
 /// The oldest QEMU whose VT-d unit has what the image and the scenarios use.
 pub(crate) const OLDEST: Version = Version {
@@ -24,9 +25,6 @@ const EXIT_SUCCESS: i32 = 0x10 * 2 + 1;
 
 /// The same after 0x11: the image's own report of a failure.
 const EXIT_FAILURE: i32 = 0x11 * 2 + 1;
-
-/// Options of the unit that every configuration has, after scalable mode.
-const COMMON_OPTIONS: &str = "intremap=off";
 
 /// A QEMU version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,8 +67,11 @@ pub(crate) struct Qemu {
 pub(crate) struct Devices<'a> {
     /// Options of the remapping unit; without it there is none.
     pub(crate) iommu: Option<&'a str>,
-    /// Whether there is the `edu` device, which the image does DMA with.
-    pub(crate) edu: bool,
+    /// How many `edu` devices there are, which the image's guests do DMA with.
+    pub(crate) edus: u8,
+    /// The disks of the devices that the image's hypervisor drives itself: two NVMe controllers, and
+    /// with them a network card and a source of entropy. Without disks there is none of them.
+    pub(crate) own: Option<&'a Disks>,
     /// Additional devices, as after `-device`.
     pub(crate) others: &'a [String],
 }
@@ -107,32 +108,24 @@ impl Qemu {
         self.version
     }
 
-    /// The unit's options for scalable mode with second-stage tables, and `extra` ones.
-    pub(crate) fn scalable_options(&self, extra: &str) -> String {
-        let comma = if extra.is_empty() { "" } else { "," };
-        format!("{}=on,{COMMON_OPTIONS}{comma}{extra}", self.scalable_mode)
-    }
-
-    /// The unit's options for scalable mode, with or without interrupt remapping.
-    pub(crate) fn options_with_interrupts(&self, intremap: bool) -> String {
-        let intremap = if intremap { "on" } else { "off" };
-        format!("{}=on,intremap={intremap}", self.scalable_mode)
-    }
-
-    /// The options of a unit of this kind, with `extra` ones; `None` if this QEMU has no such unit.
-    pub(crate) fn options(&self, unit: UnitKind, extra: &str) -> Option<String> {
-        Some(match unit {
-            UnitKind::SecondStage => self.scalable_options(extra),
-            UnitKind::FirstStage => {
-                let first_stage = self.first_stage?;
-                let comma = if extra.is_empty() { "" } else { "," };
-                self.scalable_options(&format!("{first_stage}=on{comma}{extra}"))
-            }
-            UnitKind::Legacy => {
-                let comma = if extra.is_empty() { "" } else { "," };
-                format!("{COMMON_OPTIONS}{comma}{extra}")
-            }
-        })
+    /// The options of a unit of this kind, with or without interrupt remapping, and with `extra` ones;
+    /// `None` if this QEMU has no such unit.
+    pub(crate) fn options(&self, unit: UnitKind, intremap: bool, extra: &str) -> Option<String> {
+        let mut options = match unit {
+            UnitKind::SecondStage => format!("{}=on,", self.scalable_mode),
+            UnitKind::FirstStage => format!("{}=on,{}=on,", self.scalable_mode, self.first_stage?),
+            UnitKind::Legacy => String::new(),
+        };
+        options.push_str(if intremap {
+            "intremap=on"
+        } else {
+            "intremap=off"
+        });
+        if !extra.is_empty() {
+            options.push(',');
+            options.push_str(extra);
+        }
+        Some(options)
     }
 
     /// The command that boots `kernel` on a machine with these devices.
@@ -163,15 +156,39 @@ impl Qemu {
         if let Some(options) = devices.iommu {
             command.arg("-device").arg(format!("intel-iommu,{options}"));
         }
-        if devices.edu {
+        for _ in 0..devices.edus {
             // Without the mask, `edu` cuts addresses to 28 bits.
             command.args(["-device", "edu,dma_mask=0xffffffffffffffff"]);
+        }
+        if let Some(disks) = devices.own {
+            add_own_devices(&mut command, disks);
         }
         for device in devices.others {
             command.args(["-device", device]);
         }
         command
     }
+}
+
+/// Adds the devices that the image's hypervisor drives itself.
+fn add_own_devices(command: &mut Command, disks: &Disks) {
+    for (serial, path) in disks.list() {
+        // What is written goes elsewhere: the file stays as it is, and several runs can share it.
+        let drive = format!(
+            "if=none,id={serial},format=raw,snapshot=on,file={}",
+            path.display()
+        );
+        let device = format!("nvme,drive={serial},serial={serial}");
+        command.args(["-drive", &drive, "-device", &device]);
+    }
+    // A hub with one port: the link is up, and frames go nowhere. No ROM: the firmware is done sooner.
+    command.args(["-netdev", "hubport,id=net,hubid=0"]);
+    command.args(["-device", "e1000e,netdev=net,romfile="]);
+    // Its DMA goes through the remapping unit only where it is told that there is one.
+    command.args([
+        "-device",
+        "virtio-rng-pci,iommu_platform=on,disable-legacy=on",
+    ]);
 }
 
 /// What a unit offers; the library drives the last two in legacy mode.

@@ -3,14 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use console::style;
 
 use crate::MachineArguments;
+use crate::configuration::Configuration;
+use crate::disks::Disks;
 use crate::progress::{Mark, Progress};
 use crate::qemu::{self, Devices, Ending, Line, Qemu};
 use crate::report::{self, Report, Taken};
+use crate::screen::Screen;
 use crate::{image, setup};
 
 /// The time that the image may take to refuse a machine; it takes a tenth of a second.
@@ -27,6 +30,9 @@ const MODEL_WARNING: &str = "TCG doesn't support requested feature";
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) machine: MachineArguments,
+    /// Shows every line of the image's console.
+    #[arg(long)]
+    verbose: bool,
     /// Where to write the JSON report.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -34,7 +40,12 @@ pub(crate) struct Arguments {
 
 /// Sets up, builds, boots, reports; `true` if everything held.
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
-    let report = build_and_boot(&arguments.machine)
+    let console = if arguments.verbose {
+        Console::All
+    } else {
+        Console::Shown
+    };
+    let report = build_and_boot(&arguments.machine, console)
         .unwrap_or_else(|error| Report::failed(format!("{error:#}")));
     if let Some(path) = &arguments.report {
         report::write(path, &report)?;
@@ -51,7 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     Ok(report.ok)
 }
 
-fn build_and_boot(machine: &MachineArguments) -> Result<Report> {
+fn build_and_boot(machine: &MachineArguments, console: Console) -> Result<Report> {
     setup::target()?;
     let qemu = setup::qemu(machine.qemu())?;
     let progress = Progress::start("building the image");
@@ -65,15 +76,17 @@ fn build_and_boot(machine: &MachineArguments) -> Result<Report> {
     progress.finish(Mark::Pass, &image.display().to_string());
     let iommu = match machine.iommu() {
         Some(options) => options.to_owned(),
-        None => qemu.scalable_options(""),
+        None => (Configuration::PLAIN.options(&qemu)).context("QEMU has no such unit")?,
     };
     let progress = Progress::start(format!("booting on QEMU {} with {iommu}", qemu.version()));
+    let disks = Disks::open()?;
     let devices = Devices {
         iommu: Some(&iommu),
-        edu: true,
+        edus: 2,
+        own: Some(&disks),
         others: machine.devices(),
     };
-    let report = boot(&qemu, &image, &devices, Console::Shown, &progress)?;
+    let report = boot(&qemu, &image, &devices, console, &progress)?;
     let mark = if report.ok { Mark::Pass } else { Mark::Fail };
     progress.finish(mark, &summary(&report));
     Ok(report)
@@ -83,8 +96,10 @@ fn build_and_boot(machine: &MachineArguments) -> Result<Report> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Console {
     /// Every line, as it comes.
+    All,
+    /// A screen of it, as [`Screen`] chooses; all of it if something did not hold.
     Shown,
-    /// Nothing; the report has the steps.
+    /// Nothing; all of it if something did not hold.
     Hidden,
 }
 
@@ -99,12 +114,19 @@ pub(crate) fn boot(
     let mut command = qemu.command(image, devices);
     let mut report = Report::default();
     let mut errors = Vec::new();
+    let mut hidden = Vec::new();
+    let mut screen = Screen::default();
     let ending = qemu::run(&mut command, TIME_LIMIT, |line| match line {
         Line::Qemu(line) => errors.push(line),
         Line::Console(line) => match report.take(&line) {
             Taken::Merged => {}
             Taken::Step(step) if console == Console::Hidden => progress.at(&step.name),
-            Taken::Text(_) if console == Console::Hidden => {}
+            Taken::Text(text)
+                if console == Console::Hidden
+                    || console == Console::Shown && !screen.shows(&text) =>
+            {
+                hidden.push(text);
+            }
             Taken::Step(step) => {
                 let mark = if step.ok { Mark::Pass } else { Mark::Fail };
                 let figures = report::shown_figures(&step.figures);
@@ -114,8 +136,14 @@ pub(crate) fn boot(
             Taken::Text(text) => progress.line(&format!("  {} {text}", style("|").dim())),
         },
     })?;
+    if devices.own.is_some() {
+        report.require_own_devices();
+    }
     report.finish(&ending);
     if !report.ok {
+        for text in hidden {
+            progress.line(&format!("  {} {text}", style("|").dim()));
+        }
         for error in errors.iter().filter(|error| !error.contains(MODEL_WARNING)) {
             progress.line(&format!("  {} {error}", style("qemu:").dim()));
         }

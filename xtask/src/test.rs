@@ -11,38 +11,19 @@ use serde::Serialize;
 
 use crate::MachineArguments;
 use crate::command::{ask, cargo, check};
+use crate::configuration::Configuration;
 use crate::differential::{self, Checked};
+use crate::disks::Disks;
 use crate::image::{self, TARGET};
 use crate::linux::{self, Files};
 use crate::progress::{Mark, Progress};
-use crate::qemu::{Devices, Qemu, UnitKind};
+use crate::qemu::{Devices, Qemu};
 use crate::report::{self, Report};
 use crate::run::Console;
 use crate::{conform, mutants, panic_freedom, run, setup};
 
 /// Lines of a failed step's output that are shown again at the end.
 const LAST_LINES: usize = 30;
-
-/// Configurations of the unit that the image is booted with: a name, what the unit offers, options
-/// beside that, and whether only `--full` runs it.
-const CONFIGURATIONS: [(&str, UnitKind, &str, bool); 6] = [
-    ("second-stage", UnitKind::SecondStage, "", false),
-    (
-        "caching mode",
-        UnitKind::SecondStage,
-        "caching-mode=on",
-        false,
-    ),
-    ("39-bit tables", UnitKind::SecondStage, "aw-bits=39", false),
-    (
-        "snoop control",
-        UnitKind::SecondStage,
-        "snoop-control=on",
-        true,
-    ),
-    ("legacy unit", UnitKind::Legacy, "", false),
-    ("first stage only", UnitKind::FirstStage, "", false),
-];
 
 /// Parts of the names of the tests that Miri runs: what is quick there.
 const MIRI_TESTS: [&str; 3] = ["mem::", "nest::memory::", "arch::address::"];
@@ -387,36 +368,43 @@ fn image_steps(steps: &mut Steps, arguments: &Arguments, qemu: Option<&Qemu>) {
         }
         Err(error) => Ended::Fail(error),
     });
-    let asked = arguments
-        .machine
-        .iommu()
-        .map(|options| ("as asked", UnitKind::SecondStage, options, false));
-    let configurations = match &asked {
-        Some(asked) => std::slice::from_ref(asked),
-        None => &CONFIGURATIONS[..],
+    let asked = arguments.machine.iommu().map(|options| {
+        let options = Some(options.to_owned());
+        ("as asked".to_owned(), options, Console::Shown)
+    });
+    let boots = match asked {
+        Some(asked) => vec![asked],
+        None => (Configuration::all().into_iter())
+            .map(|configuration| {
+                let console = if configuration == Configuration::PLAIN {
+                    Console::Shown
+                } else {
+                    Console::Hidden
+                };
+                let options = qemu.and_then(|qemu| configuration.options(qemu));
+                (configuration.to_string(), options, console)
+            })
+            .collect(),
     };
-    for &(name, unit, options, only_full) in configurations {
+    for (name, iommu, console) in boots {
         steps.step_with_report(&format!("image: {name}"), |progress| {
-            if only_full && !arguments.full {
-                return (Ended::Skip("only with `--full`".into()), None);
-            }
             let (Some(qemu), Some(image)) = (qemu, &built) else {
                 let missing = if qemu.is_none() { "QEMU" } else { "image" };
                 return (Ended::Skip(format!("no {missing}")), None);
             };
-            let iommu = match asked {
-                Some(_) => Some(options.to_owned()),
-                None => qemu.options(unit, options),
-            };
             let Some(iommu) = iommu else {
                 return (Ended::Skip("this QEMU has no such unit".into()), None);
             };
-            let devices = Devices {
-                iommu: Some(&iommu),
-                edu: true,
-                others: arguments.machine.devices(),
-            };
-            match run::boot(qemu, image, &devices, Console::Shown, progress) {
+            let booted = Disks::open().and_then(|disks| {
+                let devices = Devices {
+                    iommu: Some(&iommu),
+                    edus: 2,
+                    own: Some(&disks),
+                    others: arguments.machine.devices(),
+                };
+                run::boot(qemu, image, &devices, console, progress)
+            });
+            match booted {
                 Err(error) => (Ended::Fail(error), None),
                 Ok(report) if report.ok => (Ended::Pass(run::summary(&report)), Some(report)),
                 Ok(report) => (
@@ -434,11 +422,12 @@ fn image_steps(steps: &mut Steps, arguments: &Arguments, qemu: Option<&Qemu>) {
             };
             let iommu = match machine {
                 Refused::NoUnit => None,
-                Refused::NoEdu => Some(qemu.scalable_options("")),
+                Refused::NoEdu => Configuration::PLAIN.options(qemu),
             };
             let devices = Devices {
                 iommu: iommu.as_deref(),
-                edu: machine != Refused::NoEdu,
+                edus: if machine == Refused::NoEdu { 0 } else { 2 },
+                own: None,
                 others: &[],
             };
             run::boot_refused(qemu, image, &devices, text).into()

@@ -18,8 +18,8 @@ use crate::ram::Ram;
 const POOL_WORDS: usize = 64;
 /// Interrupt messages on their way to the guest; a unit has three events.
 const MESSAGES: usize = 4;
-/// Owners of frames: the hypervisor and one machine.
-const OWNERS: usize = 2;
+/// Owners of frames: the hypervisor and two machines.
+const OWNERS: usize = 3;
 
 /// Bytes of memory that the frame pool takes.
 pub(crate) const POOL_LEN_BYTES: u64 = POOL_WORDS as u64 * 64 * 4096;

@@ -31,6 +31,7 @@ const LAYOUT: Layout = Layout {
     device: D0,
     tables: (Gpa::new(0x10_0000), Gpa::new(0x40_0000)),
     data: (Gpa::new(0x40_0000), Gpa::new(GUEST_LEN_BYTES)),
+    content: 0,
 };
 
 fn start(place: Place<'_>, forbid_nesting: bool) -> Guest {

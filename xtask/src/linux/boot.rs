@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::command::ask;
 use crate::progress::Progress;
-use crate::qemu::{self, Devices, Ending, Line, Qemu};
+use crate::qemu::{self, Devices, Ending, Line, Qemu, UnitKind};
 use crate::report::{Capabilities, MARKER};
 use crate::run::Console;
 
@@ -333,12 +333,15 @@ fn figures(told: &Told) -> Figures {
 
 /// The machine, up to what is booted on it.
 fn machine(setup: &Setup<'_>, config: &Config, disk: &Disk, proof: &str) -> Command {
-    let own = setup.qemu.options_with_interrupts(config.intremap);
+    let own = setup
+        .qemu
+        .options(UnitKind::SecondStage, config.intremap, "");
     let mut others = vec!["nvme,drive=proof,serial=proof".to_owned()];
     others.extend_from_slice(setup.devices);
     let mut command = setup.qemu.machine(&Devices {
-        iommu: Some(setup.iommu.unwrap_or(&own)),
-        edu: true,
+        iommu: setup.iommu.or(own.as_deref()),
+        edus: 1,
+        own: None,
         others: &others,
     });
     let drive = format!("if=none,id=proof,format=raw,file={}", disk.path.display());

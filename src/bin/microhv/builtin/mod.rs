@@ -1,16 +1,22 @@
-//! The first job of the image: the main job with a guest that is built in, and its proof.
+//! The first job of the image: the main job with guests that are built in, and its proof.
 //!
 //! | module | job |
 //! |---|---|
-//! | `hypervisor` | the machine with one device, and the exits of its guest |
+//! | `hypervisor` | units and machines set up, faults of hardware handed on |
+//! | `machine` | one machine, its memory on the host and its device |
+//! | `exits` | the exits of a machine's guest |
 //! | `guest` | the guest: a driver that hosted tests include too |
-//! | `proof` | the steps, each run by the guest and checked by the hypervisor |
-//! | `edu` | the device that the guest is given |
+//! | `proof` | the steps of one guest, each checked by the hypervisor |
+//! | `two_machines` | two guests at the same addresses, and nothing of one in the other |
+//! | `edu` | the device that a guest is given |
 
 mod edu;
+mod exits;
 mod guest;
 mod hypervisor;
+mod machine;
 mod proof;
+mod two_machines;
 
 use vtd_nest::nest::Policy;
 
@@ -24,5 +30,6 @@ use hypervisor::{Hypervisor, SetUpError};
 #[inline(never)]
 pub(crate) fn run(platform: Platform) -> Result<bool, SetUpError> {
     let mut hypervisor = Hypervisor::set_up(platform, Policy::default())?;
-    Ok(proof::run(&mut hypervisor))
+    let (first, held) = proof::run(&mut hypervisor);
+    Ok(first.is_some_and(|first| two_machines::run(&mut hypervisor, first)) && held)
 }

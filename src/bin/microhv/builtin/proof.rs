@@ -1,7 +1,8 @@
-//! The steps of the proof: the guest runs each, and the hypervisor checks its own side of it.
+//! The steps of one guest: it runs each, and the hypervisor checks its own side of it.
 
 use vtd_nest::arch::address::{Gpa, Hpa};
 use vtd_nest::mem::HostMemory;
+use vtd_nest::nest::MachineStatistics;
 use vtd_nest::unit::Unit;
 
 use crate::console::println;
@@ -9,7 +10,11 @@ use crate::memory::Window;
 use crate::report::{self, Explained, Figure};
 
 use super::guest::{Blocked, BlockedTarget, Job, JobError, Layout, STEPS};
-use super::hypervisor::{GUEST_LEN_BYTES, Hypervisor};
+use super::hypervisor::Hypervisor;
+use super::machine::{GUEST_DEVICE, GUEST_LEN_BYTES};
+
+/// The machine whose guest runs these steps.
+pub(super) const FIRST: usize = 0;
 
 /// Memory for the guest's tables and queue.
 const TABLES: (Gpa, Gpa) = (Gpa::new(0x10_0000), Gpa::new(0x40_0000));
@@ -25,27 +30,34 @@ static SECRET: Secret = Secret([0x5ec3_e75e_c3e7_5ec3; 512]);
 /// Content of the page that is nobody's.
 const CANARY: u64 = 0xca_0a57_ca0a_57ca;
 
-/// Runs every step and reports each; whether all held.
-pub(crate) fn run(hypervisor: &mut Hypervisor) -> bool {
-    let Some(features) = hypervisor.unit().map(|unit| *unit.features()) else {
-        return false;
-    };
-    report::capabilities("unit", &features);
-    report::capabilities("shown", &hypervisor.machine.offer().features);
-    report::backend(hypervisor.machine.offer().backend.name());
-
-    let layout = Layout {
-        device: hypervisor.device.source_id,
+/// Where a guest has its things; two guests differ in what they put into their pages only.
+pub(super) fn layout(content: u16) -> Layout {
+    Layout {
+        device: GUEST_DEVICE,
         tables: TABLES,
         data: DATA,
+        content,
+    }
+}
+
+/// Runs every step and reports each; the guest if it is up, and whether all held.
+pub(crate) fn run(hypervisor: &mut Hypervisor) -> (Option<Job>, bool) {
+    let features = hypervisor.unit(FIRST).map(|unit| *unit.features());
+    let offer = hypervisor.machine(FIRST).map(|machine| *machine.offer());
+    let (Some(features), Some(offer)) = (features, offer) else {
+        return (None, false);
     };
+    report::capabilities("unit", &features);
+    report::capabilities("shown", &offer.features);
+    report::backend(offer.backend.name());
+
     let [bring_up, steps @ ..] = STEPS;
-    let mut job = match Job::bring_up(hypervisor, layout) {
+    let mut job = match Job::bring_up(&mut hypervisor.guest(FIRST), layout(1)) {
         Ok(job) => job,
         Err(error) => {
             log::error!("{bring_up}: {error:?}");
             report::step(bring_up, false, &[]);
-            return false;
+            return (None, false);
         }
     };
     let protecting = hypervisor.units.iter().all(Unit::is_protecting);
@@ -57,27 +69,42 @@ pub(crate) fn run(hypervisor: &mut Hypervisor) -> bool {
 
     let mut held = protecting;
     for step in steps {
-        hypervisor.faults.clear();
-        let result = if step == "blocked" {
-            blocked(hypervisor, &mut job)
-        } else {
-            run_step(hypervisor, &mut job, step)
-        };
-        for (record, outcome) in &hypervisor.faults {
-            println!("                  {}", Explained(record, outcome));
-            hypervisor.explain(record);
-        }
-        match result {
-            Ok(figures) => report::step(step, true, &figures),
-            Err(error) => {
-                log::error!("{step}: {error:?}");
-                report::step(step, false, &[]);
-                held = false;
+        held &= show(hypervisor, step, |hypervisor| {
+            if step == "blocked" {
+                blocked(hypervisor, &mut job)
+            } else {
+                run_step(hypervisor, &mut job, step)
             }
-        }
+        });
     }
     totals(hypervisor);
-    held
+    (Some(job), held)
+}
+
+/// Runs one step and reports it, with each fault of hardware on the way explained; whether it held.
+pub(super) fn show<const FIGURES: usize, E: core::fmt::Debug>(
+    hypervisor: &mut Hypervisor,
+    step: &str,
+    run: impl FnOnce(&mut Hypervisor) -> Result<[Figure<'static>; FIGURES], E>,
+) -> bool {
+    hypervisor.faults.clear();
+    let result = run(hypervisor);
+    for fault in &hypervisor.faults {
+        let explained = Explained(&fault.record, &fault.outcome);
+        println!("                  {explained}");
+        hypervisor.explain(fault);
+    }
+    match result {
+        Ok(figures) => {
+            report::step(step, true, &figures);
+            true
+        }
+        Err(error) => {
+            log::error!("{step}: {error:?}");
+            report::step(step, false, &[]);
+            false
+        }
+    }
 }
 
 /// Why a step did not hold.
@@ -99,7 +126,9 @@ fn run_step(
     job: &mut Job,
     step: &str,
 ) -> Result<[Figure<'static>; 3], StepError> {
-    let figures = job.run(hypervisor, step).map_err(StepError::Guest)?;
+    let figures = job
+        .run(&mut hypervisor.guest(FIRST), step)
+        .map_err(StepError::Guest)?;
     Ok([
         ("pages", figures.pages),
         ("bytes", figures.bytes),
@@ -150,7 +179,7 @@ fn blocked(hypervisor: &mut Hypervisor, job: &mut Job) -> Result<[Figure<'static
     for (name, target) in targets {
         let before = hypervisor.faults.len();
         let Blocked { write, read } = job
-            .check_blocked(hypervisor, target)
+            .check_blocked(&mut hypervisor.guest(FIRST), target)
             .map_err(StepError::Guest)?;
         println!(
             "                  {name}: write and read blocked; the guest's records say {:#04x} and {:#04x}",
@@ -186,8 +215,13 @@ fn blocked(hypervisor: &mut Hypervisor, job: &mut Job) -> Result<[Figure<'static
 }
 
 fn totals(hypervisor: &Hypervisor) {
-    let unit = hypervisor.unit().map(Unit::statistics).unwrap_or_default();
-    let machine = hypervisor.machine.statistics();
+    let unit = hypervisor
+        .unit(FIRST)
+        .map(Unit::statistics)
+        .unwrap_or_default();
+    let machine = hypervisor
+        .machine(FIRST)
+        .map_or(MachineStatistics::NONE, |machine| machine.statistics());
     report::totals(&[
         ("bindings", machine.binds),
         ("unbindings", machine.unbinds),

@@ -21,7 +21,7 @@ pub(crate) const STEPS: [&str; 6] = [
 ];
 
 /// Pairs of pages that the `translate` step copies between.
-const PAIRS: u64 = 64;
+pub(crate) const PAIRS: u64 = 64;
 /// I/O virtual address of the first source page; the others follow with gaps. All addresses of the
 /// job fit in 39 bits.
 const SOURCES: u64 = 0x12_3400_0000;
@@ -46,6 +46,8 @@ pub(crate) struct Layout {
     pub(crate) tables: (Gpa, Gpa),
     /// Memory for data, at least 256 pages.
     pub(crate) data: (Gpa, Gpa),
+    /// What the guest puts into its pages differs by this from what other guests put there.
+    pub(crate) content: u16,
 }
 
 /// What a probe of the `blocked` step aims at.
@@ -176,8 +178,14 @@ impl Job {
             "pass-through" => self.pass_through(machine)?,
             _ => return Err(JobError::UnknownStep),
         }
+        self.expect_no_fault(machine)?;
+        Ok(self.figures)
+    }
+
+    /// The unit has recorded nothing that was not taken.
+    pub(crate) fn expect_no_fault(&mut self, machine: &mut impl Machine) -> Result<(), JobError> {
         match self.unit.take_fault(machine) {
-            None => Ok(self.figures),
+            None => Ok(()),
             Some(record) => Err(JobError::UnexpectedFault(record.reason_code())),
         }
     }
@@ -185,25 +193,44 @@ impl Job {
     /// Copies scattered pages through the device, both ways, by I/O virtual address.
     fn translate(&mut self, machine: &mut impl Machine) -> Result<(), JobError> {
         for pair in 0..PAIRS {
-            let (source, destination) = (self.source(pair)?, self.destination(pair)?);
-            fill(machine, source, pair);
-            machine.write_memory(destination, &[0; BUFFER_LEN_BYTES as usize]);
-            self.map(machine, source_iova(pair), Some(source))?;
-            self.map(machine, destination_iova(pair), Some(destination))?;
+            self.map_pair(machine, pair)?;
         }
         for pair in 0..PAIRS {
-            self.copy(machine, source_iova(pair), destination_iova(pair))?;
-            self.expect_pattern(machine, self.destination(pair)?, pair)?;
-            // The source is as it was.
-            self.expect_pattern(machine, self.source(pair)?, pair)?;
+            self.copy_pair(machine, pair)?;
         }
         Ok(())
+    }
+
+    /// Fills and maps the source page of a pair, and maps its destination page.
+    pub(crate) fn map_pair(
+        &mut self,
+        machine: &mut impl Machine,
+        pair: u64,
+    ) -> Result<(), JobError> {
+        let (source, destination) = (self.source(pair)?, self.destination(pair)?);
+        self.fill(machine, source, pair);
+        self.map(machine, source_iova(pair), Some(source))?;
+        self.map(machine, destination_iova(pair), Some(destination))
+    }
+
+    /// Copies from the source to the destination of a mapped pair, and compares both.
+    pub(crate) fn copy_pair(
+        &mut self,
+        machine: &mut impl Machine,
+        pair: u64,
+    ) -> Result<(), JobError> {
+        let destination = self.destination(pair)?;
+        machine.write_memory(destination, &[0; BUFFER_LEN_BYTES as usize]);
+        self.copy(machine, source_iova(pair), destination_iova(pair))?;
+        self.expect_pattern(machine, destination, pair)?;
+        // The source is as it was.
+        self.expect_pattern(machine, self.source(pair)?, pair)
     }
 
     /// Points an address at another page: the next DMA uses it, the old page stays untouched.
     fn remap(&mut self, machine: &mut impl Machine) -> Result<(), JobError> {
         let (old, new) = (self.source(0)?, self.page(2 * PAIRS)?);
-        fill(machine, new, 1000);
+        self.fill(machine, new, 1000);
         self.map(machine, source_iova(0), Some(new))?;
         self.copy(machine, source_iova(0), destination_iova(0))?;
         self.expect_pattern(machine, self.destination(0)?, 1000)?;
@@ -237,8 +264,8 @@ impl Job {
         self.map(machine, PROBE, page)?;
         // The device's buffer gets a content of its own.
         let (known, result) = (self.page(2 * PAIRS + 1)?, self.page(2 * PAIRS + 2)?);
-        fill(machine, known, 2000);
-        fill(machine, result, 3000);
+        self.fill(machine, known, 2000);
+        self.fill(machine, result, 3000);
         self.map(machine, source_iova(2), Some(known))?;
         self.map(machine, destination_iova(2), Some(result))?;
         edu::dma(machine, Direction::ToDevice, source_iova(2))?;
@@ -288,7 +315,7 @@ impl Job {
         seed: u64,
     ) -> Result<(), JobError> {
         let (from, to) = (self.page(2 * PAIRS + 3)?, self.page(2 * PAIRS + 4)?);
-        fill(machine, from, seed);
+        self.fill(machine, from, seed);
         machine.write_memory(to, &[0; BUFFER_LEN_BYTES as usize]);
         self.copy(machine, from.as_u64(), to.as_u64())?;
         self.expect_pattern(machine, to, seed)
@@ -296,10 +323,7 @@ impl Job {
 
     /// The mappings of the `translate` step still hold, and nothing else does.
     fn check_table(&mut self, machine: &mut impl Machine) -> Result<(), JobError> {
-        let destination = self.destination(3)?;
-        machine.write_memory(destination, &[0; BUFFER_LEN_BYTES as usize]);
-        self.copy(machine, source_iova(3), destination_iova(3))?;
-        self.expect_pattern(machine, destination, 3)?;
+        self.copy_pair(machine, 3)?;
         let outside = self.page(2 * PAIRS + 3)?;
         edu::dma(machine, Direction::ToDevice, outside.as_u64())?;
         let reason = self.unmapped_reason(Direction::ToDevice);
@@ -375,7 +399,16 @@ impl Job {
         page: Gpa,
         seed: u64,
     ) -> Result<(), JobError> {
-        self.expect(machine, page, |index| pattern(seed, index))
+        let content = self.layout.content;
+        self.expect(machine, page, |index| pattern(content, seed, index))
+    }
+
+    fn fill(&self, machine: &mut impl Machine, page: Gpa, seed: u64) {
+        let mut bytes = [0; BUFFER_LEN_BYTES as usize];
+        for (index, quadword) in (0u64..).zip(bytes.as_chunks_mut::<8>().0) {
+            *quadword = pattern(self.layout.content, seed, index).to_le_bytes();
+        }
+        machine.write_memory(page, &bytes);
     }
 
     fn expect(
@@ -416,23 +449,17 @@ impl Job {
     }
 }
 
-fn source_iova(pair: u64) -> u64 {
+/// I/O virtual address of a pair's source page.
+pub(crate) fn source_iova(pair: u64) -> u64 {
     SOURCES + pair * STRIDE
 }
 
-fn destination_iova(pair: u64) -> u64 {
+/// I/O virtual address of a pair's destination page.
+pub(crate) fn destination_iova(pair: u64) -> u64 {
     DESTINATIONS + pair * STRIDE
 }
 
-/// The content of a page: no two seeds share a quadword.
-fn pattern(seed: u64, index: u64) -> u64 {
-    (seed << 32 | index << 8 | 0xa5).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-fn fill(machine: &mut impl Machine, page: Gpa, seed: u64) {
-    let mut bytes = [0; BUFFER_LEN_BYTES as usize];
-    for (index, quadword) in (0u64..).zip(bytes.as_chunks_mut::<8>().0) {
-        *quadword = pattern(seed, index).to_le_bytes();
-    }
-    machine.write_memory(page, &bytes);
+/// The content of a page: no two guests and no two seeds share a quadword.
+fn pattern(content: u16, seed: u64, index: u64) -> u64 {
+    (u64::from(content) << 48 | seed << 32 | index << 8 | 0xa5).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

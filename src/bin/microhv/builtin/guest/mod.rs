@@ -10,7 +10,11 @@ mod tables;
 mod unit;
 
 #[allow(unused_imports, reason = "hosted tests use fewer")]
-pub(crate) use job::{Blocked, BlockedTarget, Job, JobError, Layout, STEPS};
+pub(crate) use edu::{Direction, DmaTimeout, dma};
+#[allow(unused_imports, reason = "hosted tests use fewer")]
+pub(crate) use job::{
+    Blocked, BlockedTarget, Job, JobError, Layout, PAIRS, STEPS, destination_iova, source_iova,
+};
 
 use vtd_nest::arch::address::Gpa;
 
