@@ -15,6 +15,7 @@
 //! | `context` | a device's context entries, one for each source-id |
 //! | [`entries`] | what requests of a device translate to: PASID entries |
 //! | `legacy` | the same as context entries, for units driven in legacy mode |
+//! | [`own_device`] | devices that the hypervisor drives itself |
 //! | [`rmrr`] | devices at the memory that firmware reserves for them |
 //! | [`queue`] | the invalidation queue |
 //! | `queue_memory` | its frames, and places in them |
@@ -61,6 +62,7 @@ pub mod fault;
 pub mod interrupt;
 mod legacy;
 mod lock;
+pub mod own_device;
 pub mod platform_errors;
 pub mod queue;
 mod queue_memory;
@@ -93,6 +95,7 @@ pub use interrupt::{
     DeviceInterrupt, InterruptConfig, InterruptRefusal, InterruptRemapping, InterruptSlice,
     StaleInterruptEntries,
 };
+pub use own_device::{OwnDevice, OwnDeviceError, OwnMapping};
 pub use queue::Ticket;
 pub use rmrr::{ReservedDevice, ReservedMemoryError};
 pub use shut_down::Leave;

@@ -10,14 +10,13 @@ use core::fmt;
 use heapless::Vec;
 
 use super::discovery::{RequesterIds, ReservedRegion, ReservedRegions};
-use super::error::{QueueError, Requirement, UnitError};
-use super::tables::{DetachedDevice, DeviceTables};
+use super::error::{QueueError, UnitError};
+use super::own_device::{OwnDevice, OwnDeviceError, OwnMapping};
 use super::unit::Unit;
-use crate::arch::address::Iova;
-use crate::arch::id::{DomainId, Pasid, SourceId};
-use crate::arch::pasid::{PasidEntry, PasidEntryOptions};
-use crate::mem::{FrameError, Hypervisor, Owner, Registers};
-use crate::paging::{MapError, Rights, SecondStage, SecondStageConfig};
+use crate::arch::address::{Hpa, Iova};
+use crate::arch::id::SourceId;
+use crate::mem::{FrameError, Hypervisor, Registers};
+use crate::paging::{MapError, Rights};
 
 /// Most devices with reserved memory that one unit keeps track of.
 pub const RESERVED_DEVICES: usize = 16;
@@ -59,8 +58,8 @@ pub enum ReservedMemoryError {
     NoDomainId,
     /// The region cannot be mapped.
     Map {
-        /// The region.
-        region: ReservedRegion,
+        /// The first address of the region.
+        base: Hpa,
         /// Why.
         error: MapError,
     },
@@ -81,9 +80,7 @@ impl fmt::Display for ReservedMemoryError {
             Self::Known(source_id) => write!(f, "reserved memory of {source_id} is known already"),
             Self::Frames(error) => write!(f, "no frames: {error:?}"),
             Self::NoDomainId => f.write_str("no domain-id is left"),
-            Self::Map { region, error } => {
-                write!(f, "reserved memory at {}: {error:?}", region.base())
-            }
+            Self::Map { base, error } => write!(f, "reserved memory at {base}: {error:?}"),
             Self::Unit(error) => error.fmt(f),
         }
     }
@@ -145,32 +142,8 @@ impl<R: Registers> Unit<R> {
 #[must_use = "dropped, the tables that the device uses are lost"]
 #[derive(Debug)]
 pub struct ReservedDevice {
-    requesters: RequesterIds,
+    device: OwnDevice,
     regions: ReservedRegions,
-    state: State,
-}
-
-/// How far a device is. It only ever has what its tables map, and these are complete before it has
-/// them and whole until it has them no more.
-#[derive(Debug)]
-enum State {
-    /// Nothing of it is mapped, it has no context entry.
-    Out,
-    /// Its regions are mapped, and its context entry may lead there.
-    In(Mapped, DeviceTables),
-    /// Its context entry is gone, which hardware has yet to confirm.
-    Leaving(Mapped, DetachedDevice),
-    /// As [`Leaving`](Self::Leaving), not even asked for.
-    Withdrawn(Mapped, DeviceTables),
-    /// It could not be shown that hardware forgot it: its tables are lost, and it is blocked.
-    Lost,
-}
-
-/// The device's regions, mapped to themselves.
-#[derive(Debug)]
-struct Mapped {
-    memory: SecondStage<Iova>,
-    domain_id: DomainId,
 }
 
 impl ReservedDevice {
@@ -191,15 +164,14 @@ impl ReservedDevice {
         }
         unit.track_reserved(&requesters, &regions)?;
         Ok(Self {
-            requesters,
+            device: OwnDevice::new(requesters),
             regions,
-            state: State::Out,
         })
     }
 
     /// The device's source-ids.
     pub const fn requesters(&self) -> &RequesterIds {
-        &self.requesters
+        self.device.requesters()
     }
 
     /// Its reserved memory.
@@ -209,7 +181,7 @@ impl ReservedDevice {
 
     /// Whether the device can use its reserved memory.
     pub const fn is_in(&self) -> bool {
-        matches!(self.state, State::In(..))
+        self.device.is_in()
     }
 
     /// Lets the device at its reserved memory, and at nothing else: maps the regions, then gives it
@@ -227,32 +199,34 @@ impl ReservedDevice {
         if self.is_in() {
             return Ok(());
         }
-        self.take_out(h, unit)
-            .map_err(|error| ReservedMemoryError::Unit(error.into()))?;
-        let mapped = self.map(h, unit)?;
-        let source_id = self.requesters.own();
-        let owner = Owner::HYPERVISOR;
-        let tables = match unit.attach_requesters(h, owner, &self.requesters, 0, None) {
-            Ok(tables) => tables,
-            // Hardware may know of the tables that are lost, but these lead nowhere.
-            Err(error) => {
-                mapped.free(h, unit);
-                if matches!(error, UnitError::Queue(_)) {
-                    self.state = State::Lost;
-                }
-                return Err(error.into());
-            }
+        let to_themselves = |region: &ReservedRegion| OwnMapping {
+            input: Iova::new(region.base().as_u64()),
+            output: region.base(),
+            len_bytes: region.len_bytes(),
+            rights: Rights::READ_WRITE,
         };
-        let published = publish(h, unit, &tables, &mapped);
-        // From here on hardware may know of the entry, whatever the outcome.
-        self.state = State::In(mapped, tables);
-        if let Err(error) = published {
-            // If that fails too, a later call goes on with it.
-            _ = self.take_out(h, unit);
-            return Err(error.into());
-        }
-        log::info!("{source_id}: let in at its reserved memory");
+        let memory = self.regions.iter().map(to_themselves);
+        self.device
+            .let_in(h, unit, memory)
+            .map_err(|error| self.refusal(error))?;
+        log::info!(
+            "{}: let in at its reserved memory",
+            self.device.requesters().own()
+        );
         Ok(())
+    }
+
+    /// What an error of the device is in terms of its regions.
+    fn refusal(&self, error: OwnDeviceError) -> ReservedMemoryError {
+        match error {
+            OwnDeviceError::Frames(error) => ReservedMemoryError::Frames(error),
+            OwnDeviceError::NoDomainId => ReservedMemoryError::NoDomainId,
+            OwnDeviceError::Unit(error) => ReservedMemoryError::Unit(error),
+            OwnDeviceError::Map { mapping, error } => ReservedMemoryError::Map {
+                base: mapping.output,
+                error,
+            },
+        }
     }
 
     /// Cuts the device off, has hardware confirm it, and then unmaps its reserved memory. It can be
@@ -267,101 +241,8 @@ impl ReservedDevice {
         h: &H,
         unit: &Unit<R>,
     ) -> Result<(), QueueError> {
-        let (mapped, detached) = match core::mem::replace(&mut self.state, State::Lost) {
-            State::Out => {
-                self.state = State::Out;
-                return Ok(());
-            }
-            // Its context entry stays as it is: attaching it says that it is in use.
-            State::Lost => return Ok(()),
-            State::Leaving(mapped, device) => (mapped, device),
-            State::In(mapped, tables) | State::Withdrawn(mapped, tables) => {
-                match unit.detach_device(h, tables) {
-                    Ok(device) => (mapped, device),
-                    Err((tables, error)) => {
-                        self.state = State::Withdrawn(mapped, tables);
-                        return Err(error);
-                    }
-                }
-            }
-        };
-        match unit.release(h, detached) {
-            Ok(()) => {
-                mapped.free(h, unit);
-                self.state = State::Out;
-                Ok(())
-            }
-            Err((device, error)) => {
-                self.state = State::Leaving(mapped, device);
-                Err(error)
-            }
-        }
+        self.device.take_out(h, unit)
     }
-
-    /// Tables that map the regions to themselves.
-    fn map<H: Hypervisor, R: Registers>(
-        &self,
-        h: &H,
-        unit: &Unit<R>,
-    ) -> Result<Mapped, ReservedMemoryError> {
-        let width = unit
-            .features()
-            .largest_address_width()
-            .ok_or(UnitError::Missing(Requirement::AddressWidth))?;
-        // The width is one that the unit has.
-        let config = SecondStageConfig::new(width, &unit.second_stage_features())
-            .map_err(|_| UnitError::Missing(Requirement::AddressWidth))?;
-        let memory =
-            SecondStage::new(h, Owner::HYPERVISOR, config).map_err(ReservedMemoryError::Frames)?;
-        let Some(domain_id) = unit.allocate_domain_id() else {
-            memory.destroy(h).settle(h);
-            return Err(ReservedMemoryError::NoDomainId);
-        };
-        let mut mapped = Mapped { memory, domain_id };
-        for region in &self.regions {
-            let (input, output) = (Iova::new(region.base().as_u64()), region.base());
-            let rights = Rights::READ_WRITE;
-            let done = mapped
-                .memory
-                .map(h, input, output, region.len_bytes(), rights);
-            if let Err(error) = done {
-                mapped.free(h, unit);
-                return Err(ReservedMemoryError::Map {
-                    region: *region,
-                    error,
-                });
-            }
-        }
-        Ok(mapped)
-    }
-}
-
-impl Mapped {
-    /// Frees what no entry leads to: never published, or confirmed to be forgotten.
-    fn free<H: Hypervisor, R: Registers>(self, h: &H, unit: &Unit<R>) {
-        self.memory.destroy(h).settle(h);
-        unit.free_domain_id(self.domain_id);
-    }
-}
-
-/// Publishes the entry that leads a device's requests to its regions.
-fn publish<H: Hypervisor, R: Registers>(
-    h: &H,
-    unit: &Unit<R>,
-    tables: &DeviceTables,
-    mapped: &Mapped,
-) -> Result<(), UnitError> {
-    let options = PasidEntryOptions {
-        page_walk_snoop: unit.table_features().page_walk_coherency,
-        ..PasidEntryOptions::default()
-    };
-    let entry = PasidEntry::second_stage(mapped.memory.root(), mapped.domain_id, options);
-    unit.publish_entry(h, tables, Pasid::ZERO, &entry)?;
-    if unit.needs_invalidation_after_set_up() {
-        let ticket = unit.submit(h, unit.everything())?;
-        return Ok(unit.wait(h, ticket)?);
-    }
-    unit.write_buffer_flush(h)
 }
 
 #[cfg(test)]
@@ -602,7 +483,7 @@ mod tests {
             let mut reserved = ReservedDevice::track(&bench.unit, ids, regions).unwrap();
             let error = reserved.let_in(&bench.h, &bench.unit).unwrap_err();
             assert!(
-                matches!(error, ReservedMemoryError::Map { region: found, .. } if found == region)
+                matches!(error, ReservedMemoryError::Map { base: found, .. } if found == region.base())
             );
             let now = (bench.h.pool.free_frames(), bench.unit.free_domain_ids());
             assert_eq!(now, free);

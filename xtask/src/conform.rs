@@ -315,6 +315,7 @@ mod tests {
         let step = |name: &str, ok| Step {
             name: name.into(),
             ok,
+            skipped: None,
             figures: serde_json::Map::new(),
         };
         let report = Report {

@@ -30,6 +30,20 @@ const REQUIRED_STEPS: [&str; 14] = [
     "other-destroyed",
 ];
 
+/// The steps with the devices of the image's hypervisor itself, on a machine that has them.
+const OWN_DEVICE_STEPS: [&str; 7] = [
+    "own-disks",
+    OWN_INTERRUPTS,
+    "own-foreign",
+    "own-detached",
+    "own-entropy",
+    "own-network",
+    "own-given-back",
+];
+
+/// The one of these that needs interrupt remapping (`ECAP.IR`).
+const OWN_INTERRUPTS: &str = "own-interrupts";
+
 /// The back ends there are.
 const BACKENDS: [&str; 3] = ["nested", "shadow", "second-stage"];
 
@@ -51,6 +65,9 @@ pub(crate) struct Step {
     pub(crate) name: String,
     /// Whether it held.
     pub(crate) ok: bool,
+    /// Why the image could not run it on this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) skipped: Option<String>,
     /// What it measured.
     #[serde(default)]
     pub(crate) figures: Map<String, Value>,
@@ -153,6 +170,30 @@ impl Report {
             }
         }
         self.ok = self.why.is_empty();
+    }
+
+    /// The machine has the devices of the image's hypervisor: before [`finish`](Self::finish), notes each
+    /// step with them that was not run.
+    pub(crate) fn require_own_devices(&mut self) {
+        for name in OWN_DEVICE_STEPS {
+            let step = self.steps.iter().find(|step| step.name == name);
+            let why = match step.map(|step| &step.skipped) {
+                None => format!("step `{name}` was not seen"),
+                Some(Some(_)) if name == OWN_INTERRUPTS && !self.unit_remaps_interrupts() => {
+                    continue;
+                }
+                Some(Some(why)) => format!("step `{name}` was skipped: {why}"),
+                Some(None) => continue,
+            };
+            self.why.push(why);
+        }
+    }
+
+    fn unit_remaps_interrupts(&self) -> bool {
+        let unit = self.unit.as_ref();
+        let ecap = unit.and_then(|unit| unit.ecap.strip_prefix("0x"));
+        let ecap = ecap.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        ecap.is_none_or(|ecap| ecap >> 3 & 1 == 1)
     }
 
     /// A report of a run that did not come to boot.
@@ -261,6 +302,36 @@ mod tests {
             change(&mut report);
             report.finish(&Ending::Success);
             assert!(!report.ok && !report.why.is_empty(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_step_with_the_own_devices_is_not_missing_and_not_skipped_without_a_reason() {
+        let skipped = r#""skipped":"none","#;
+        // `ECAP.IR` is bit 3.
+        for (ecap, name, how, holds) in [
+            ("0x8", "own-disks", Some(""), true),
+            ("0x8", "own-disks", Some(skipped), false),
+            ("0x8", "own-disks", None, false),
+            ("0x8", "own-interrupts", Some(skipped), false),
+            ("0x0", "own-interrupts", Some(skipped), true),
+            ("0x0", "own-network", Some(skipped), false),
+        ] {
+            let mut report = complete();
+            report.take(&format!(
+                r#"@json {{"unit":{{"cap":"0x1","ecap":"{ecap}"}}}}"#
+            ));
+            for step in OWN_DEVICE_STEPS {
+                let how = if step == name { how } else { Some("") };
+                let Some(how) = how else { continue };
+                let line = format!(
+                    r#"@json {{"step":{{"name":"{step}","ok":true,{how}"figures":{{}}}}}}"#
+                );
+                assert!(matches!(report.take(&line), Taken::Step(_)), "{line}");
+            }
+            report.require_own_devices();
+            report.finish(&Ending::Success);
+            assert_eq!(report.ok, holds, "{ecap} {name} {how:?}: {:?}", report.why);
         }
     }
 

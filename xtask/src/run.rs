@@ -136,6 +136,9 @@ pub(crate) fn boot(
             Taken::Text(text) => progress.line(&format!("  {} {text}", style("|").dim())),
         },
     })?;
+    if devices.own.is_some() {
+        report.require_own_devices();
+    }
     report.finish(&ending);
     if !report.ok {
         for text in hidden {

@@ -1,4 +1,5 @@
-//! Processor exceptions: each is a fault of the image; it is reported, and ends the run.
+//! Processor exceptions: each is a fault of the image; it is reported, and ends the run. The gates of
+//! [`interrupt`]'s handlers are in the same table.
 //!
 //! A leaf with `unsafe`: it installs descriptor tables and handles exceptions in assembly.
 
@@ -15,10 +16,12 @@ use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 
-use crate::{console, exit};
+use crate::{console, exit, interrupt};
 
-/// Vectors 0 to 31 are exceptions; interrupts stay disabled.
+/// Vectors 0 to 31 are exceptions.
 const VECTORS: usize = 32;
+/// Vectors that there are.
+const ALL_VECTORS: usize = 256;
 
 // One stub per vector, 16 bytes apart. Each leaves an `ExceptionFrame` on the stack: a dummy error
 // code where the processor pushes none, the vector, the registers. The processor aligns the stack
@@ -84,7 +87,7 @@ struct ExceptionStack(MaybeUninit<[u8; 16 * 1024]>);
 static mut STACK: ExceptionStack = ExceptionStack(MaybeUninit::uninit());
 static TASK_STATE: Once<TaskStateSegment> = Once::new();
 static DESCRIPTORS: Once<GlobalDescriptorTable> = Once::new();
-static GATES: Once<[[u64; 2]; VECTORS]> = Once::new();
+static GATES: Once<[[u64; 2]; ALL_VECTORS]> = Once::new();
 
 /// From now on, exceptions are reported. Called once, on the boot processor.
 pub(crate) fn initialize() {
@@ -103,11 +106,19 @@ pub(crate) fn initialize() {
     let stubs = (&raw const microhv_exception_stubs).addr() as u64;
     let gates = GATES.call_once(|| {
         core::array::from_fn(|vector| {
-            let address = stubs + 16 * vector as u64;
-            // Present 64-bit interrupt gate, first stack of the interrupt stack table.
+            let is_exception = vector < VECTORS;
+            let address = if is_exception {
+                stubs + 16 * vector as u64
+            } else if let Some(handler) = interrupt::handler(vector) {
+                handler
+            } else {
+                return [0; 2];
+            };
+            // Present 64-bit interrupt gate; exceptions on the first stack of the interrupt stack
+            // table.
             let low = address & 0xffff
                 | u64::from(code.0) << 16
-                | 1 << 32
+                | u64::from(is_exception) << 32
                 | 0x8e00 << 32
                 | (address >> 16 & 0xffff) << 48;
             [low, address >> 32]
@@ -119,8 +130,8 @@ pub(crate) fn initialize() {
     };
     // SAFETY: the selectors name a flat 64-bit code segment, a flat data segment and an available
     // task state in the table just loaded, which is static as are the task state and the gates. Each
-    // gate leads to a stub for its vector, which switches to a stack that nothing else uses and
-    // never returns.
+    // gate is absent or leads to a stub for its vector: that of an exception is on a stack that
+    // nothing else uses and never returns, that of an interrupt changes a counter and returns.
     unsafe {
         CS::set_reg(code);
         DS::set_reg(data);

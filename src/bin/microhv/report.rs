@@ -68,6 +68,16 @@ pub(crate) fn step(name: &str, ok: bool, figures: &[Figure<'_>]) {
     println!("}}}}}}");
 }
 
+/// Prints a step that cannot be run on this machine, and why. Whoever starts the machine knows whether
+/// that is an error; for the image it holds: the answer is `true`.
+pub(crate) fn skipped(name: &str, why: &str) -> bool {
+    println!("{name:>16}: skipped, {why}");
+    println!(
+        "@json {{\"step\":{{\"name\":\"{name}\",\"ok\":true,\"skipped\":\"{why}\",\"figures\":{{}}}}}}"
+    );
+    true
+}
+
 /// Prints the totals of the run.
 pub(crate) fn totals(figures: &[Figure<'_>]) {
     all("totals", figures);

@@ -11,6 +11,7 @@ use vtd_nest::unit::{InterruptRemapping, Step, Unit};
 
 use crate::console::println;
 use crate::environment::{Environment, POOL_LEN_BYTES};
+use crate::host::HostDevices;
 use crate::memory::MemoryError;
 use crate::platform::Platform;
 use crate::ram::Ram;
@@ -37,6 +38,8 @@ pub(crate) enum SetUpError {
     Arena,
     Machine(MachineError),
     Assign(AssignError),
+    /// A step with the hypervisor's own devices did not hold.
+    OwnDevices,
 }
 
 /// A fault that hardware recorded, and what became of it.
@@ -110,12 +113,16 @@ impl Hypervisor {
             return Err(SetUpError::NoDevice);
         };
         let windows = described.windows(&memory).map_err(SetUpError::Units)?;
+        let own = HostDevices::open(&memory, &mut pci, &functions, &described);
         let environment = Environment::new(ram, pool, pci);
         let units = units::bring_up(&environment, windows, InterruptRemapping::WhereAvailable)
             .map_err(SetUpError::Units)?;
         described
             .reserve(units, &functions)
             .map_err(SetUpError::Units)?;
+        if !own.prove(&environment, units) {
+            return Err(SetUpError::OwnDevices);
+        }
 
         let mut machines = Vec::new();
         for (index, device) in devices.into_iter().enumerate() {

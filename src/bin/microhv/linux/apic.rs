@@ -2,30 +2,17 @@
 
 use vtd_nest::arch::address::{Hpa, PAGE_SIZE_BYTES};
 
+use crate::local_apic::LocalApic;
 use crate::memory::{Memory, MemoryError, Window};
 use crate::msr;
 
-use super::apic_filter::{self, BASE, INTERRUPT_COMMAND, INTERRUPT_COMMAND_HIGH};
+use super::apic_filter::{self, INTERRUPT_COMMAND, INTERRUPT_COMMAND_HIGH};
 use super::ioapic_filter::SELECT;
 
 /// Looks at a message on its way before it counts as sent.
 const MAXIMUM_LOOKS: u32 = 1 << 16;
 
-/// The registers.
-#[derive(Debug)]
-pub(crate) struct LocalApic(Window);
-
 impl LocalApic {
-    /// The local APIC of this processor, where processors have it at start.
-    pub(crate) fn open(memory: &Memory) -> Result<Self, MemoryError> {
-        memory.window(Hpa::new(BASE), PAGE_SIZE_BYTES).map(Self)
-    }
-
-    /// Writes a register for the guest.
-    pub(crate) fn write(&mut self, offset: u64, value: u32) {
-        let _ = self.0.write_u32(offset, value);
-    }
-
     /// Sends the guest an interrupt message; `false` if it is none that may be sent.
     pub(crate) fn send(&mut self, address: u64, data: u32) -> bool {
         let Some((destination, command)) = apic_filter::command_of_message(address, data) else {
@@ -41,11 +28,11 @@ impl LocalApic {
             u64::from(INTERRUPT_COMMAND_HIGH),
         );
         // The guest may be between its own two writes.
-        let kept = self.0.read_u32(high).unwrap_or(0);
+        let kept = self.read(high).unwrap_or(0);
         self.write(high, destination << 24);
         self.write(low, command);
         for _ in 0..MAXIMUM_LOOKS {
-            if self.0.read_u32(low).is_none_or(|low| low & 1 << 12 == 0) {
+            if self.read(low).is_none_or(|low| low & 1 << 12 == 0) {
                 break;
             }
         }

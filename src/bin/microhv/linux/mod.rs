@@ -41,6 +41,7 @@ use crate::console::println;
 use crate::cpu::{Access, Cpu, MapError, Pages, Processor, ProcessorError};
 use crate::environment::{Environment, POOL_LEN_BYTES};
 use crate::firmware::{self, FirmwareError};
+use crate::local_apic::LocalApic;
 use crate::memory::MemoryError;
 use crate::pci::{Bar, Function, Pci};
 use crate::platform::Platform;
@@ -49,7 +50,7 @@ use crate::ram::Ram;
 use crate::report::{self, Explained};
 use crate::units::{self, DescribedUnits, UnitsError};
 
-use apic::{IoApic, LocalApic};
+use apic::IoApic;
 use exits::{Guest, Stop};
 use load::{GuestFiles, LoadError};
 use machine::{Machine, SetUpError};

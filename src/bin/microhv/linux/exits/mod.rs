@@ -13,9 +13,10 @@ use vtd_nest::arch::address::Hpa;
 
 use crate::cpu::{Cpu, Exit, MemoryAccess};
 use crate::decode::DecodeError;
+use crate::local_apic::LocalApic;
 
 use super::acpi::MAX_IO_APICS;
-use super::apic::{IoApic, LocalApic};
+use super::apic::IoApic;
 use super::machine::Machine;
 use super::pci_guard::PciGuard;
 use super::refusals::{Refusals, Refused};
