@@ -5,6 +5,7 @@
 //! | of the second stage alone | in the range that changed, with the leaf hint where it may have it |
 //! | nested | whole: the range names no first-stage address, and drops all of theirs anyway (§6.5.2.3, Table 23) |
 //! | of a shadow | where the shadow changes when it is brought in step |
+//! | behind a unit with a device that is cut off | whole, whatever they are |
 
 use super::bind::HostPort;
 use super::coalesce::Span;
@@ -62,6 +63,14 @@ impl<H: Hypervisor, R: Registers, const DEVICES: usize, const DOMAINS: usize, co
     pub(super) fn collect_edit(&mut self, edited: &EditedMemory, owes: fn(&Unit<R>) -> bool) {
         let units = self.units;
         let is_owed = |unit: u8| units.get(usize::from(unit)).is_some_and(owes);
+        // Hardware may not have confirmed what it was to forget of a device that is cut off.
+        let side = &mut *self.side;
+        for (_, device) in side.devices.iter() {
+            let unit = device.config.unit;
+            if device.is_quarantined() && is_owed(unit) {
+                side.domains.owe_flush_of(|domain| domain.unit == unit);
+            }
+        }
         let mut next = self.side.domains.first_of_kind(DomainKind::Machine);
         // One for each unit.
         for _ in 0..MACHINE_UNITS {
