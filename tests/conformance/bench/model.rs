@@ -66,6 +66,11 @@ impl ModelProfile {
                     .with_capability(CapabilityField::CACHING_MODE, 1),
             },
             Self {
+                name: "legacy-device-tlb/hoarder".into(),
+                config: ModelConfig::legacy_server()
+                    .with_extended(ExtendedCapabilityField::DEVICE_TLB, 1),
+            },
+            Self {
                 name: "nesting-server-late/hoarder".into(),
                 config: late(ModelConfig::nesting_server()),
             },
