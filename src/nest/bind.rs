@@ -804,7 +804,7 @@ mod tests {
                 each(size_of::<VirtualMachine<1, 1, 1001, 1>>()),
                 each(size_of::<VirtualMachine<1, 1, 1, 1001>>()),
             ),
-            (320, 124, 24, 424)
+            (328, 124, 24, 424)
         );
         assert!(one <= 19 << 10, "{one}");
     }

@@ -150,7 +150,7 @@ impl From<MapError> for MachineError {
 /// `DEVICES` assigned devices, `BINDINGS` cached PASID entries, `DOMAINS` host domain-ids and
 /// `SHADOWS` shadow tables at most.
 ///
-/// Memory: 124 bytes a binding, 320 a device, 24 a domain-id, 424 a shadow, and about 19 KiB.
+/// Memory: 124 bytes a binding, 328 a device, 24 a domain-id, 424 a shadow, and about 19 KiB.
 /// [`new`](Self::new) needs a stack that holds it while it is made: with thousands of bindings a
 /// [`MachineStore`](crate::nest::MachineStore) makes it in its place.
 ///
