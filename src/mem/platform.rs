@@ -37,4 +37,21 @@ pub trait Platform {
     /// Turns bus mastering of a physical function on or off (PCI command register, bit 2).
     /// Used to silence a device that hardware could not be made to forget.
     fn set_bus_master(&self, source_id: SourceId, enabled: bool);
+
+    /// Reads 32 bits of a function's configuration space; `offset` is in bytes, aligned, below 4096. All
+    /// ones if there is no such function.
+    ///
+    /// Used for the switches of a device's PASIDs and ATS
+    /// ([`DeviceSwitches::ByMachine`](crate::nest::DeviceSwitches::ByMachine)). Without an
+    /// implementation there is no configuration space, and such a device is not assigned.
+    fn read_configuration(&self, source_id: SourceId, offset: u16) -> u32 {
+        _ = (source_id, offset);
+        u32::MAX
+    }
+
+    /// Writes 16 bits of a function's configuration space: see
+    /// [`read_configuration`](Self::read_configuration).
+    fn write_configuration(&self, source_id: SourceId, offset: u16, value: u16) {
+        _ = (source_id, offset, value);
+    }
 }

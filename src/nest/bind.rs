@@ -32,6 +32,7 @@ use crate::nest::offer::Offer;
 use crate::nest::reserve::Reserved;
 use crate::nest::shadows::Shadows;
 use crate::nest::statistics::MachineStatistics;
+use crate::nest::switches;
 use crate::nest::units::UsedUnits;
 use crate::unit::{QueueError, StormLimit, Ticket, Unit, UnitError};
 use crate::viommu::KeyedHash;
@@ -759,6 +760,11 @@ impl<
             }
             self.drop_device_tlb(device);
             self.clear_interrupts_of(device);
+            if let Ok(assigned) = self.side.devices.get(device)
+                && let Err(error) = switches::turn_off(self.h, &assigned.config)
+            {
+                log::error!("{source_id}: {error}");
+            }
             self.h.set_bus_master(source_id, false);
             self.side.statistics.quarantines = self.side.statistics.quarantines.wrapping_add(1);
             log::error!("machine {}: {source_id} is quarantined", self.side.number);

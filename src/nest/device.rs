@@ -4,7 +4,7 @@ use crate::arch::id::SourceId;
 use crate::unit::discovery::{
     Aliases, IsolationGroup, RequesterIds, ReservedRegion, VouchedDevice,
 };
-use crate::unit::{DeviceTables, DeviceTlb, FaultRate, Ticket, UnitError};
+use crate::unit::{DeviceCapabilityError, DeviceTables, DeviceTlb, FaultRate, Ticket, UnitError};
 use crate::viommu::host::{BindError, DeviceHandle};
 
 /// Whether assignment may go on without interrupt remapping (G1).
@@ -50,6 +50,21 @@ impl AddressTranslation {
             }
         }
     }
+}
+
+/// Who moves a device's own switches for PASIDs and ATS, which have to be on no longer than its context
+/// entry allows what they make it try (§4.5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DeviceSwitches {
+    /// The embedder: on after the device is assigned, ATS last; off before it is taken away, ATS
+    /// first. The device sends nothing meanwhile.
+    #[default]
+    ByEmbedder,
+    /// The machine, by [`Platform::write_configuration`](crate::mem::Platform::write_configuration): on at
+    /// the end of the assignment, off when the device is taken away or cut off. The device sends
+    /// nothing meanwhile. One that does not switch on is not assigned; one that does not switch off is
+    /// cut off. The embedder does not reset a device while it is assigned: that switches it off.
+    ByMachine,
 }
 
 /// How the embedder knows that hardware keeps the device apart from those of others (R36).
@@ -98,9 +113,10 @@ pub struct DeviceConfig {
     pub pasid_bits: u8,
     /// See [`InterruptIsolation`].
     pub interrupts: InterruptIsolation,
-    /// See [`AddressTranslation`]. The embedder switches ATS on in the device after it is assigned,
-    /// and off before it is taken away (§4.5).
+    /// See [`AddressTranslation`].
     pub address_translation: AddressTranslation,
+    /// See [`DeviceSwitches`].
+    pub switches: DeviceSwitches,
 }
 
 impl DeviceConfig {
@@ -123,6 +139,7 @@ impl DeviceConfig {
             pasid_bits: 0,
             interrupts,
             address_translation: AddressTranslation::Off,
+            switches: DeviceSwitches::ByEmbedder,
         }
     }
 
@@ -195,6 +212,9 @@ pub enum AssignError {
     },
     /// The unit could not make the device's tables.
     Unit(UnitError),
+    /// The device's own switches cannot be moved as asked
+    /// ([`DeviceSwitches::ByMachine`]).
+    Switches(DeviceCapabilityError),
     /// The virtual unit refused the device.
     VirtualUnit,
     /// The first binding failed.

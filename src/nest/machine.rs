@@ -17,6 +17,7 @@ use crate::nest::edited_memory::EditedMemory;
 use crate::nest::memory::{MachineMemory, PhysicalRange, ProtectedRanges};
 use crate::nest::offer::{Backend, Offer, OfferError, OnReadOnlyMemory, Policy, offer};
 use crate::nest::statistics::MachineStatistics;
+use crate::nest::switches;
 use crate::nest::units::{MACHINE_UNITS, MAXIMUM_UNITS};
 use crate::paging::second_stage::Dismantling;
 use crate::paging::{
@@ -497,14 +498,18 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
             },
         );
         // Another processor may have let another member of the group in meanwhile.
-        let entered =
-            admission::check_group(h, units, &self.host.devices, &config).and_then(|()| {
+        let entered = admission::check_group(h, units, &self.host.devices, &config)
+            // Its context entry is in place, and blocks it until the first binding.
+            .and_then(|()| switches::turn_on(h, &config, pasid_bits).map_err(AssignError::Switches))
+            .and_then(|()| {
                 let kind = DeviceKind::Assigned { pasid_bits };
                 self.virtual_unit
                     .add_device(handle, config.guest_source_id, kind)
                     .map_err(|_| AssignError::VirtualUnit)
             });
         if let Err(error) = entered {
+            // Off already, if it is what failed; hardware forgets the device in either case.
+            _ = switches::turn_off(h, &config);
             if self.withdraw_tables(h, units, handle) {
                 self.leave_unit(h, units, config.unit);
             }
@@ -568,9 +573,17 @@ impl<const DEVICES: usize, const BINDINGS: usize, const DOMAINS: usize, const SH
         units: &[Unit<R>],
         handle: DeviceHandle,
     ) -> Result<Progress, BindError> {
+        let device = self.host.devices.get(handle)?;
         let DeviceConfig {
             source_id, unit, ..
-        } = self.host.devices.get(handle)?.config;
+        } = device.config;
+        // Off before its TLB is told to forget everything, and that before its context entry goes.
+        if !device.is_quarantined()
+            && let Err(error) = switches::turn_off(h, &device.config)
+        {
+            log::error!("machine {}: {source_id}: {error}", self.host.number);
+            return Err(port!(self, h, units).isolate(handle));
+        }
         if port!(self, h, units).confirm_quarantine(handle)? == Progress::Wait {
             return Ok(Progress::Wait);
         }

@@ -11,6 +11,7 @@
 //! | [`machine`] | the virtual machine: memory, devices, registers, progress |
 //! | [`store`] | a place for a machine, in which it is made |
 //! | [`device`] | one assigned device and its tables on the physical unit |
+//! | `switches` | a device's own switches for PASIDs and ATS, in order |
 //! | `device_tlb` | what the TLBs of devices have to forget |
 //! | `admission` | isolation groups and reserved memory: what a device needs to be let in |
 //! | `emulated` | devices that the hypervisor emulates |
@@ -48,11 +49,13 @@ mod route;
 mod shadows;
 pub mod statistics;
 pub mod store;
+mod switches;
 pub mod units;
 
 pub use bind::HostBinding;
 pub use device::{
-    AddressTranslation, AssignError, DeviceConfig, InterruptIsolation, Isolation, ReservedMemoryUse,
+    AddressTranslation, AssignError, DeviceConfig, DeviceSwitches, InterruptIsolation, Isolation,
+    ReservedMemoryUse,
 };
 pub use fault::{FaultOutcome, HostFault};
 pub use interrupt::MessageRefusal;

@@ -52,7 +52,7 @@ pub struct DeviceAbilities {
     pub address_translation: bool,
 }
 
-/// Why a device cannot be switched as asked. Nothing was written then.
+/// Why a device cannot be switched as asked. Nothing was written then, except where a variant says so.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DeviceCapabilityError {
     /// Configuration space reads all ones: the function is gone.
@@ -74,6 +74,11 @@ pub enum DeviceCapabilityError {
     /// The function's translation requests are not aligned to pages, which remapping hardware
     /// takes them to be.
     Unaligned,
+    /// A switch was written and reads back otherwise.
+    NotSwitched {
+        /// The capability, in bytes.
+        offset: u16,
+    },
     /// The function cannot have so many page requests outstanding, or has none at all.
     PageRequests {
         /// Asked for.
@@ -94,6 +99,9 @@ impl fmt::Display for DeviceCapabilityError {
                 write!(f, "PASIDs of {wanted} bits, the device has {carried}")
             }
             Self::NoAddressTranslation => f.write_str("the device has no ATS"),
+            Self::NotSwitched { offset } => {
+                write!(f, "the capability at {offset:#x} does not switch")
+            }
             Self::Unaligned => f.write_str("the device's translation requests are not aligned"),
             Self::PageRequests { wanted, capacity } => {
                 write!(
@@ -242,6 +250,47 @@ impl DeviceCapabilities {
         Ok(())
     }
 
+    /// Whether a function's switches are as [`enable`](Self::enable) or [`disable`](Self::disable) left
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceCapabilityError::Gone`], [`DeviceCapabilityError::NotSwitched`].
+    pub fn confirm(
+        &self,
+        space: &impl ConfigurationSpace,
+        wanted: &DeviceAbilities,
+    ) -> Result<(), DeviceCapabilityError> {
+        let translation = self.address_translation.map(|found| {
+            let switch = (UPPER_CONTROL, ATS_ENABLE);
+            (found.offset, switch, wanted.address_translation)
+        });
+        let requests = self.page_requests.map(|(offset, _)| {
+            let switch = (PAGE_REQUEST_CONTROL, PAGE_REQUEST_ENABLE);
+            (offset, switch, wanted.page_requests > 0)
+        });
+        let pasid = self
+            .pasid
+            .map(|(offset, _)| (offset, (UPPER_CONTROL, PASID_ENABLE), wanted.pasid_bits > 0));
+        for (offset, (control, switch), is_wanted) in
+            [translation, requests, pasid].into_iter().flatten()
+        {
+            let word = space.read32(offset.saturating_add(4));
+            if word == u32::MAX {
+                return Err(DeviceCapabilityError::Gone);
+            }
+            let half = if control == UPPER_CONTROL {
+                (word >> 16) as u16
+            } else {
+                word as u16
+            };
+            if (half & switch != 0) != is_wanted {
+                return Err(DeviceCapabilityError::NotSwitched { offset });
+            }
+        }
+        Ok(())
+    }
+
     fn check(&self, wanted: &DeviceAbilities) -> Result<(), DeviceCapabilityError> {
         if wanted.pasid_bits > self.pasid_bits() {
             return Err(DeviceCapabilityError::PasidBits {
@@ -379,6 +428,31 @@ mod tests {
         space.writes.clear();
         found.disable(&mut space);
         assert_eq!(space.writes, off);
+    }
+
+    #[test]
+    fn a_switch_that_does_not_move_is_told_by_its_capability() {
+        use DeviceCapabilityError as E;
+        let nothing = DeviceAbilities::default();
+        // ATS E is bit 31 of 0x104, PASID E bit 16 of 0x204, page requests' E bit 0 of 0x304.
+        let on = [(0x104, 0x8000_0028), (0x204, 0x0001_1400), (0x304, 1)];
+        let mut space = able();
+        let found = DeviceCapabilities::find(&space).unwrap();
+        assert_eq!(found.confirm(&space, &nothing), Ok(()));
+        assert_eq!(
+            found.confirm(&space, &EVERYTHING),
+            Err(E::NotSwitched { offset: 0x100 })
+        );
+        for (at, word) in on {
+            let mut one = able();
+            one.words.insert(at, word);
+            let stuck = E::NotSwitched { offset: at & 0xf00 };
+            assert_eq!(found.confirm(&one, &nothing), Err(stuck));
+            one.words.insert(at, u32::MAX);
+            assert_eq!(found.confirm(&one, &nothing), Err(E::Gone));
+            space.words.insert(at, word);
+        }
+        assert_eq!(found.confirm(&space, &EVERYTHING), Ok(()));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! asks for, so that slow hardware, failing allocations and hostile processors exist on every bench.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use vtd_nest::arch::address::{Hpa, Iova};
@@ -90,6 +91,15 @@ struct UnitQueue {
 type ReadHook = Box<dyn FnMut(&Interposer, Hpa, usize)>;
 type StepHook = Box<dyn FnMut(&Interposer)>;
 
+/// What functions of the machine have in configuration space, beside what the library is not told of.
+#[derive(Default)]
+struct ConfigurationSpaces {
+    words: BTreeMap<(SourceId, u16), u32>,
+    /// Nothing changes here.
+    stuck: Option<u16>,
+    writes: Vec<(u16, u16, u64)>,
+}
+
 /// The hypervisor that the library runs on: the bench's memory, its own frames and clock.
 pub(crate) struct Interposer {
     bench: Box<dyn Bench>,
@@ -105,6 +115,7 @@ pub(crate) struct Interposer {
     stores: RefCell<Option<Vec<Store>>>,
     interrupts: RefCell<Vec<Delivered>>,
     bus_master: RefCell<Vec<(SourceId, bool)>>,
+    configuration: RefCell<ConfigurationSpaces>,
     on_guest_read: RefCell<Option<ReadHook>>,
     on_step: RefCell<Option<StepHook>>,
 }
@@ -130,6 +141,7 @@ impl Interposer {
             stores: RefCell::new(None),
             interrupts: RefCell::default(),
             bus_master: RefCell::default(),
+            configuration: RefCell::default(),
             on_guest_read: RefCell::new(None),
             on_step: RefCell::new(None),
             bench,
@@ -195,6 +207,29 @@ impl Interposer {
     /// Switches of bus mastering since the last call.
     pub(crate) fn take_bus_master_changes(&self) -> Vec<(SourceId, bool)> {
         self.bus_master.take()
+    }
+
+    /// Gives a function of the machine a configuration space of these doublewords; the rest reads as
+    /// zero. Writes to `stuck` do nothing.
+    pub(crate) fn set_configuration(
+        &self,
+        source_id: SourceId,
+        words: &[(u16, u32)],
+        stuck: Option<u16>,
+    ) {
+        let mut spaces = self.configuration.borrow_mut();
+        spaces
+            .words
+            .retain(|(function, _), _| *function != source_id);
+        let words = words.iter().map(|(at, word)| ((source_id, *at), *word));
+        spaces.words.extend(words);
+        spaces.stuck = stuck;
+    }
+
+    /// Writes of configuration space since the last call, and how many submissions hardware had done by
+    /// then.
+    pub(crate) fn take_configuration_writes(&self) -> Vec<(u16, u16, u64)> {
+        std::mem::take(&mut self.configuration.borrow_mut().writes)
     }
 
     /// Lets only this many allocations succeed from now on; `None` lifts that.
@@ -465,6 +500,27 @@ impl Platform for Interposer {
     fn set_bus_master(&self, source_id: SourceId, enabled: bool) {
         self.bus_master.borrow_mut().push((source_id, enabled));
         self.bench.set_bus_master(source_id, enabled);
+    }
+
+    fn read_configuration(&self, source_id: SourceId, offset: u16) -> u32 {
+        let spaces = self.configuration.borrow();
+        if !spaces.words.contains_key(&(source_id, 0x100)) {
+            return u32::MAX;
+        }
+        let word = spaces.words.get(&(source_id, offset));
+        word.copied().unwrap_or_default()
+    }
+
+    fn write_configuration(&self, source_id: SourceId, offset: u16, value: u16) {
+        let submissions = self.counts().submissions;
+        let mut spaces = self.configuration.borrow_mut();
+        spaces.writes.push((offset, value, submissions));
+        if spaces.stuck == Some(offset) {
+            return;
+        }
+        let word = spaces.words.entry((source_id, offset & !3)).or_default();
+        let shift = 8 * u32::from(offset & 2);
+        *word = *word & !(0xffff << shift) | u32::from(value) << shift;
     }
 }
 

@@ -70,6 +70,11 @@ impl ModelProfile {
                 config: ModelConfig::write_buffered(),
             },
             Self {
+                name: "legacy-device-tlb/hoarder".into(),
+                config: ModelConfig::legacy_server()
+                    .with_extended(ExtendedCapabilityField::DEVICE_TLB, 1),
+            },
+            Self {
                 name: "nesting-server-late/hoarder".into(),
                 config: late(ModelConfig::nesting_server()),
             },

@@ -310,13 +310,21 @@ fn memory_taken(place: Place<'_>) {
 
 fn forms(place: Place<'_>) {
     let mut guest = place.device_tlb_guest();
-    bind_both(&mut guest);
+    let (root, _) = bind_both(&mut guest);
+    // A shadow that stays as it is has nothing to tell.
+    let change = |guest: &mut Guest| {
+        if !guest.is_first_stage() {
+            let other = guest.data_page();
+            guest.map(root, IOVA, Some(other));
+        }
+    };
     let physical = u64::from(guest.physical(D0).as_u16());
     let throttles = {
         let extended = guest.lab.units[0].features().extended;
         extended.has_device_tlb_throttling()
     };
     for (order, first) in [(0, IOVA), (3, IOVA & !0x7fff)] {
+        change(&mut guest);
         guest.invalidate_pages(7, first, order);
         let words = sent(&guest);
         let of_device = |words: &&[u64; 4]| {
@@ -343,13 +351,20 @@ fn forms(place: Place<'_>) {
             assert_eq!((q0 & 0xf, q1), (3, 0x7fff_ffff_ffff_f001));
         }
     }
+    change(&mut guest);
     guest.invalidate_iotlb(IotlbGranularity::Domain(DomainId::new(7)));
     let words = sent(&guest);
     let all = words.iter().filter(|words| {
         words[0] & 0xf == 3 && words[1] == 0x7fff_ffff_ffff_f001
             || words[0] & 0xf == 8 && words[1] == 0x7fff_ffff_ffff_f800
     });
-    assert_eq!(all.count(), 2, "one for each device: {words:x?}");
+    // Without PASIDs it is known what a shadow's change was.
+    let told = if guest.is_first_stage() || guest.tag.is_some() {
+        all.count()
+    } else {
+        words.len()
+    };
+    assert_eq!(told, 2, "one for each device: {words:x?}");
     guest.finish();
 }
 

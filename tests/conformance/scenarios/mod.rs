@@ -4,6 +4,7 @@ mod admission;
 mod binding;
 mod bring_up;
 mod costs;
+mod device_switches;
 mod device_tlbs;
 mod driven_units;
 mod explained;
@@ -39,6 +40,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         mode_changes::SCENARIOS,
         forwarding::SCENARIOS,
         memory_edits::SCENARIOS,
+        device_switches::SCENARIOS,
         device_tlbs::SCENARIOS,
         costs::SCENARIOS,
         shadows::SCENARIOS,
