@@ -99,5 +99,7 @@ pub(crate) fn publish_direct<R: Registers>(
         .expect("the entry is published");
     if unit.needs_invalidation_after_set_up() {
         unit.invalidate_everything(hypervisor).expect("confirmed");
+    } else {
+        unit.write_buffer_flush(hypervisor).expect("flushed");
     }
 }

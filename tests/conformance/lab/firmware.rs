@@ -125,8 +125,21 @@ impl<'a> Firmware<'a> {
         let address = RootTableAddress::new(root, mode);
         self.registers
             .write64(Register64::ROOT_TABLE_ADDRESS, address.bits());
+        self.flush_write_buffers();
         self.command(GlobalCommand::SET_ROOT_TABLE_POINTER, true);
         self.command(GlobalCommand::TRANSLATION_ENABLE, true);
+    }
+
+    /// Where hardware has write buffers, they keep tables from it (§6.8).
+    fn flush_write_buffers(&mut self) {
+        if !self.capability().requires_write_buffer_flush() {
+            return;
+        }
+        let status = self.registers.read32(Register32::GLOBAL_STATUS);
+        let now = status & GlobalCommand::PERSISTENT.bits();
+        let command = now | GlobalCommand::WRITE_BUFFER_FLUSH.bits();
+        self.registers.write32(Register32::GLOBAL_COMMAND, command);
+        self.hypervisor.pass(1_000_000);
     }
 
     /// Turns the queue on, empty, or standing at a descriptor that there is not.

@@ -593,6 +593,8 @@ fn pasid_tables_grow(place: Place<'_>) {
                 .expect("it is published");
             if unit.needs_invalidation_after_set_up() {
                 unit.invalidate_everything(hypervisor).expect("confirmed");
+            } else {
+                unit.write_buffer_flush(hypervisor).expect("flushed");
             }
             assert_eq!(reads(pasid), value, "PASID {pasid}");
         }
