@@ -64,6 +64,8 @@ pub enum DeviceSwitches {
     /// the end of the assignment, off when the device is taken away or cut off. The device sends
     /// nothing meanwhile. One that does not switch on is not assigned; one that does not switch off is
     /// cut off. The embedder does not reset a device while it is assigned: that switches it off.
+    /// Behind a unit in legacy mode the context entry lets device-TLBs in with the guest's first
+    /// entry only; a device that tries before is refused.
     ByMachine,
 }
 

@@ -345,7 +345,7 @@ fn forge_interrupts(
     let _ = second.dma.refused_interrupts();
     if passed > 0 {
         println!(
-            "                  the unit let a message in compatibility format pass, with CFIS clear"
+            "                  the emulated unit let a message in compatibility format pass (the library never sets CFI)"
         );
     }
 
