@@ -280,7 +280,7 @@ fn threads_in_all_parts_of_a_unit_leave_nothing_behind() {
                 let (unit, h) = (&bench.unit, &bench.h);
                 for round in 0..rounds {
                     // All on one bus: they race for its context table.
-                    let source_id = SourceId::from_u16(0x300 | round % 8 << 4 | thread);
+                    let source_id = SourceId::from_u16(0x300 | ((round % 8) << 4) | thread);
                     let owner = OWNER;
                     let tables = unit.attach_device(h, owner, source_id, 0).unwrap();
                     let id = unit.allocate_domain_id().unwrap();
