@@ -135,7 +135,9 @@ impl OwnDevice {
     ///
     /// # Errors
     ///
-    /// [`OwnDeviceError`]; the device is blocked then. A later call tries again.
+    /// [`OwnDeviceError`]; the device is blocked then, and a later call tries again. After a
+    /// [`UnitError::Queue`] from attaching it, which leaves open what hardware knows of its lost
+    /// tables, that call is refused with [`UnitError::Attached`].
     pub fn let_in<H: Hypervisor, R: Registers>(
         &mut self,
         h: &H,
