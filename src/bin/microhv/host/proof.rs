@@ -125,13 +125,11 @@ fn free(environment: &Environment, units: &Units) -> (u32, u32) {
     (environment.pool().free_frames(), ids)
 }
 
-fn unit_of<D>(units: &Units, device: &Driven<D>) -> Result<usize, StepError> {
-    let unit = usize::from(device.unit);
-    if unit < units.len() {
-        Ok(unit)
-    } else {
-        Err(StepError::NoUnit)
-    }
+fn unit_of<'a, D>(
+    units: &'a Units,
+    device: &Driven<D>,
+) -> Result<&'a Unit<MmioRegisters>, StepError> {
+    units.get(usize::from(device.unit)).ok_or(StepError::NoUnit)
 }
 
 /// Lets a device in once and takes it out, so that from then on there is a context table for it.
@@ -140,8 +138,7 @@ fn warm_up<D>(
     units: &Units,
     device: &Driven<D>,
 ) -> Result<(), StepError> {
-    let unit = units.get(unit_of(units, device)?);
-    let unit = unit.ok_or(StepError::NoUnit)?;
+    let unit = unit_of(units, device)?;
     Ok(Dma::set_up(environment, unit, device.source_id)?.free()?)
 }
 
@@ -235,8 +232,7 @@ fn start<'a>(
     device: &'a mut Driven<Disk>,
     vector: u8,
 ) -> Result<Running<'a>, StepError> {
-    let unit = units.get(unit_of(units, device)?);
-    let unit = unit.ok_or(StepError::NoUnit)?;
+    let unit = unit_of(units, device)?;
     let source_id = device.source_id;
     let dma = Dma::set_up(environment, unit, source_id)?;
     let message = Message::new(environment, unit, source_id, apic.id(), vector)?;
@@ -426,8 +422,7 @@ fn prove_entropy(
     units: &Units,
     device: &mut Driven<Entropy>,
 ) -> Result<Figures, StepError> {
-    let unit = units.get(unit_of(units, device)?);
-    let unit = unit.ok_or(StepError::NoUnit)?;
+    let unit = unit_of(units, device)?;
     let dma = Dma::set_up(environment, unit, device.source_id)?;
     let driver = &mut device.driver;
     driver.start(&dma)?;
@@ -463,8 +458,7 @@ fn prove_network(
     units: &Units,
     device: &mut Driven<Network>,
 ) -> Result<Figures, StepError> {
-    let unit = units.get(unit_of(units, device)?);
-    let unit = unit.ok_or(StepError::NoUnit)?;
+    let unit = unit_of(units, device)?;
     let dma = Dma::set_up(environment, unit, device.source_id)?;
     let driver = &mut device.driver;
     driver.start(&dma)?;
